@@ -1,0 +1,34 @@
+"""One learned token in place of a long system prompt: the Behavior-Equivalent token (arXiv 2511.23271) for PEFT."""
+
+from .tuner import BETokenConfig, BETokenModel
+
+
+__version__ = "0.1.0"
+
+# Loaded when they are first used: registering BE_TOKEN with PEFT must not cost the import of TRL
+_LAZY = {
+    "AEConfig": "training",
+    "AETrainer": "training",
+    "BEDistillConfig": "training",
+    "BEDistillTrainer": "training",
+    "PromptRenderer": "prompting",
+    "compress_prompt": "compress",
+    "evaluate_fidelity": "evaluation",
+    "load_adapter": "models",
+    "load_model": "models",
+    "load_prompt": "prompting",
+    "load_queries": "data",
+    "pretrain_ae": "compress",
+}
+
+__all__ = ["BETokenConfig", "BETokenModel", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .common import console
+
+
+def chat(
+    directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    compare: Annotated[Optional[Path], typer.Option(help="The prompt: answer with it, too.")] = None,
+    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.0,
+    allow_template_change: Annotated[
+        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
+    ] = False,
+) -> None:
+    """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
+    from ..models import load_adapter
+    from ..prompting import PromptRenderer, load_prompt
+
+    prompt = load_prompt(compare) if compare else None
+    peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
+    renderer = PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer, prompt)
+    forms = {"[BE]": renderer.be} | ({"full prompt": renderer.full} if prompt else {})
+    # Each form remembers its own side of the conversation
+    dialogues: dict[str, list] = {name: [] for name in forms}
+    while True:
+        try:
+            question = console.input("[bold]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if question in ("", "/quit"):
+            break
+        for name, render in forms.items():
+            dialogue = dialogues[name]
+            dialogue.append({"role": "user", "content": question})
+            console.print(f"{name}: ", style="bold cyan", end="", markup=False)
+            answer = _answer(peft_model, tokenizer, render(dialogue), max_new_tokens, temperature)
+            dialogue.append({"role": "assistant", "content": answer})
+
+
+def _answer(model, tokenizer, ids: list[int], max_new_tokens: int, temperature: float) -> str:
+    """Stream an answer to the console, and return it."""
+    import torch
+    from transformers import TextIteratorStreamer
+
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    inputs = torch.tensor([ids], device=model.device)
+    thread = threading.Thread(
+        target=model.generate,
+        kwargs={
+            "input_ids": inputs,
+            "attention_mask": torch.ones_like(inputs),
+            "max_new_tokens": max_new_tokens,
+            "pad_token_id": tokenizer.pad_token_id or 0,
+            "streamer": streamer,
+            **sampling,
+        },
+    )
+    start, first, text = time.perf_counter(), None, ""
+    thread.start()
+    for piece in streamer:
+        if piece and first is None:
+            first = time.perf_counter() - start
+        text += piece
+        console.print(piece, end="", markup=False, highlight=False)
+    thread.join()
+    wait = "" if first is None else f", first token after {1000 * first:.0f} ms"
+    console.print(f"\n({len(ids)} input tokens{wait})", style="dim", markup=False)
+    return text

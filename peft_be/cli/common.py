@@ -1,0 +1,78 @@
+"""What the subcommands share: the console, progress, clean errors, and loading an adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+console = Console()
+
+# What a wrong input, a full disk or a missing file raises. Anything else is a bug and keeps its traceback.
+EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)
+
+
+def run_cleanly(app: typer.Typer) -> None:
+    """Run a command; an expected error ends in one sentence and exit code 1, unless `PEFT_BE_DEBUG` is set."""
+    quiet()
+    try:
+        app()
+    except EXPECTED_ERRORS as error:
+        if os.environ.get("PEFT_BE_DEBUG"):
+            raise
+        message = str(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            message = "Out of memory: lower --batch-size, or give a shorter prompt or a smaller model."
+        elif isinstance(error, OSError) and error.strerror and error.filename:
+            message = f"{error.filename}: {error.strerror}."
+        Console(stderr=True).print(f"[bold red]Error:[/] {' '.join(message.split())}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def quiet() -> None:
+    """Keep the libraries' warnings and progress bars out of the command's own output."""
+    if os.environ.get("PEFT_BE_DEBUG"):
+        return
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+@contextlib.contextmanager
+def progress_bars():
+    """Context that gives a callback `(what, done, total, values)` which draws a bar for each kind of work."""
+    bars = Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"),
+        console=console,
+    )
+    tasks: dict[str, int] = {}
+
+    def update(what: str, done: int, total: int, values: dict | None = None) -> None:
+        shown = ("eval_kl", "kd_loss", "reconstruction_loss", "eval_loss", "loss")
+        text = "  ".join(f"{name} {float(values[name]):.4f}" for name in shown if name in (values or {}))
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total, values=text)
+        bars.update(tasks[what], completed=done, total=total, values=text)
+
+    with bars:
+        yield update
+

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .common import console, progress_bars
+
+
+def compress(
+    prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
+    queries: Annotated[Path, typer.Option(help="What users may ask: .txt, one a line, or .jsonl.")],
+    output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    model: Annotated[str, typer.Option(help="smollm2, a folder, or a Hub id.")] = "smollm2",
+    test_queries: Annotated[
+        Optional[Path], typer.Option(help="Queries kept for peft-be eval: their duplicates are not trained on.")
+    ] = None,
+    ae: Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")] = None,
+    num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows.")] = 1,
+    slot: Annotated[str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")] = "system",
+    kd_weight: Annotated[Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1.", show_default="0.9")] = None,
+    temperature: Annotated[Optional[float], typer.Option(help="tau of Eq. 3.", show_default="2.0")] = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.03")] = None,
+    max_steps: Annotated[Optional[int], typer.Option(help="Number of steps.", show_default="150")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Answers a step.", show_default="8")] = None,
+    max_answer_length: Annotated[
+        Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")
+    ] = None,
+    reconstruction_steps: Annotated[int, typer.Option(help="Steps of stage 1 alone before the rest.")] = 0,
+    reconstruction_interval: Annotated[
+        Optional[int], typer.Option(help="Reconstruct at every n-th step only.", show_default="8")
+    ] = None,
+    max_minutes: Annotated[Optional[float], typer.Option(help="Time for all of it, model loading excluded.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 42,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the folder.")] = False,
+) -> None:
+    """Compress a prompt into one learned token."""
+    # Imported here, so that --help needs no torch
+    from ..compress import compress_prompt
+    from ..data import load_queries
+    from ..prompting import load_prompt
+
+    training_args = {
+        "kd_weight": kd_weight,
+        "temperature": temperature,
+        "learning_rate": learning_rate,
+        "max_steps": max_steps,
+        "per_device_train_batch_size": batch_size,
+        "max_answer_length": max_answer_length,
+        "reconstruction_interval": reconstruction_interval,
+    }
+    text, asked = load_prompt(prompt), load_queries(queries)
+    held_out = load_queries(test_queries) if test_queries else None
+    console.print(f"Compressing [bold]{prompt}[/] with {len(asked)} queries on [bold]{model}[/]")
+    try:
+        with progress_bars() as on_progress:
+            result = compress_prompt(
+                text,
+                asked,
+                output,
+                model=model,
+                test_queries=held_out,
+                ae=ae,
+                num_be_tokens=num_be_tokens,
+                slot=slot,
+                reconstruction_steps=reconstruction_steps,
+                max_minutes=max_minutes,
+                seed=seed,
+                resume=resume,
+                overwrite=overwrite,
+                on_progress=on_progress,
+                **{name: value for name, value in training_args.items() if value is not None},
+            )
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
+        raise typer.Exit(130) from None
+    size = (output / "adapter_model.safetensors").stat().st_size
+    best = {name: value for name, value in result.report["best"].items() if name != "step"}
+    console.print(
+        f"{result.report['steps']} steps in {result.report['seconds'] / 60:.1f} min; best validation "
+        + ", ".join(f"{name} {value:.4f}" for name, value in best.items())
+        + f" at step {result.report['best']['step']}. Saved to [bold]{output}[/] ({size} bytes)."
+    )
+    console.print(f"Next: peft-be eval {output} --prompt {prompt} --queries HELD_OUT.jsonl, or peft-be chat {output}")

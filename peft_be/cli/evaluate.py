@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from .common import console, progress_bars
+
+
+def evaluate(
+    directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
+    queries: Annotated[Path, typer.Option(help="Held-out queries: .txt, one a line, or .jsonl.")],
+    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    ae: Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter, to score the reconstruction.")] = None,
+    max_queries: Annotated[Optional[int], typer.Option(min=1, help="Use the first so many queries.")] = None,
+    max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
+    samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
+    seed: Annotated[int, typer.Option(help="Recorded in the result.")] = 42,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the scores to this file.")] = None,
+    allow_template_change: Annotated[
+        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
+    ] = False,
+) -> None:
+    """Compare [BE] with the full prompt and with no prompt on held-out queries."""
+    from ..data import load_queries, query_key
+    from ..evaluation import evaluate_fidelity
+    from ..models import load_adapter
+    from ..prompting import load_prompt
+    from ..training.ae_row import load_ae_row, shipped_ae
+
+    text, asked = load_prompt(prompt), load_queries(queries)
+    report = directory / "training.json"
+    seen = set(json.loads(report.read_text()).get("seen_queries", [])) if report.is_file() else set()
+    fresh = [query for query in asked if query_key(query) not in seen]
+    if len(fresh) < len(asked):
+        console.print(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
+    if not fresh:
+        raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder of '{json_file}' does not exist: create it first.")
+
+    peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
+    base = peft_model.get_base_model()
+    ae_directory = ae or shipped_ae(base)
+    with progress_bars() as on_progress:
+        scores, texts = evaluate_fidelity(
+            peft_model,
+            tokenizer,
+            text,
+            fresh[:max_queries],
+            ae_row=load_ae_row(ae_directory, base, tokenizer) if ae_directory else None,
+            max_answer_length=max_answer_length,
+            batch_size=batch_size,
+            seed=seed,
+            on_progress=lambda what, done, total: on_progress(what, done, total),
+        )
+    console.print(score_table(scores))
+    for sample in texts[:samples]:
+        console.print(sample_table(sample))
+    if json_file is not None:
+        json_file.write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def score_table(scores: dict) -> Table:
+    table = Table(
+        title=f"{scores['prompt_tokens']} prompt tokens in {scores['be_tokens']} "
+        f"({scores['compression_ratio']:.0f}x), {scores['num_queries']} held-out queries, "
+        f"{scores['num_answer_tokens']} answer tokens"
+    )
+    for column in ("", "full prompt", "no prompt", "[BE]"):
+        table.add_column(column.replace("[", r"\["), justify="left" if not column else "right")
+    for label, name, digits in (
+        ("KL to the full prompt, nats a token", "kl", 4),
+        ("same top token", "top1_agreement", 3),
+        ("ROUGE-L of greedy answers", "answer_rouge_l", 3),
+    ):
+        full = {"kl": "0"}.get(name, "1")
+        table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
+    table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.0f}" for w in ("full", "no_prompt", "be")))
+    table.add_section()
+    table.add_row("KL gap closed", "", "", f"{scores['kl_gap_closed']:.3f}")
+    for label, name in (("P reconstructed, tokens", "token_accuracy"), ("P reconstructed, greedy prefix", "greedy_prefix_match")):
+        value = scores["reconstruction"][name]
+        table.add_row(label, "", "", "-" if value is None else f"{value:.3f}")
+    return table
+
+
+def sample_table(sample: dict) -> Table:
+    query = sample["query"] if isinstance(sample["query"], str) else sample["query"][-1]["content"]
+    table = Table(title=query.replace("[", r"\["), show_lines=True)
+    for column, name in (("full prompt", "full"), (r"\[BE]", "be"), ("no prompt", "no_prompt")):
+        table.add_column(column, ratio=1)
+    table.add_row(*(sample[name].replace("[", r"\[") for name in ("full", "be", "no_prompt")))
+    return table

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .common import console
+
+
+def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")]) -> None:
+    """Show what an adapter is and where it comes from."""
+    from ..tuner import BETokenConfig
+
+    if not (directory / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"There is no adapter in '{directory}': check the path.")
+    config = BETokenConfig.from_pretrained(directory)
+    rows = {
+        "base model": config.base_model_name_or_path,
+        "[BE] rows": config.num_be_tokens,
+        "[BE] ids": config.be_token_ids,
+        "[AE] row": "yes" if config.use_ae_token else "no",
+        "slot": config.slot,
+        "width": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "adapter file": f"{(directory / 'adapter_model.safetensors').stat().st_size} bytes",
+    }
+    for name, value in (config.provenance or {}).items():
+        rows[name.replace("_", " ")] = value
+    report = directory / "training.json"
+    if report.is_file():
+        report = json.loads(report.read_text())
+        rows |= {name: report[name] for name in ("steps", "seconds", "best", "num_queries") if name in report}
+    table = Table(show_header=False, title=str(directory))
+    for name, value in rows.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name, shown)
+    console.print(table)

@@ -1,0 +1,33 @@
+"""The `peft-be` command."""
+
+from __future__ import annotations
+
+import typer
+
+from .chat import chat
+from .common import run_cleanly
+from .compress import compress
+from .evaluate import evaluate
+from .info import info
+from .pretrain_ae import pretrain_ae
+
+
+app = typer.Typer(
+    name="peft-be",
+    help="One learned token in place of a long system prompt (Behavior-Equivalent token, arXiv 2511.23271).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(compress)
+app.command("eval")(evaluate)
+app.command()(chat)
+app.command()(info)
+app.command("pretrain-ae")(pretrain_ae)
+
+
+def main() -> None:
+    run_cleanly(app)
+
+
+if __name__ == "__main__":
+    main()

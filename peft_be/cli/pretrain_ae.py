@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .common import console, progress_bars
+
+
+def pretrain_ae(
+    corpus: Annotated[Path, typer.Option(help="JSONL file with a `text` in each row.")],
+    output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    model: Annotated[str, typer.Option(help="smollm2, a folder, or a Hub id.")] = "smollm2",
+    max_steps: Annotated[int, typer.Option(help="Number of steps.")] = 200,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.01")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Passages a step.", show_default="4")] = None,
+    max_passage_length: Annotated[
+        Optional[int], typer.Option(help="Longer texts are cut, in tokens.", show_default="256")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 42,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the folder.")] = False,
+) -> None:
+    """Train the universal [AE] token of a backbone (stage 0)."""
+    from ..compress import pretrain_ae as run
+    from ..data import load_corpus
+
+    training_args = {
+        "max_steps": max_steps,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "max_passage_length": max_passage_length,
+    }
+    texts = load_corpus(corpus)
+    try:
+        with progress_bars() as on_progress:
+            run(
+                texts,
+                output,
+                model=model,
+                seed=seed,
+                resume=resume,
+                overwrite=overwrite,
+                on_progress=on_progress,
+                **{name: value for name, value in training_args.items() if value is not None},
+            )
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
+        raise typer.Exit(130) from None
+    console.print(f"Saved to [bold]{output}[/]. Next: peft-be compress --ae {output} ...")

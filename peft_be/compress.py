@@ -1,0 +1,318 @@
+"""The main job as functions: a prompt and queries in, an adapter out; and, once a backbone, the [AE] row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from .card import write_card
+from .data import query_key, split_queries
+from .models import DEFAULT_MODEL, cache_dir, load_model
+from .prompting import chat_template_fingerprint, tokenizer_fingerprint
+from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
+from .training.ae_row import load_ae_row, shipped_ae
+from .training.callbacks import ProgressCallback, StopOnInterrupt, steps_in_time
+from .training.run import RunFolder, last_checkpoint
+from .tuner import BETokenConfig, find_unused_token_ids
+from .versions import versions
+
+
+# Validations without improvement after which training stops
+PATIENCE = 5
+
+OnProgress = Callable[[str, int, int, dict], None]
+
+
+@dataclass
+class Compression:
+    """
+    A compressed prompt.
+
+    Attributes:
+        directory (`Path`): the adapter's folder.
+        model (`PeftModel`): the base model with the adapter.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        report (`dict`): what was done, as in `training.json`: settings, steps, seconds, validation KL, log.
+    """
+
+    directory: Path
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    report: dict
+
+
+def compress_prompt(
+    prompt: str | list[dict[str, str]],
+    queries: list,
+    output_dir: str | os.PathLike,
+    *,
+    model: str | PreTrainedModel = DEFAULT_MODEL,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    test_queries: list | None = None,
+    ae: str | os.PathLike | None = None,
+    num_be_tokens: int = 1,
+    slot: str = "system",
+    reconstruction_steps: int = 0,
+    max_minutes: float | None = None,
+    seed: int = 42,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    **training_args,
+) -> Compression:
+    """
+    Compress a prompt into `num_be_tokens` learned rows.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            P: a system text, or the chat messages in front of the user's turn.
+        queries (`list`):
+            What users may ask; no answers needed. A tenth, 48 at most, is held out to choose the checkpoint by.
+        output_dir (`str` or `os.PathLike`):
+            Folder of the adapter. An unfinished run keeps its work there.
+        model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"smollm2"`):
+            `smollm2`, a folder, a Hub id, or a loaded model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Needed with a loaded model.
+        test_queries (`list`, *optional*):
+            Queries for a later evaluation; their duplicates are taken out of the training queries.
+        ae (`str` or `os.PathLike`, *optional*):
+            Folder of an adapter with the [AE] row. `None` takes the one that the package ships for this backbone; where
+            there is none, stage 2 alone is trained (`kd_weight=1`).
+        num_be_tokens (`int`, *optional*, defaults to `1`):
+            k, the number of [BE] rows.
+        slot (`str`, *optional*, defaults to `"system"`):
+            Where [BE] stands: `"system"` in the template's system turn, `"prefix"` in front of the user's turn.
+        reconstruction_steps (`int`, *optional*, defaults to `0`):
+            Steps of stage 1 alone (Eq. 2) before the main training.
+        max_minutes (`float`, *optional*):
+            Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
+            `max_steps` stays the upper bound.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of everything that is random.
+        resume (`bool`, *optional*, defaults to `False`):
+            Go on with the interrupted run in `output_dir`.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Delete an earlier run in `output_dir`.
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
+            Called with the stage, the work done, its total, and the latest logged values.
+        **training_args:
+            Fields of [`BEDistillConfig`], for instance `kd_weight`, `temperature`, `max_steps`, `learning_rate`.
+
+    Returns:
+        [`Compression`]
+
+    Raises:
+        `ValueError`: an empty prompt, too few queries, a prompt longer than the context, settings out of range, an [AE]
+            row of another backbone, or a resumed run with other settings.
+        `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
+        `FloatingPointError`: the loss is not a finite number.
+        `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
+    """
+    splits = split_queries(queries, test_queries, seed=seed)
+    # Settings out of range are found before anything is loaded or written
+    BEDistillConfig(str(output_dir), seed=seed, **training_args)
+    settings = {
+        "prompt": _sha256(prompt),
+        "queries": _sha256([splits.train, splits.validation]),
+        "model": model if isinstance(model, str) else model.name_or_path,
+        "ae": None if ae is None else str(ae),
+        "num_be_tokens": num_be_tokens,
+        "slot": slot,
+        "reconstruction_steps": reconstruction_steps,
+        "max_minutes": max_minutes,
+        "seed": seed,
+        **training_args,
+    }
+    run = RunFolder(output_dir, settings, resume=resume, overwrite=overwrite)
+    model_name = settings["model"]
+    model, tokenizer = _load(model, tokenizer)
+    start = time.perf_counter()
+
+    ae_directory = ae or shipped_ae(model)
+    training_args.setdefault("kd_weight", BEDistillConfig.kd_weight if ae_directory else 1.0)
+    reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
+    if reconstructs and ae_directory is None:
+        raise ValueError(
+            f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
+            "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
+        )
+    ids = find_unused_token_ids(tokenizer, model.get_input_embeddings().num_embeddings, num_be_tokens + reconstructs)
+    config = BETokenConfig(
+        task_type="CAUSAL_LM",
+        num_be_tokens=num_be_tokens,
+        be_token_ids=ids[:num_be_tokens] if len(ids) >= num_be_tokens else None,
+        use_ae_token=reconstructs,
+        ae_token_id=ids[num_be_tokens] if reconstructs and len(ids) > num_be_tokens else None,
+        slot=slot,
+    )
+    peft_model = get_peft_model(model, config)
+    if reconstructs:
+        peft_model.base_model.set_ae_row("default", load_ae_row(ae_directory, model, tokenizer))
+
+    logs = []
+    if reconstruction_steps:
+        args = {**training_args, "kd_weight": 0.0, "max_steps": reconstruction_steps}
+        args = BEDistillConfig(str(run.work / "stage1"), seed=seed, **args)
+        trainer = BEDistillTrainer(peft_model, args, prompt, processing_class=tokenizer)
+        logs += _train(trainer, "stage 1", on_progress)
+        training_args["init"] = None  # go on from there
+    args = {"answer_cache_dir": str(cache_dir() / "teacher"), **training_args}
+    trainer = BEDistillTrainer(
+        peft_model,
+        BEDistillConfig(str(run.work / "stage2"), seed=seed, **args),
+        prompt,
+        train_dataset=Dataset.from_dict({"query": splits.train}),
+        eval_dataset=Dataset.from_dict({"query": splits.validation}),
+        processing_class=tokenizer,
+        on_teacher_progress=on_progress and (lambda done, total: on_progress("teacher", done, total, {})),
+    )
+    if max_minutes is not None:
+        if "fitting_steps" not in run.settings:
+            left = 60 * max_minutes - (time.perf_counter() - start)
+            run.remember("fitting_steps", steps_in_time(trainer, left))
+        trainer.args.max_steps = min(trainer.args.max_steps, run.settings["fitting_steps"])
+    logs += _train(trainer, _stage_name(trainer.args.kd_weight), on_progress)
+
+    config.provenance = {
+        **_provenance(model, tokenizer),
+        "prompt_sha256": settings["prompt"],
+        "prompt_tokens": len(trainer.renderer.prompt_ids),
+        "stages": (["stage 1"] if reconstruction_steps else []) + [_stage_name(trainer.args.kd_weight)],
+    }
+    report = {
+        "model": model_name,
+        "settings": {**settings, "kd_weight": trainer.args.kd_weight, "max_steps": trainer.args.max_steps},
+        "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
+        # Hashes, so that an evaluation can leave out what was seen without the queries being published
+        "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
+        "steps": trainer.state.global_step,
+        "best": {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": trainer.state.best_global_step},
+        "seconds": round(time.perf_counter() - start, 1),
+        "log": logs,
+    }
+    peft_model.save_pretrained(run.directory)
+    write_card(run.directory, config, report)
+    run.finish(report)
+    return Compression(run.directory, peft_model, tokenizer, report)
+
+
+def pretrain_ae(
+    texts: list[str],
+    output_dir: str | os.PathLike,
+    *,
+    model: str | PreTrainedModel = DEFAULT_MODEL,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    num_validation: int = 32,
+    seed: int = 42,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    **training_args,
+) -> Path:
+    """
+    Train the universal [AE] row of a backbone (stage 0, Eq. 1). Once for each backbone.
+
+    Args:
+        texts (`list[str]`):
+            Running text of many kinds. Duplicates and short texts are left out.
+        output_dir (`str` or `os.PathLike`):
+            Folder of the adapter.
+        num_validation (`int`, *optional*, defaults to `32`):
+            Passages held out to measure the reconstruction on.
+        **training_args:
+            Fields of [`AEConfig`], for instance `max_steps`, `learning_rate`, `max_passage_length`.
+
+    The other arguments and the errors raised are those of [`compress_prompt`].
+
+    Returns:
+        `Path`: the adapter's folder.
+    """
+    training_args = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 25, "save_steps": 25, **training_args}
+    AEConfig(str(output_dir), seed=seed, **training_args)
+    settings = {
+        "corpus": _sha256(texts),
+        "model": model if isinstance(model, str) else model.name_or_path,
+        "num_validation": num_validation,
+        "seed": seed,
+        **training_args,
+    }
+    texts = sorted(set(texts))
+    if len(texts) < 2:
+        raise ValueError("The corpus needs at least two different texts, one of them to validate on; thousands are good.")
+    random.Random(seed).shuffle(texts)
+    num_validation = min(num_validation, len(texts) // 2)
+    run = RunFolder(output_dir, settings, resume=resume, overwrite=overwrite)
+    model, tokenizer = _load(model, tokenizer)
+    start = time.perf_counter()
+    trainer = AETrainer(
+        model,
+        AEConfig(str(run.work / "stage0"), seed=seed, save_total_limit=1, **training_args),
+        train_dataset=Dataset.from_dict({"text": texts[num_validation:]}),
+        eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
+        processing_class=tokenizer,
+    )
+    logs = _train(trainer, "stage 0", on_progress)
+    config = trainer.model.peft_config["default"]
+    config.provenance = {**_provenance(model, tokenizer), "stages": ["stage 0"]}
+    report = {
+        "model": settings["model"],
+        "settings": settings,
+        "num_passages": {"train": len(trainer.train_dataset), "validation": len(trainer.eval_dataset)},
+        "steps": trainer.state.global_step,
+        "seconds": round(time.perf_counter() - start, 1),
+        "log": logs,
+    }
+    trainer.model.save_pretrained(run.directory)
+    write_card(run.directory, config, report)
+    run.finish(report)
+    return run.directory
+
+
+def _load(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if isinstance(model, str):
+        return load_model(model)
+    if tokenizer is None:
+        raise ValueError("A loaded model needs its tokenizer: pass `tokenizer`.")
+    return model, tokenizer
+
+
+def _train(trainer: Trainer, stage: str, on_progress: OnProgress | None) -> list[dict]:
+    """Train to the end, from the last complete checkpoint if there is one, and return the log."""
+    stop = StopOnInterrupt()
+    trainer.add_callback(stop)
+    if trainer.args.load_best_model_at_end:
+        trainer.add_callback(EarlyStoppingCallback(PATIENCE))
+    if on_progress:
+        trainer.add_callback(ProgressCallback(stage, on_progress))
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt
+    return [{"stage": stage, **entry} for entry in trainer.state.log_history]
+
+
+def _stage_name(kd_weight: float) -> str:
+    return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
+
+
+def _provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
+    return {
+        "base_model_revision": getattr(model.config, "_commit_hash", None),
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+        "chat_template_sha256": chat_template_fingerprint(tokenizer) if tokenizer.chat_template else None,
+        "versions": versions(),
+    }
+
+
+def _sha256(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

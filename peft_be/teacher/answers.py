@@ -1,0 +1,280 @@
+"""What the teacher says: answers to queries, and the final hidden states that predict their tokens.
+
+The teacher and the student share a frozen `lm_head`, so the `d` numbers of a final hidden state stand for the `V` logits
+of a token exactly. Keeping them makes the full-vocabulary KL of Eq. 3 possible at every later step without running the
+teacher again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, PreTrainedModel
+
+from .prefix import SharedPrefix, can_share_prefix
+
+
+# A prefix shorter than this is not worth a cache of its own
+MIN_SHARED_PREFIX = 32
+
+
+@dataclass
+class Answer:
+    """
+    One answer to one query.
+
+    Attributes:
+        query (`int`): index of the query.
+        ids (`list[int]`): the T token ids, with the end-of-turn token if the answer reached it.
+        hidden (`torch.Tensor` of shape `[T, d]`): the final hidden states that predict `ids`.
+    """
+
+    query: int
+    ids: list[int]
+    hidden: torch.Tensor
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """
+    How answers are written.
+
+    Args:
+        max_new_tokens (`int`, *optional*, defaults to `128`): longest answer, in tokens.
+        num_answers (`int`, *optional*, defaults to `1`): answers a query; more than one needs `temperature > 0`.
+        temperature (`float`, *optional*, defaults to `0.0`): `0.0` is greedy decoding, anything else samples.
+        top_p (`float`, *optional*, defaults to `1.0`): nucleus of the sampling.
+        batch_size (`int`, *optional*, defaults to `64`): queries answered together.
+        seed (`int`, *optional*, defaults to `42`): seed of the sampling.
+    """
+
+    max_new_tokens: int = 128
+    num_answers: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    batch_size: int = 64
+    seed: int = 42
+
+    def __post_init__(self):
+        if self.num_answers > 1 and self.temperature == 0.0:
+            raise ValueError("Several answers a query need sampling: set the answers' temperature above 0.")
+
+
+def common_prefix_length(sequences: list[list[int]]) -> int:
+    """Number of leading ids that all sequences share, at least one id of each left over."""
+    # The smallest and the largest sequence differ first where any two do
+    low, high = min(sequences), max(sequences)
+    shared = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
+    return min(shared, min(map(len, sequences)) - 1)
+
+
+def share_prefix(model: PreTrainedModel, prompts: list[list[int]]) -> SharedPrefix | None:
+    """The [`SharedPrefix`] of `prompts`, or `None` where they share too little or the model's cache cannot share it."""
+    length = common_prefix_length(prompts)
+    if length < MIN_SHARED_PREFIX or not can_share_prefix(model):
+        return None
+    return SharedPrefix(model, prompts[0][:length])
+
+
+@torch.no_grad()
+def generate_answers(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    settings: AnswerSettings,
+    pad_token_id: int,
+    prefix: SharedPrefix | None = None,
+    cache: AnswerCache | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """
+    Write answers to prompts, in batches of similar length.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
+        prompts (`list[list[int]]`): rendered prompts, each ending with the generation prompt.
+        settings ([`AnswerSettings`]): how to answer.
+        pad_token_id (`int`): fills the batches; its value changes nothing.
+        prefix ([`SharedPrefix`], *optional*): what all prompts start with.
+        cache ([`AnswerCache`], *optional*): finished batches are read from it and new ones written to it.
+        on_progress (`Callable[[int, int], None]`, *optional*): called with the prompts done and their total.
+
+    Returns:
+        `list[Answer]`: `settings.num_answers` answers a prompt, in the order of the prompts.
+    """
+    sampling = {"do_sample": False}
+    if settings.temperature > 0:
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    stop_ids = _stop_ids(model)
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_return_sequences=settings.num_answers,
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=pad_token_id,
+        **sampling,
+    )
+    shared = prefix.length if prefix else 0
+
+    def answer(number: int, batch: list[int]) -> list[Answer]:
+        width = max(len(prompts[i]) for i in batch)
+        ids, mask = [], []
+        for i in batch:
+            # The padding stands between the shared prefix and the rest, so that all rows end together
+            gap = width - len(prompts[i])
+            ids.append(prompts[i][:shared] + [pad_token_id] * gap + prompts[i][shared:])
+            mask.append([1] * shared + [0] * gap + [1] * (len(prompts[i]) - shared))
+        inputs = {
+            "input_ids": torch.tensor(ids, device=model.device),
+            "attention_mask": torch.tensor(mask, device=model.device),
+        }
+        if prefix:
+            inputs["past_key_values"] = prefix.new_cache()
+        steps: list[torch.Tensor] = []
+        hook = model.get_decoder().register_forward_hook(lambda _, __, out: steps.append(out[0][:, -1]))
+        # Each batch has its own seed, so that a resumed run writes the same answers
+        with prefix.attached(model) if prefix else nullcontext(), torch.random.fork_rng():
+            torch.manual_seed(settings.seed + number)
+            try:
+                sequences = model.generate(**inputs, generation_config=config)
+            finally:
+                hook.remove()
+        hidden = torch.stack(steps, dim=1)
+        answers = []
+        for row, new_ids in enumerate(sequences[:, width:].tolist()):
+            end = next((t + 1 for t, token in enumerate(new_ids) if token in stop_ids), len(new_ids))
+            answers.append(Answer(batch[row // settings.num_answers], new_ids[:end], hidden[row, :end].clone()))
+        return answers
+
+    return _run(answer, _batches(prompts, settings.batch_size), cache, on_progress)
+
+
+@torch.no_grad()
+def answer_states(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    batch_size: int = 32,
+    pad_token_id: int = 0,
+    prefix: SharedPrefix | None = None,
+    cache: AnswerCache | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """
+    The final hidden states that predict given answers (teacher forcing).
+
+    Args are those of [`generate_answers`]; `answers` holds one list of token ids for each prompt.
+
+    Returns:
+        `list[Answer]`: in the order of the prompts.
+    """
+    shared = prefix.length if prefix else 0
+
+    def states(number: int, batch: list[int]) -> list[Answer]:
+        rows = [prompts[i][shared:] + answers[i] for i in batch]
+        width = max(map(len, rows))
+        # Causal attention keeps the padding on the right out of everybody's sight: no mask is needed
+        ids = torch.tensor([row + [pad_token_id] * (width - len(row)) for row in rows], device=model.device)
+        with prefix.attached(model) if prefix else nullcontext():
+            past = {"past_key_values": prefix.new_cache()} if prefix else {"use_cache": False}
+            hidden = model.get_decoder()(input_ids=ids, **past)[0]
+        result = []
+        for row, i in enumerate(batch):
+            start = len(prompts[i]) - shared - 1
+            result.append(Answer(i, answers[i], hidden[row, start : start + len(answers[i])].clone()))
+        return result
+
+    return _run(states, _batches([p + a for p, a in zip(prompts, answers)], batch_size), cache, on_progress)
+
+
+class AnswerCache:
+    """
+    Answers on disk, under a key of everything that changes them. Written batch by batch, so that an interrupted run goes
+    on where it stopped.
+
+    Args:
+        directory (`str` or `os.PathLike`): the folder of all caches.
+        key (`dict`): JSON-serialisable description; equal keys mean equal answers.
+    """
+
+    def __init__(self, directory: str | os.PathLike, key: dict):
+        text = json.dumps(key, sort_keys=True)
+        self.directory = Path(directory) / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def load(self, number: int) -> list[Answer] | None:
+        """The answers of batch `number`, or `None` if they are not there."""
+        try:
+            tensors = load_file(self._path(number))
+        except (FileNotFoundError, SafetensorError):  # a damaged file is written again
+            return None
+        lengths = tensors["lengths"].tolist()
+        ids, hidden = tensors["ids"].split(lengths), tensors["hidden"].split(lengths)
+        return [Answer(q, i.tolist(), h) for q, i, h in zip(tensors["query"].tolist(), ids, hidden)]
+
+    def save(self, number: int, answers: list[Answer]) -> None:
+        """Write batch `number`; the file appears under its name only when it is complete."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "query": torch.tensor([a.query for a in answers]),
+            "lengths": torch.tensor([len(a.ids) for a in answers]),
+            "ids": torch.tensor([token for a in answers for token in a.ids]),
+            "hidden": torch.cat([a.hidden for a in answers]).cpu().contiguous(),
+        }
+        part = self._path(number).with_suffix(f".{os.getpid()}.part")
+        save_file(tensors, part)
+        os.replace(part, self._path(number))
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"{number:05d}.safetensors"
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of the model's architecture, dtype and a sample of every weight: what a teacher's answers depend on."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if "be_token_" in name:  # the learned rows are not part of the teacher
+            continue
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
+        digest.update(f"{name.replace('.base_layer', '')}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(sample.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _run(
+    compute: Callable[[int, list[int]], list[Answer]],
+    batches: list[list[int]],
+    cache: AnswerCache | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[Answer]:
+    results: list[Answer] = []
+    done, total = 0, sum(map(len, batches))
+    for number, batch in enumerate(batches):
+        answers = cache.load(number) if cache else None
+        if answers is None:
+            answers = compute(number, batch)
+            if cache:
+                cache.save(number, answers)
+        results += answers
+        done += len(batch)
+        if on_progress:
+            on_progress(done, total)
+    return sorted(results, key=lambda answer: answer.query)
+
+
+def _batches(sequences: list[list[int]], batch_size: int) -> list[list[int]]:
+    """Indices of `sequences` in batches of similar length, longest first: a run that needs too much memory fails at once."""
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _stop_ids(model: PreTrainedModel) -> set[int]:
+    eos = model.generation_config.eos_token_id
+    eos = model.config.get_text_config().eos_token_id if eos is None else eos
+    return set() if eos is None else set(eos if isinstance(eos, list) else [eos])

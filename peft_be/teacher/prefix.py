@@ -1,0 +1,121 @@
+"""The KV cache of a prompt, computed once and shared by every query.
+
+The teacher of Eq. 3 reads the same prompt P in front of every query. A plain `DynamicCache` would have to hold P once per
+row of the batch and copy it at every generated token. Here P's keys and values exist once: each attention layer scores
+all rows' queries against them in one matrix product, scores each row's own tokens as usual, and normalises both parts
+together, which is the same softmax.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+ATTENTION_NAME = "peft_be_shared_prefix"
+
+
+class _SuffixLayer(DynamicLayer):
+    """Holds what follows the prefix, and counts the prefix in, so that masks and positions come out right."""
+
+    def __init__(self, prefix_length: int):
+        super().__init__()
+        self.prefix_length = prefix_length
+
+    def get_seq_length(self) -> int:
+        return self.prefix_length + super().get_seq_length()
+
+
+class SharedPrefix:
+    """
+    Keys and values of a token prefix, shared by all rows of a batch.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The causal LM, not wrapped by PEFT (`PeftModel.get_base_model()` gives it).
+        prefix_ids (`list[int]`):
+            The prefix, at least one token.
+
+    Attributes:
+        length (`int`): number of tokens of the prefix, P in the shapes below.
+        keys, values (`list[torch.Tensor]`): one `[num_kv_heads, P, head_dim]` tensor a layer.
+
+    Example:
+
+        ```python
+        >>> prefix = SharedPrefix(model, prefix_ids)
+        >>> with prefix.attached(model):
+        ...     cache = prefix.new_cache()
+        ...     model(input_ids=suffix_ids, past_key_values=cache)  # as if every row started with the prefix
+        ```
+    """
+
+    def __init__(self, model: PreTrainedModel, prefix_ids: list[int]):
+        with torch.no_grad():
+            input_ids = torch.tensor([prefix_ids], device=model.device)
+            cache = model(input_ids=input_ids, use_cache=True, logits_to_keep=1).past_key_values
+        self.length = len(prefix_ids)
+        self.keys = [layer.keys[0] for layer in cache.layers]
+        self.values = [layer.values[0] for layer in cache.layers]
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache for the tokens behind the prefix. Valid inside [`~SharedPrefix.attached`] only."""
+        cache = DynamicCache()
+        cache.layers = [_SuffixLayer(self.length) for _ in self.keys]
+        return cache
+
+    @contextlib.contextmanager
+    def attached(self, model: PreTrainedModel):
+        """Context in which the attention layers of `model` see the prefix in front of every row."""
+        before = model.config._attn_implementation
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, self._attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, sdpa_mask)
+        model.set_attn_implementation(ATTENTION_NAME)
+        try:
+            yield self
+        finally:
+            model.set_attn_implementation(before)
+
+    def _attention(self, module, query, key, value, attention_mask, scaling, **kwargs):
+        # query: [B, H, S, D]; key, value: [B, K, L, D], the tokens behind the prefix; mask: [B, 1, S, P + L] or None
+        prefix_key, prefix_value = self.keys[module.layer_idx], self.values[module.layer_idx]
+        batch, heads, length, dim = query.shape
+        kv_heads = key.shape[1]
+        grouped = (query * scaling).reshape(batch, kv_heads, -1, dim)  # [B, K, G*S, D]
+        # The prefix is the same for all rows: one product a head, with the rows of the batch side by side
+        rows = grouped.transpose(0, 1).reshape(kv_heads, -1, dim)
+        prefix_scores = rows @ prefix_key.transpose(-1, -2)
+        prefix_scores = prefix_scores.view(kv_heads, batch, -1, self.length).transpose(0, 1).float()
+        own_scores = (grouped @ key.transpose(-1, -2)).float()  # [B, K, G*S, L]
+        if attention_mask is not None:
+            own_mask = attention_mask[..., self.length :].repeat(1, 1, heads // kv_heads, 1)
+            own_scores = own_scores.masked_fill(~own_mask, torch.finfo(own_scores.dtype).min)
+        # One softmax over both parts, without joining them in memory
+        top = torch.maximum(prefix_scores.amax(-1, keepdim=True), own_scores.amax(-1, keepdim=True))
+        prefix_scores, own_scores = (prefix_scores - top).exp_(), (own_scores - top).exp_()
+        total = prefix_scores.sum(-1, keepdim=True) + own_scores.sum(-1, keepdim=True)
+        prefix_rows = prefix_scores.to(value.dtype).transpose(0, 1).reshape(kv_heads, -1, self.length)
+        mixed = (prefix_rows @ prefix_value).view(kv_heads, batch, -1, value.shape[-1]).transpose(0, 1)
+        mixed = (mixed + own_scores.to(value.dtype) @ value) / total.to(value.dtype)
+        return mixed.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+def can_share_prefix(model: PreTrainedModel) -> bool:
+    """
+    Whether the prefix of `model` can be shared by [`SharedPrefix`]: every layer attends to the whole past, keeps its keys
+    and values in a plain [`~transformers.cache_utils.DynamicLayer`], and uses the bare scaled dot product. Sliding
+    windows, linear attention, logit soft-capping and attention sinks do not qualify; the teacher then runs full forwards.
+    """
+    config = model.config.get_text_config()
+    return (
+        all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+        and model._can_set_attn_implementation()
+        and not getattr(config, "attn_logit_softcapping", None)
+        and getattr(config, "model_type", "") != "gpt_oss"
+        and not getattr(config, "num_kv_shared_layers", None)
+    )

@@ -1,0 +1,8 @@
+from .ae_config import AEConfig
+from .ae_trainer import AETrainer
+from .be_distill_config import BEDistillConfig
+from .be_distill_trainer import BEDistillTrainer
+from .init import initial_rows
+
+
+__all__ = ["AEConfig", "AETrainer", "BEDistillConfig", "BEDistillTrainer", "initial_rows"]

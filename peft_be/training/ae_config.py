@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+
+@dataclass
+class AEConfig(SFTConfig):
+    r"""
+    Configuration class for the [`AETrainer`], Stage 0 of the paper (section 2.1).
+
+    Includes only the parameters that are specific to Stage 0, and those whose defaults differ from
+    [`~trl.SFTConfig`]. The paper trains on about 1 GB of text for 2 epochs at a learning rate of 1e-3 and 32 passages a
+    step; the higher default rate here is for the few hundred steps that a small machine has.
+
+    Args:
+        min_passage_length (`int`, *optional*, defaults to `64`):
+            Texts with fewer tokens are left out.
+        max_passage_length (`int`, *optional*, defaults to `256`):
+            Texts are cut to this many tokens. A row of a batch is twice as long, plus one.
+    """
+
+    min_passage_length: int = field(default=64, metadata={"help": "Texts with fewer tokens are left out."})
+    max_passage_length: int = field(default=256, metadata={"help": "Texts are cut to this many tokens."})
+
+    learning_rate: float = field(default=1e-2, metadata={"help": "The initial learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    warmup_steps: float = field(default=5, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Passages a step and device."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
+    bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16; the base model's dtype rules."})
+    logging_steps: float = field(default=5, metadata={"help": "Log every so many steps."})
+    report_to: str = field(default="none", metadata={"help": "Where to report to."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from ..data.corpus import passages
+from ..losses import OutputHead, cross_entropy
+from ..prompting.reconstruction import reconstruction_example
+from ..tuner import BETokenConfig
+from .ae_config import AEConfig
+from .row_trainer import RowCollator, RowTrainer, final_hidden_states, predicting
+
+
+class AETrainer(RowTrainer):
+    """
+    Trainer of the universal [AE] row, Stage 0 of the paper (section 2.1, Eq. 1): `[X][AE] -> X`, once for each backbone.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The frozen causal LM. If it is not wrapped yet, an adapter with an [AE] row alone is put on it.
+        args ([`AEConfig`], *optional*):
+            Configuration. If `None`, a default one is used.
+        train_dataset ([`~datasets.Dataset`]):
+            Passages, in a column `text`.
+        eval_dataset ([`~datasets.Dataset`], *optional*):
+            Held-out passages, in a column `text`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer.
+        callbacks (`list[~transformers.TrainerCallback]`, *optional*):
+            Callbacks in addition to the default ones.
+
+    Raises:
+        `ValueError`: no passage of the corpus is long enough, or the adapter has no [AE] row.
+
+    Example:
+
+        ```python
+        >>> from peft_be import AEConfig, AETrainer
+
+        >>> trainer = AETrainer(model, AEConfig("smollm2-ae", max_steps=200), dataset, processing_class=tokenizer)
+        >>> trainer.train()
+        >>> trainer.save_model()
+        ```
+    """
+
+    _tag_names = ["trl", "peft_be", "ae-token"]
+    _name = "AE"
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: AEConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        if not isinstance(model, PeftModel):
+            model = get_peft_model(model, BETokenConfig(num_be_tokens=0, use_ae_token=True, task_type="CAUSAL_LM"))
+        config = model.peft_config[model.active_adapter]
+        if config.ae_token_id is None:
+            raise ValueError("The adapter has no [AE] row: create it with BETokenConfig(use_ae_token=True).")
+        self._ae_token_id = config.ae_token_id
+        self._head = OutputHead(model.get_base_model())
+        super().__init__(
+            model=model,
+            args=args or AEConfig("ae"),
+            data_collator=RowCollator(processing_class.pad_token_id or 0),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+
+    def _prepare_dataset(self, dataset, processing_class, args, *_):
+        ids = passages(list(dataset["text"]), processing_class, args.min_passage_length, args.max_passage_length)
+        rows = [reconstruction_example(processing_class, x, self._ae_token_id, x) for x in ids]
+        return Dataset.from_dict(
+            {"input_ids": [r[0] for r in rows], "labels": [r[1] for r in rows], "length": [len(r[0]) for r in rows]}
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        hidden, labels = predicting(final_hidden_states(model, inputs["input_ids"]), inputs["labels"])
+        loss = cross_entropy(hidden, labels, self._head).mean()
+        return (loss, {}) if return_outputs else loss

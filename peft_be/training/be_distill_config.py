@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+from .init import INITS
+
+
+@dataclass
+class BEDistillConfig(SFTConfig):
+    r"""
+    Configuration class for the [`BEDistillTrainer`], stages 1 and 2 of the paper (sections 2.2 and 2.3).
+
+    Includes only the parameters that are specific to the two stages, and those whose defaults differ from
+    [`~trl.SFTConfig`].
+
+    Args:
+        kd_weight (`float`, *optional*, defaults to `0.9`):
+            lambda of Eq. 4. `0.0` is stage 1 alone (reconstruction, Eq. 2; no queries needed), `1.0` is stage 2 alone
+            (distillation, Eq. 3; no [AE] needed), anything between is Algorithm 1: both at each step.
+        temperature (`float`, *optional*, defaults to `2.0`):
+            tau of Eq. 3.
+        beta (`float`, *optional*, defaults to `0.0`):
+            Divergence of Eq. 3, as in TRL: `0.0` forward KL(teacher || student) as in the paper, `1.0` reverse KL,
+            between the two the generalised JSD.
+        scale_by_temperature_squared (`bool`, *optional*, defaults to `False`):
+            Whether to multiply Eq. 3 by tau^2, so that its gradient does not shrink with tau. The paper's equation has no
+            such factor, the authors' scripts do.
+        reconstruction_interval (`int`, *optional*, defaults to `1`):
+            Between 0 and 1 of `kd_weight`: reconstruct P at every n-th step only, with n times the weight. The expected
+            gradient is the same, and a long P costs an n-th.
+        max_kd_tokens (`int`, *optional*):
+            Distil the first tokens of an answer only. `None` is the whole answer. The authors' scripts stop at 32.
+        max_answer_length (`int`, *optional*, defaults to `64`):
+            Longest answer the teacher writes, in tokens.
+        num_answers (`int`, *optional*, defaults to `1`):
+            Answers the teacher writes to each query; more than one needs `answer_temperature > 0`.
+        answer_temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature of the teacher's answers; `0.0` is greedy.
+        answer_top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus of the sampling.
+        answer_batch_size (`int`, *optional*, defaults to `64`):
+            Queries that the teacher answers together.
+        answer_cache_dir (`str`, *optional*):
+            Folder in which the teacher's answers and hidden states are kept for later runs. `None` is the folder
+            `teacher` in `output_dir`.
+        init (`str`, *optional*, defaults to `"neutral"`):
+            Where the rows start: `"neutral"`, `"prompt"`, `"text"` or `"random"`, see [`initial_rows`]. `None` goes on from
+            the adapter's rows.
+        init_text (`str`, *optional*):
+            The text of `init="text"`.
+    """
+
+    kd_weight: float = field(default=0.9, metadata={"help": "lambda of Eq. 4: 0 is stage 1 alone, 1 stage 2 alone."})
+    temperature: float = field(default=2.0, metadata={"help": "tau of Eq. 3."})
+    beta: float = field(default=0.0, metadata={"help": "0 is the forward KL, 1 the reverse KL, between them the JSD."})
+    scale_by_temperature_squared: bool = field(default=False, metadata={"help": "Multiply Eq. 3 by tau^2."})
+    reconstruction_interval: int = field(default=1, metadata={"help": "Reconstruct at every n-th step only."})
+    max_kd_tokens: int | None = field(default=None, metadata={"help": "Distil the first tokens of an answer only."})
+    max_answer_length: int = field(default=64, metadata={"help": "Longest answer of the teacher, in tokens."})
+    num_answers: int = field(default=1, metadata={"help": "Answers of the teacher to each query."})
+    answer_temperature: float = field(default=0.0, metadata={"help": "Sampling temperature of the answers, 0 is greedy."})
+    answer_top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling."})
+    answer_batch_size: int = field(default=64, metadata={"help": "Queries that the teacher answers together."})
+    answer_cache_dir: str | None = field(default=None, metadata={"help": "Where the teacher's work is kept."})
+    init: str | None = field(default="neutral", metadata={"help": f"Where the rows start: {', '.join(INITS)}."})
+    init_text: str | None = field(default=None, metadata={"help": "The text of init='text'."})
+
+    learning_rate: float = field(default=3e-2, metadata={"help": "The initial learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    warmup_steps: float = field(default=5, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
+    max_steps: int = field(default=150, metadata={"help": "Number of update steps."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Answers a step and device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Answers a validation batch."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
+    bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16; the base model's dtype rules."})
+    logging_steps: float = field(default=5, metadata={"help": "Log every so many steps."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
+    eval_steps: float | None = field(default=25, metadata={"help": "Validate every so many steps."})
+    save_steps: float = field(default=25, metadata={"help": "Save every so many steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best one is kept, too."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the rows that validated best."})
+    report_to: str = field(default="none", metadata={"help": "Where to report to."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
+
+    def __post_init__(self):
+        if not 0.0 <= self.kd_weight <= 1.0:
+            raise ValueError(f"kd_weight is lambda of Eq. 4 and lies between 0 and 1, got {self.kd_weight}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}.")
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(f"beta lies between 0 (forward KL) and 1 (reverse KL), got {self.beta}.")
+        for name in ("reconstruction_interval", "max_answer_length", "num_answers", "answer_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.init not in (None, *INITS):
+            raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
+        if self.max_kd_tokens is not None and self.max_kd_tokens < 1:
+            raise ValueError(f"max_kd_tokens must be at least 1 or None, got {self.max_kd_tokens}.")
+        # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction
+        self.metric_for_best_model = self.metric_for_best_model or (
+            "kl" if self.kd_weight > 0 else "reconstruction_loss"
+        )
+        self.greater_is_better = False if self.greater_is_better is None else self.greater_is_better
+        super().__post_init__()

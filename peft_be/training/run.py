@@ -1,0 +1,98 @@
+"""One training run in one folder: its settings, what a resumed run must find again, and what is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+
+def last_checkpoint(directory: str | os.PathLike) -> str | None:
+    """
+    The newest complete checkpoint of a [`~transformers.Trainer`], or `None`.
+
+    The trainer writes its state last: a checkpoint without a whole one was cut off while it was written, and is deleted.
+    """
+    complete = []
+    for folder in Path(directory).glob("checkpoint-*"):
+        try:
+            complete.append((json.loads((folder / "trainer_state.json").read_text())["global_step"], str(folder)))
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(folder)
+    return max(complete)[1] if complete else None
+
+
+class RunFolder:
+    """
+    The folder of a run. Work in progress lives in its subfolder `training`; results appear beside it when all is done.
+
+    Args:
+        directory (`str` or `Path`): the output folder.
+        settings (`dict`): everything that changes the result, JSON-serialisable; a resumed run must have the same.
+        resume (`bool`): go on with the unfinished run in the folder.
+        overwrite (`bool`): delete what is in the folder.
+
+    Raises:
+        `FileExistsError`: the folder holds a finished run, an unfinished one, or other files.
+        `FileNotFoundError`: there is no run to resume.
+        `ValueError`: the run to resume had other settings.
+        `OSError`: the folder cannot be written.
+    """
+
+    RESULT = "training.json"
+
+    def __init__(self, directory: str | os.PathLike, settings: dict, resume: bool = False, overwrite: bool = False):
+        self.directory = Path(directory)
+        self.work = self.directory / "training"
+        self._settings_file = self.work / "settings.json"
+        if overwrite and (self.is_finished or self._settings_file.exists()):
+            shutil.rmtree(self.directory)
+        if self.is_finished:
+            raise FileExistsError(f"'{directory}' holds a finished run: choose another folder, or pass --overwrite.")
+        if resume:
+            self._check(settings)
+        elif self._settings_file.exists():
+            raise FileExistsError(
+                f"'{directory}' holds an unfinished run: pass --resume to go on with it, or --overwrite to start again."
+            )
+        elif self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
+            raise FileExistsError(f"'{directory}' exists and is not an empty folder: choose another one.")
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self.settings = settings
+                self._write(self._settings_file, settings)
+        except OSError as error:
+            raise OSError(f"The output folder '{directory}' cannot be written: {error.strerror}.") from error
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.directory / self.RESULT).is_file()
+
+    def _check(self, settings: dict) -> None:
+        if not self._settings_file.is_file():
+            raise FileNotFoundError(f"There is no unfinished run in '{self.directory}' to resume: leave out --resume.")
+        self.settings = json.loads(self._settings_file.read_text())
+        for name, value in json.loads(json.dumps(settings)).items():
+            if self.settings.get(name) != value:
+                raise ValueError(
+                    f"The run in '{self.directory}' was started with another {name.replace('_', ' ')} "
+                    f"({self.settings.get(name)}, now {value}): use the same settings, or --overwrite."
+                )
+
+    def remember(self, name: str, value) -> None:
+        """Add a value that was found out on the way, and that a resumed run must not find out again."""
+        self.settings[name] = value
+        self._write(self._settings_file, self.settings)
+
+    def finish(self, result: dict) -> None:
+        """Write the result and delete the work in progress."""
+        self._write(self.directory / self.RESULT, result)
+        shutil.rmtree(self.work)
+
+    @staticmethod
+    def _write(path: Path, content: dict) -> None:
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(part, path)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+from .registration import add_enum_member
+
+
+SLOTS = ("system", "prefix")
+
+
+@dataclass
+class BETokenConfig(PeftConfig):
+    """
+    Configuration of [`BETokenModel`]: learned input embeddings [BE] that stand for a prompt, and the autoencoding
+    token [AE] that asks the model to write the prompt out again (arXiv 2511.23271).
+
+    Args:
+        num_be_tokens (`int`, *optional*, defaults to `1`):
+            Number k of [BE] rows. `0` makes an adapter that holds [AE] only, the product of stage 0.
+        be_token_ids (`list[int]`, *optional*):
+            The k token ids at which the [BE] rows are read. If `None`, they are chosen when the adapter is created:
+            unused ids inside the vocabulary if a tokenizer is found (see `tokenizer_name_or_path`) and has enough of
+            them, else the first ids beyond the vocabulary. Ids are addresses and not part of what is learned; see
+            [`BETokenModel.assign_token_ids`].
+        use_ae_token (`bool`, *optional*, defaults to `False`):
+            Whether the adapter holds an [AE] row. It is trainable only if `num_be_tokens=0`.
+        ae_token_id (`int`, *optional*):
+            The token id at which the [AE] row is read. If `None`, it is chosen like `be_token_ids`.
+        save_ae_token (`bool`, *optional*, defaults to `False`):
+            Whether the [AE] row is saved beside [BE] rows. Inference does not need it; a checkpoint from which
+            training is to resume does. An adapter without [BE] rows always saves it.
+        tokenizer_name_or_path (`str`, *optional*):
+            The tokenizer in which unused ids are looked up, defaults to the base model's `name_or_path`. Only local
+            files and the local cache are read, nothing is downloaded and the tokenizer is not changed.
+        slot (`str`, *optional*, defaults to `"system"`):
+            Where [BE] stands in the prompt: `"system"` inside the system turn of the chat template, `"prefix"` in
+            front of the user's text (the paper's `[BE] q`). Recorded for the code that renders prompts.
+        provenance (`dict`, *optional*):
+            What the rows were made from and with (base revision, fingerprints, versions, ...), as plain JSON. Written
+            by training.
+        hidden_size (`int`, *optional*):
+            Width of the base model's input embedding. Recorded when the adapter is created and checked on load.
+        vocab_size (`int`, *optional*):
+            Number of rows of the base model's input embedding. Recorded when the adapter is created and checked on
+            load.
+        target_modules (`str` or `list[str]`, *optional*):
+            Name of the embedding module, only for models without `get_input_embeddings`. Must stay `None` for
+            transformers models, whose input embedding is always the target: PEFT would save the full embedding matrix
+            of a module that is named here.
+    """
+
+    num_be_tokens: int = field(
+        default=1,
+        metadata={"help": "Number of [BE] rows. 0 makes an adapter that holds the [AE] row only."},
+    )
+    be_token_ids: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Token ids at which the [BE] rows are read. By default unused ids inside the vocabulary if a "
+                "tokenizer is found, else ids beyond the vocabulary."
+            )
+        },
+    )
+    use_ae_token: bool = field(
+        default=False,
+        metadata={"help": "Whether the adapter holds an [AE] row. It is trainable only if num_be_tokens=0."},
+    )
+    ae_token_id: int | None = field(
+        default=None,
+        metadata={"help": "Token id at which the [AE] row is read. Chosen like be_token_ids by default."},
+    )
+    save_ae_token: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "Whether the [AE] row is saved beside [BE] rows. Not needed for inference. An adapter without [BE] "
+                "rows always saves it."
+            )
+        },
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Tokenizer in which unused ids are looked up (local files only), by default the base model's "
+                "name_or_path."
+            )
+        },
+    )
+    slot: str = field(
+        default="system",
+        metadata={"help": "Where [BE] stands in the prompt: 'system' (in the system turn) or 'prefix'."},
+    )
+    provenance: dict | None = field(
+        default=None,
+        metadata={"help": "What the rows were made from and with, as plain JSON. Written by training."},
+    )
+    hidden_size: int | None = field(
+        default=None,
+        metadata={"help": "Width of the base model's input embedding. Recorded at creation, checked on load."},
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows of the base model's input embedding. Recorded at creation, checked on load."},
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Name of the embedding module, only for models without get_input_embeddings."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = add_enum_member(PeftType, "BE_TOKEN")
+
+        if self.num_be_tokens < 0:
+            raise ValueError(f"num_be_tokens must not be negative, got {self.num_be_tokens}.")
+        if self.num_be_tokens == 0 and not self.use_ae_token:
+            raise ValueError("num_be_tokens=0 needs use_ae_token=True: the adapter would hold no row.")
+        if self.ae_token_id is not None and not self.use_ae_token:
+            raise ValueError(f"ae_token_id={self.ae_token_id} needs use_ae_token=True.")
+        if self.be_token_ids is not None and len(self.be_token_ids) != self.num_be_tokens:
+            raise ValueError(f"{self.num_be_tokens=} but be_token_ids has {len(self.be_token_ids)} ids.")
+        token_ids = self.token_ids
+        if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in token_ids):
+            raise ValueError(f"Token ids must be non-negative integers, got {token_ids}.")
+        if len(set(token_ids)) < len(token_ids):
+            raise ValueError(f"Token ids must differ from each other, got {token_ids} (the [AE] id comes last).")
+        if self.slot not in SLOTS:
+            raise ValueError(f"slot must be one of {SLOTS}, got {self.slot!r}.")
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids that are set: those of [BE], then that of [AE]."""
+        return [*(self.be_token_ids or []), *([] if self.ae_token_id is None else [self.ae_token_id])]
+
+    @property
+    def saves_ae_token(self) -> bool:
+        """Whether a saved adapter contains the [AE] row."""
+        return self.use_ae_token and (self.save_ae_token or self.num_be_tokens == 0)
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out."""
+        saved = self if self.saves_ae_token else replace(self, use_ae_token=False, ae_token_id=None)
+        super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)

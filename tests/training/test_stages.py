@@ -1,0 +1,194 @@
+"""The three stages on a tiny model: what learns, what stays, and that the equations are what is computed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import get_peft_model
+
+from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig
+
+
+PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+QUERIES = ["Who are you?", "What do you see?", "Is it cold?", "Tell me about the storm.", "Where is the boat?"]
+FAST = {"max_steps": 3, "eval_steps": 3, "save_steps": 3, "max_answer_length": 6, "per_device_train_batch_size": 2}
+
+
+def peft_model(base, k=1, ae=True):
+    ids = list(range(3, 3 + k))
+    config = BETokenConfig(
+        task_type="CAUSAL_LM", num_be_tokens=k, be_token_ids=ids, use_ae_token=ae, ae_token_id=15 if ae else None
+    )
+    model = get_peft_model(base, config)
+    if ae:
+        model.base_model.set_ae_row("default", torch.linspace(-0.1, 0.1, 32)[None])
+    return model
+
+
+def trainer(model, tokenizer, tmp_path, **kwargs):
+    queries = Dataset.from_dict({"query": QUERIES})
+    args = BEDistillConfig(str(tmp_path / "out"), **{**FAST, **kwargs})
+    return BEDistillTrainer(
+        model, args, PROMPT, train_dataset=queries, eval_dataset=queries.select([0]), processing_class=tokenizer
+    )
+
+
+def rows_of(model):
+    return [p for name, p in model.named_parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("kd_weight", [0.0, 0.9, 1.0])
+def test_only_the_be_rows_learn(tiny_model, smollm2_tokenizer, tmp_path, kd_weight):
+    model = peft_model(tiny_model, k=2)
+    run = trainer(model, smollm2_tokenizer, tmp_path, kd_weight=kd_weight)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run.train()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"base_model.model.model.embed_tokens.be_token_embedding.default.weight"}
+
+
+def test_stage_0_trains_the_ae_row_alone(tiny_model, smollm2_tokenizer, tmp_path):
+    texts = ["The ship sails over the calm sea in the morning light, and nobody speaks. " * 2 + str(i) for i in range(6)]
+    args = AEConfig(str(tmp_path), max_steps=3, min_passage_length=8, max_passage_length=16, save_strategy="no")
+    run = AETrainer(tiny_model, args, Dataset.from_dict({"text": texts}), processing_class=smollm2_tokenizer)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.train()
+    changed = {name for name, p in run.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"base_model.model.model.embed_tokens.be_token_ae_embedding.default.weight"}
+    # Eq. 1: the text, [AE], and the text again as what is to be predicted
+    row = run.train_dataset[0]
+    n = len(row["input_ids"]) // 2
+    assert row["input_ids"][n] == run.model.peft_config["default"].ae_token_id
+    assert row["input_ids"][:n] == row["input_ids"][n + 1 :] == row["labels"][n + 1 :]
+    assert set(row["labels"][: n + 1]) == {-100}
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale_by_temperature_squared": True}, {"kd_weight": 0.3}, {"beta": 1.0}])
+def test_loss_is_eq_4(tiny_model, smollm2_tokenizer, tmp_path, settings):
+    """One batch, with logits built in full, from the model's own forward passes with and without P."""
+    model = peft_model(tiny_model)
+    run = trainer(model, smollm2_tokenizer, tmp_path, **{"kd_weight": 0.9, **settings})
+    rows = [run.train_dataset[i] for i in range(3)]
+    run.model.eval()
+    loss = run.compute_loss(model, run._prepare_inputs(run._collate(rows)))
+
+    total, count = torch.zeros(()), 0
+    for i, row in enumerate(rows):
+        answer = [token for token, label in zip(row["input_ids"], row["labels"]) if label != -100]
+        logits = []
+        for prompt in (run.renderer.full(QUERIES[i]), run.renderer.be(QUERIES[i])):
+            out = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            logits.append(F.log_softmax(out / run.args.temperature, -1))
+        teacher, student = logits if run.args.beta == 0 else logits[::-1]
+        total = total + (teacher.exp() * (teacher - student)).sum()
+        count += len(answer)
+    kd = total / count * (run.args.temperature**2 if run.args.scale_by_temperature_squared else 1)
+    target = torch.tensor(run.renderer.prompt_ids)
+    out = model(input_ids=torch.tensor([[3, 15, *target.tolist()]])).logits[0, 1:-1]
+    reconstruction = F.cross_entropy(out, target)
+    expected = run.args.kd_weight * kd + (1 - run.args.kd_weight) * reconstruction
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+    # The same gradient, too
+    ours, theirs = (torch.autograd.grad(x, rows_of(model))[0] for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-3)
+
+
+def test_the_first_reconstructed_token_counts(tiny_model, smollm2_tokenizer, tmp_path):
+    run = trainer(peft_model(tiny_model), smollm2_tokenizer, tmp_path, kd_weight=0.0)
+    inputs = run._reconstruction
+    labels = inputs["labels"][0].tolist()
+    assert inputs["input_ids"][0, :2].tolist() == [3, 15]
+    assert labels[:2] == [-100, -100] and labels[2:] == run.renderer.prompt_ids
+
+
+def test_reconstruction_interval_keeps_the_mean_gradient(tiny_model, smollm2_tokenizer, tmp_path):
+    run = trainer(peft_model(tiny_model), smollm2_tokenizer, tmp_path, kd_weight=0.5, reconstruction_interval=4)
+    batch = run._prepare_inputs(run._collate([run.train_dataset[0]]))
+    losses = []
+    for step in range(4):
+        run.state.global_step = step
+        losses.append(run.compute_loss(run.model, batch).item())
+    every = trainer(peft_model(run.model.unload()), smollm2_tokenizer, tmp_path / "b", kd_weight=0.5)
+    assert sum(losses) / 4 == pytest.approx(every.compute_loss(every.model, batch).item(), rel=1e-5)
+    assert len(set(losses[1:])) == 1 and losses[0] > losses[1]
+
+
+def test_kd_cap_and_gold_answers(tiny_model, smollm2_tokenizer, tmp_path):
+    run = trainer(peft_model(tiny_model), smollm2_tokenizer, tmp_path, kd_weight=1.0, max_kd_tokens=2)
+    assert all(sum(label != -100 for label in row["labels"]) == 2 for row in run.train_dataset)
+    gold = Dataset.from_dict({"query": QUERIES[:2], "answer": ["I see the sea.", "Yes <|im_end|> it is."]})
+    args = BEDistillConfig(str(tmp_path / "gold"), **{**FAST, "max_answer_length": 32}, kd_weight=1.0)
+    run = BEDistillTrainer(
+        peft_model(run.model.unload()), args, PROMPT, gold, gold, processing_class=smollm2_tokenizer
+    )
+    answers = [[t for t, label in zip(r["input_ids"], r["labels"]) if label != -100] for r in run.train_dataset]
+    assert smollm2_tokenizer.decode(answers[0]) == "I see the sea.<|im_end|>"
+    # A gold answer cannot end its own turn: only the last token is the real one
+    assert answers[1].count(2) == 1 and answers[1][-1] == 2
+
+
+def test_gradient_accumulation_changes_nothing(tiny_model, smollm2_tokenizer, tmp_path):
+    rows = []
+    for number, (size, accumulation) in enumerate(((4, 1), (1, 4))):
+        model = peft_model(tiny_model, ae=False)
+        run = trainer(
+            model,
+            smollm2_tokenizer,
+            tmp_path / str(number),
+            kd_weight=1.0,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            train_sampling_strategy="sequential",
+            max_steps=1,
+            max_kd_tokens=1,  # one token an answer: the mean over a batch is the mean of the answers' means
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+        )
+        run.train()
+        rows.append(model.base_model.get_rows("default"))
+        tiny_model = model.unload()
+    torch.testing.assert_close(rows[0], rows[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"kd_weight": 1.5}, "between 0 and 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"beta": -0.1}, "reverse KL"),
+        ({"init": "best"}, "Unknown init"),
+        ({"reconstruction_interval": 0}, "at least 1"),
+        ({"max_kd_tokens": 0}, "at least 1"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        BEDistillConfig(str(tmp_path), **settings)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_model, smollm2_tokenizer, tmp_path):
+    queries = Dataset.from_dict({"query": QUERIES})
+    args = BEDistillConfig(str(tmp_path), kd_weight=1.0, **FAST)
+    with pytest.raises(ValueError, match="context is 512"):
+        BEDistillTrainer(tiny_model, args, "sea " * 600, queries, queries, processing_class=smollm2_tokenizer)
+
+
+def test_reconstruction_without_an_ae_row_is_refused(tiny_model, smollm2_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"needs a trained \[AE\] row"):
+        trainer(peft_model(tiny_model, ae=False), smollm2_tokenizer, tmp_path, kd_weight=0.9)
+
+
+def test_a_broken_loss_stops_the_run(tiny_model, smollm2_tokenizer, tmp_path):
+    run = trainer(peft_model(tiny_model, ae=False), smollm2_tokenizer, tmp_path, kd_weight=1.0)
+    run.model.base_model.set_rows("default", torch.full((1, 32), float("nan")))
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        run.train()
+
+
+def test_checkpoints_hold_the_rows_only(tiny_model, smollm2_tokenizer, tmp_path):
+    run = trainer(peft_model(tiny_model), smollm2_tokenizer, tmp_path)
+    run.train()
+    names = {path.name for path in (tmp_path / "out" / "checkpoint-3").iterdir()}
+    assert "adapter_model.safetensors" in names and "tokenizer.json" not in names
+    assert (tmp_path / "out" / "checkpoint-3" / "adapter_model.safetensors").stat().st_size < 2000
