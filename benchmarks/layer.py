@@ -9,6 +9,9 @@ Compares, in one run and by turns:
 - `trainable_tokens`: `TrainableTokensLayer` of PEFT.
 
 Example: `python benchmarks/layer.py --vocab 8192 131072 --dim 2048 --json layer.json`
+
+With glibc, set `MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=64000000`, or page faults of fresh outputs
+dominate the small figures. The largest size needs 8 GB of memory.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .memory import keep_freed_memory
 from .prompting import check_tokenizer
 from .tuner import BETokenConfig
 
@@ -59,7 +60,8 @@ def load_model(
             `None` is the fastest that the hardware computes in: bfloat16 on GPUs and on CPUs with AVX512-BF16 or AMX,
             float32 on other CPUs.
         device (`str`, *optional*):
-            `None` is a GPU where there is one.
+            `None` is a GPU where there is one. On CPU, freed memory is kept for reuse from then on, see
+            [`~peft_be.memory.keep_freed_memory`].
 
     Raises:
         `FileNotFoundError`: there is no such folder.
@@ -67,6 +69,8 @@ def load_model(
     """
     path = resolve_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        keep_freed_memory()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fastest_dtype(device))

@@ -3,10 +3,13 @@ import os
 import pytest
 import torch
 
+from peft_be.memory import keep_freed_memory
+
 
 # Nothing in the tests may reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+keep_freed_memory()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -59,13 +59,15 @@ def load_test_module(name: str) -> types.ModuleType:
         package = types.ModuleType(PACKAGE)
         package.__path__ = [str(fetch_tests())]
         sys.modules[PACKAGE] = package
-        # Imported for the tests of diffusion models only.
-        try:
-            importlib.import_module("diffusers")
-        except ImportError:
-            sys.modules["diffusers"] = types.ModuleType("diffusers")
-            sys.modules["diffusers"].StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})
-    module = importlib.import_module(f"{PACKAGE}.{name}")
+    # Imported for tests of diffusion models, which are not run. The stub must not stay: other packages look for it.
+    stub = types.ModuleType("diffusers")
+    stub.StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})
+    is_stubbed = sys.modules.setdefault("diffusers", stub) is stub
+    try:
+        module = importlib.import_module(f"{PACKAGE}.{name}")
+    finally:
+        if is_stubbed:
+            del sys.modules["diffusers"]
     module.hub_online_once = contextlib.nullcontext
     # Asks a method not to start as the identity. BE_TOKEN never does and has no argument for it.
     module.set_init_weights_false = lambda config_cls, kwargs: dict(kwargs)

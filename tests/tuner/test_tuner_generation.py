@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuner_helpers import VOCAB_SIZE, make_model, with_table_rows
 
 from peft_be.tuner import BETokenConfig
@@ -157,16 +158,10 @@ def test_small_updates_are_not_lost_beside_a_bf16_base():
     assert torch.equal(model.get_rows("default").bfloat16(), before.bfloat16())
 
 
-def test_real_model(request):
+def test_real_model(smollm2_dir):
     """SmolLM2: default ids, an ordinary token's row as [BE], greedy text equal to that of the ordinary token."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        folder = request.getfixturevalue("smollm2_dir")
-    except pytest.FixtureLookupError:
-        pytest.skip("there is no SmolLM2 to test with (set PEFT_BE_TEST_MODEL)")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    base_model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    base_model = AutoModelForCausalLM.from_pretrained(smollm2_dir)
     chat = [{"role": "user", "content": "Name three colours."}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     place = prompt.index(tokenizer.encode(" AI", add_special_tokens=False)[0])

@@ -1,0 +1,96 @@
+"""The scores of `peft-be eval` against their definitions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model
+
+from peft_be import BETokenConfig, PromptRenderer, evaluate_fidelity
+
+
+PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+QUERIES = ["Who are you?", "What do you see in the morning?", "Is it cold?"]
+
+
+@pytest.fixture
+def model(tiny_model):
+    for parameter in tiny_model.parameters():
+        parameter.data.mul_(3)  # a random model says nearly the same to everything
+    return get_peft_model(tiny_model, BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3]))
+
+
+def test_scores_follow_their_definitions(model, smollm2_tokenizer):
+    ae_row = torch.randn(1, 32)
+    scores, samples = evaluate_fidelity(
+        model, smollm2_tokenizer, PROMPT, QUERIES, ae_row=ae_row, max_answer_length=5, batch_size=2
+    )
+    renderer = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer, PROMPT)
+    kl, top, count = {"no_prompt": 0.0, "be": 0.0}, {"no_prompt": 0, "be": 0}, 0
+    for query, sample in zip(QUERIES, samples):
+        ids = torch.tensor([renderer.full(query)])
+        answer = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert sample["full"] == smollm2_tokenizer.decode(answer, skip_special_tokens=True)
+        log_p = {}
+        for name, prompt in (("full", renderer.full(query)), ("be", renderer.be(query)), ("no_prompt", renderer.no_prompt(query))):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            log_p[name] = F.log_softmax(logits.double(), -1)
+        for name in kl:
+            kl[name] += (log_p["full"].exp() * (log_p["full"] - log_p[name])).sum().item()
+            top[name] += (log_p["full"].argmax(-1) == log_p[name].argmax(-1)).sum().item()
+        count += len(answer)
+    assert scores["num_answer_tokens"] == count
+    for name in kl:
+        assert scores["kl"][name] == pytest.approx(kl[name] / count, rel=1e-4)
+        assert scores["top1_agreement"][name] == pytest.approx(top[name] / count)
+    assert scores["kl_gap_closed"] == pytest.approx(1 - kl["be"] / kl["no_prompt"], abs=1e-4)
+    assert scores["compression_ratio"] == scores["prompt_tokens"] == len(renderer.prompt_ids)
+
+
+def test_the_keys_are_the_documented_ones(model, smollm2_tokenizer):
+    scores, _ = evaluate_fidelity(model, smollm2_tokenizer, PROMPT, QUERIES, max_answer_length=2)
+    assert list(scores) == [
+        "model", "prompt_tokens", "be_tokens", "compression_ratio", "num_queries", "num_answer_tokens", "kl",
+        "kl_gap_closed", "top1_agreement", "answer_rouge_l", "reconstruction", "ttft_ms", "seed", "versions",
+    ]  # fmt: skip
+    for name in ("kl", "top1_agreement", "answer_rouge_l"):
+        assert list(scores[name]) == ["no_prompt", "be"]
+    assert scores["reconstruction"] == {"token_accuracy": None, "greedy_prefix_match": None}
+    assert list(scores["ttft_ms"]) == ["full", "no_prompt", "be"]
+
+
+def test_the_prompt_itself_as_be_closes_the_whole_gap(smollm2_tokenizer, model):
+    """[BE] rows that are P's own embeddings are the full prompt: every score must say so."""
+    base = model.unload()
+    ids = PromptRenderer(smollm2_tokenizer, PROMPT).prompt_ids
+    k = len(ids)
+    config = BETokenConfig(task_type="CAUSAL_LM", num_be_tokens=k, be_token_ids=list(range(49152, 49152 + k)))
+    model = get_peft_model(base, config)
+    table = base.get_input_embeddings().get_base_layer().weight
+    model.base_model.set_rows("default", table[torch.tensor(ids)])
+    scores, samples = evaluate_fidelity(model, smollm2_tokenizer, PROMPT, QUERIES, max_answer_length=5)
+    assert scores["kl_gap_closed"] == pytest.approx(1.0, abs=1e-4)
+    assert scores["top1_agreement"]["be"] == scores["answer_rouge_l"]["be"] == 1.0
+    assert all(sample["be"] == sample["full"] for sample in samples)
+
+
+def test_greedy_prefix_is_where_greedy_decoding_leaves_the_prompt(model, smollm2_tokenizer):
+    """The teacher-forced shortcut against real greedy decoding from [BE][AE]."""
+    base = model.unload()
+    config = BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3], use_ae_token=True, ae_token_id=15)
+    model = get_peft_model(base, config)
+    ids = torch.tensor([[3, 15]])
+    written = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0, 2:].tolist()
+    from peft_be.evaluation.fidelity import reconstruction_scores
+    from peft_be.losses import OutputHead
+
+    target = written[:4] + [written[4] + 1, 7, 8, 9]
+    row = model.base_model.get_ae_row("default")
+    scores = reconstruction_scores(model, smollm2_tokenizer, target, row, OutputHead(base))
+    assert scores["greedy_prefix_match"] == 4 / 8
+    assert scores["token_accuracy"] >= 4 / 8
+
+
+def test_no_queries(model, smollm2_tokenizer):
+    with pytest.raises(ValueError, match="no queries"):
+        evaluate_fidelity(model, smollm2_tokenizer, PROMPT, [])
