@@ -23,10 +23,12 @@ from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.ae_row import load_ae_row, shipped_ae
 from .training.callbacks import ProgressCallback, StopOnInterrupt, steps_in_time
 from .training.run import RunFolder, last_checkpoint
-from .tuner import BETokenConfig, find_unused_token_ids
+from .tuner import BETokenConfig
 from .versions import versions
 
 
+# P is longer than a batch of answers: reconstructing it at each step would more than double the time of a step
+RECONSTRUCTION_INTERVAL = 8
 # Validations without improvement after which training stops
 PATIENCE = 5
 
@@ -141,21 +143,15 @@ def compress_prompt(
 
     ae_directory = ae or shipped_ae(model)
     training_args.setdefault("kd_weight", BEDistillConfig.kd_weight if ae_directory else 1.0)
+    training_args.setdefault("reconstruction_interval", RECONSTRUCTION_INTERVAL)
     reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
     if reconstructs and ae_directory is None:
         raise ValueError(
             f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
             "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
         )
-    ids = find_unused_token_ids(tokenizer, model.get_input_embeddings().num_embeddings, num_be_tokens + reconstructs)
-    config = BETokenConfig(
-        task_type="CAUSAL_LM",
-        num_be_tokens=num_be_tokens,
-        be_token_ids=ids[:num_be_tokens] if len(ids) >= num_be_tokens else None,
-        use_ae_token=reconstructs,
-        ae_token_id=ids[num_be_tokens] if reconstructs and len(ids) > num_be_tokens else None,
-        slot=slot,
-    )
+    vocab_size = model.get_input_embeddings().num_embeddings
+    config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, reconstructs, slot=slot)
     peft_model = get_peft_model(model, config)
     if reconstructs:
         peft_model.base_model.set_ae_row("default", load_ae_row(ae_directory, model, tokenizer))
@@ -197,7 +193,10 @@ def compress_prompt(
         # Hashes, so that an evaluation can leave out what was seen without the queries being published
         "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
         "steps": trainer.state.global_step,
-        "best": {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": trainer.state.best_global_step},
+        "best": {
+            trainer.args.metric_for_best_model: trainer.state.best_metric,
+            "step": trainer.state.best_global_step,
+        },
         "seconds": round(time.perf_counter() - start, 1),
         "log": logs,
     }
@@ -249,7 +248,9 @@ def pretrain_ae(
     }
     texts = sorted(set(texts))
     if len(texts) < 2:
-        raise ValueError("The corpus needs at least two different texts, one of them to validate on; thousands are good.")
+        raise ValueError(
+            "The corpus needs at least two different texts, one of them to validate on; thousands are good."
+        )
     random.Random(seed).shuffle(texts)
     num_validation = min(num_validation, len(texts) // 2)
     run = RunFolder(output_dir, settings, resume=resume, overwrite=overwrite)

@@ -149,4 +149,3 @@ def divergence(
         return loss, s.mul_(gap.sub_(student_kl.unsqueeze(-1))).mul_((1 - beta) / temperature)
 
     return _PerTokenLoss.apply(student_hidden, teacher_hidden, head, loss_and_grad)
-

@@ -43,7 +43,9 @@ def resolve_model(name: str) -> str:
         folder = Path(spec.origin).parent if spec and spec.origin else None
         return str(_convert_gguf(folder)) if folder and (folder / SMOLLM2_GGUF).is_file() else SMOLLM2_REPO
     if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"There is no model folder '{name}': check the path, or give a Hub id such as org/name.")
+        raise FileNotFoundError(
+            f"There is no model folder '{name}': check the path, or give a Hub id such as org/name."
+        )
     return name
 
 

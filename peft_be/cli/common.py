@@ -75,4 +75,3 @@ def progress_bars():
 
     with bars:
         yield update
-

@@ -18,7 +18,9 @@ def compress(
     ] = None,
     ae: Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")] = None,
     num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows.")] = 1,
-    slot: Annotated[str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")] = "system",
+    slot: Annotated[
+        str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")
+    ] = "system",
     kd_weight: Annotated[Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1.", show_default="0.9")] = None,
     temperature: Annotated[Optional[float], typer.Option(help="tau of Eq. 3.", show_default="2.0")] = None,
     learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.03")] = None,

@@ -15,7 +15,9 @@ def evaluate(
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
     queries: Annotated[Path, typer.Option(help="Held-out queries: .txt, one a line, or .jsonl.")],
     model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
-    ae: Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter, to score the reconstruction.")] = None,
+    ae: Annotated[
+        Optional[Path], typer.Option(help="Folder of the [AE] adapter, to score the reconstruction.")
+    ] = None,
     max_queries: Annotated[Optional[int], typer.Option(min=1, help="Use the first so many queries.")] = None,
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
@@ -84,7 +86,10 @@ def score_table(scores: dict) -> Table:
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.0f}" for w in ("full", "no_prompt", "be")))
     table.add_section()
     table.add_row("KL gap closed", "", "", f"{scores['kl_gap_closed']:.3f}")
-    for label, name in (("P reconstructed, tokens", "token_accuracy"), ("P reconstructed, greedy prefix", "greedy_prefix_match")):
+    for label, name in (
+        ("P reconstructed, tokens", "token_accuracy"),
+        ("P reconstructed, greedy prefix", "greedy_prefix_match"),
+    ):
         value = scores["reconstruction"][name]
         table.add_row(label, "", "", "-" if value is None else f"{value:.3f}")
     return table
@@ -93,7 +98,7 @@ def score_table(scores: dict) -> Table:
 def sample_table(sample: dict) -> Table:
     query = sample["query"] if isinstance(sample["query"], str) else sample["query"][-1]["content"]
     table = Table(title=query.replace("[", r"\["), show_lines=True)
-    for column, name in (("full prompt", "full"), (r"\[BE]", "be"), ("no prompt", "no_prompt")):
+    for column in ("full prompt", r"\[BE]", "no prompt"):
         table.add_column(column, ratio=1)
     table.add_row(*(sample[name].replace("[", r"\[") for name in ("full", "be", "no_prompt")))
     return table

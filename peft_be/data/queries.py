@@ -56,7 +56,9 @@ def _parse_row(line: str, where: str):
     if field is None:
         raise ValueError(f"{where[0].upper()}{where[1:]} has no query: it needs one of {', '.join(QUERY_FIELDS)}.")
     query = row[field]
-    is_dialogue = isinstance(query, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in query)
+    is_dialogue = isinstance(query, list) and all(
+        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in query
+    )
     if not isinstance(query, str) and not is_dialogue:
         raise ValueError(f"'{field}' in {where} must be a string or a list of chat messages.")
     return query

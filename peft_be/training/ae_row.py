@@ -44,7 +44,9 @@ def load_ae_row(directory: str | Path, model: PreTrainedModel, tokenizer: PreTra
         )
     expected = (PeftConfig.from_pretrained(directory).provenance or {}).get("tokenizer_sha256")
     if expected not in (None, tokenizer_fingerprint(tokenizer)):
-        raise ValueError(f"The [AE] row in '{directory}' was trained with another tokenizer: train one for this model.")
+        raise ValueError(
+            f"The [AE] row in '{directory}' was trained with another tokenizer: train one for this model."
+        )
     return row
 
 

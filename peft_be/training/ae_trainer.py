@@ -57,7 +57,8 @@ class AETrainer(RowTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         if not isinstance(model, PeftModel):
-            model = get_peft_model(model, BETokenConfig(num_be_tokens=0, use_ae_token=True, task_type="CAUSAL_LM"))
+            vocab_size = model.get_input_embeddings().num_embeddings
+            model = get_peft_model(model, BETokenConfig.for_tokenizer(processing_class, vocab_size, 0, True))
         config = model.peft_config[model.active_adapter]
         if config.ae_token_id is None:
             raise ValueError("The adapter has no [AE] row: create it with BETokenConfig(use_ae_token=True).")

@@ -60,7 +60,9 @@ class BEDistillConfig(SFTConfig):
     max_kd_tokens: int | None = field(default=None, metadata={"help": "Distil the first tokens of an answer only."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer of the teacher, in tokens."})
     num_answers: int = field(default=1, metadata={"help": "Answers of the teacher to each query."})
-    answer_temperature: float = field(default=0.0, metadata={"help": "Sampling temperature of the answers, 0 is greedy."})
+    answer_temperature: float = field(
+        default=0.0, metadata={"help": "Sampling temperature of the answers, 0 is greedy."}
+    )
     answer_top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling."})
     answer_batch_size: int = field(default=64, metadata={"help": "Queries that the teacher answers together."})
     answer_cache_dir: str | None = field(default=None, metadata={"help": "Where the teacher's work is kept."})
@@ -79,7 +81,9 @@ class BEDistillConfig(SFTConfig):
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
     eval_steps: float | None = field(default=25, metadata={"help": "Validate every so many steps."})
     save_steps: float = field(default=25, metadata={"help": "Save every so many steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best one is kept, too."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep; the best one is kept, too."}
+    )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the rows that validated best."})
     report_to: str = field(default="none", metadata={"help": "Where to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})

@@ -91,7 +91,9 @@ class BEDistillTrainer(RowTrainer):
         if prompt is None:
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
         if not isinstance(model, PeftModel):
-            model = get_peft_model(model, BETokenConfig(task_type="CAUSAL_LM", use_ae_token=args.kd_weight < 1))
+            vocab_size = model.get_input_embeddings().num_embeddings
+            config = BETokenConfig.for_tokenizer(processing_class, vocab_size, use_ae_token=args.kd_weight < 1)
+            model = get_peft_model(model, config)
         self._adapter = model.active_adapter
         config = model.peft_config[self._adapter]
         if args.kd_weight < 1 and config.ae_token_id is None:
@@ -191,7 +193,9 @@ class BEDistillTrainer(RowTrainer):
             ids = answer.ids[: args.max_kd_tokens]
             student = self.renderer.be(queries[answer.query])
             # The last answer token predicts nothing, but is kept: rows stay what the model will see
-            rows.append({"input_ids": student + ids, "labels": [-100] * len(student) + ids, "length": len(student + ids)})
+            rows.append(
+                {"input_ids": student + ids, "labels": [-100] * len(student) + ids, "length": len(student + ids)}
+            )
             hidden.append(answer.hidden[: len(ids)])
         self._teacher_hidden[name] = hidden
         return Dataset.from_list([{**row, "teacher": [name, str(i)]} for i, row in enumerate(rows)])
@@ -208,7 +212,8 @@ class BEDistillTrainer(RowTrainer):
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         if "teacher" in rows[0]:
             rows = [
-                {**row, "teacher_hidden": self._teacher_hidden[row["teacher"][0]][int(row["teacher"][1])]} for row in rows
+                {**row, "teacher_hidden": self._teacher_hidden[row["teacher"][0]][int(row["teacher"][1])]}
+                for row in rows
             ]
         return RowCollator(self._pad)(rows)
 
@@ -266,7 +271,9 @@ class BEDistillTrainer(RowTrainer):
             total = count = 0
             for inputs in self.get_eval_dataloader(eval_dataset):
                 kl = self._kd_loss(model, self._prepare_inputs(inputs), temperature=1.0, beta=0.0)
-                sums = torch.stack([kl.double().sum(), torch.tensor(float(len(kl)), dtype=torch.double, device=kl.device)])
+                sums = torch.stack(
+                    [kl.double().sum(), torch.tensor(float(len(kl)), dtype=torch.double, device=kl.device)]
+                )
                 sums = self.accelerator.reduce(sums, reduction="sum")
                 total, count = total + sums[0].item(), count + sums[1].item()
             metrics[f"{metric_key_prefix}_kl"] = total / count
@@ -283,4 +290,3 @@ class BEDistillTrainer(RowTrainer):
         rows = self.accelerator.unwrap_model(self.model).base_model.get_rows(self._adapter)
         logs["be_norm"] = rows.norm(dim=-1).mean().item()
         super().log(logs, start_time)
-

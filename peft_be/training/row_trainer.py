@@ -12,7 +12,10 @@ class RowTrainer(SFTTrainer):
     checkpoints that hold the learned rows and nothing else.
     """
 
-    _paper = {"title": "Behavior-Equivalent Token: Single-Token Replacement for Long Prompts in LLMs", "id": "2511.23271"}
+    _paper = {
+        "title": "Behavior-Equivalent Token: Single-Token Replacement for Long Prompts in LLMs",
+        "id": "2511.23271",
+    }
     loss_is_scaled_for_ga = False
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -6,6 +6,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from .registration import add_enum_member
+from .token_ids import find_unused_token_ids
 
 
 SLOTS = ("system", "prefix")
@@ -131,6 +132,29 @@ class BETokenConfig(PeftConfig):
             raise ValueError(f"Token ids must differ from each other, got {token_ids} (the [AE] id comes last).")
         if self.slot not in SLOTS:
             raise ValueError(f"slot must be one of {SLOTS}, got {self.slot!r}.")
+
+    @classmethod
+    def for_tokenizer(
+        cls, tokenizer, vocab_size: int, num_be_tokens: int = 1, use_ae_token: bool = False, **kwargs
+    ) -> BETokenConfig:
+        """
+        A causal LM's configuration with ids that a given tokenizer does not use; what it cannot offer stays open.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The base model's tokenizer. It is not changed.
+            vocab_size (`int`): Number of rows of the base model's input embedding.
+            num_be_tokens, use_ae_token, **kwargs: As in the constructor.
+        """
+        ids = find_unused_token_ids(tokenizer, vocab_size, num_be_tokens + use_ae_token)
+        be_token_ids, ids = (ids[:num_be_tokens], ids[num_be_tokens:]) if len(ids) >= num_be_tokens else (None, ids)
+        return cls(
+            task_type="CAUSAL_LM",
+            num_be_tokens=num_be_tokens,
+            be_token_ids=be_token_ids,
+            use_ae_token=use_ae_token,
+            ae_token_id=ids[0] if use_ae_token and ids else None,
+            **kwargs,
+        )
 
     @property
     def token_ids(self) -> list[int]:

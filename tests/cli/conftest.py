@@ -7,7 +7,9 @@ import pytest
 import torch
 
 
-PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+PROMPT = (
+    "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+)
 QUERIES = [f"What did you see on day {i}?" for i in range(12)]
 
 

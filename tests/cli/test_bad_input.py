@@ -109,7 +109,12 @@ def test_unfinished_runs(cli, job, monkeypatch):
     assert code == 130 and "--resume" in out
     fails(cli(*job.with_(kd_weight=1)), "unfinished run", "--resume")
     fails(cli(*job.with_(kd_weight=1, resume=True, max_steps=5)), "another max steps")
-    fails(cli("eval", job.folder / "out", "--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt"), "not finished")
+    fails(
+        cli(
+            "eval", job.folder / "out", "--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt"
+        ),
+        "not finished",
+    )
     assert cli(*job.with_(kd_weight=1, resume=True))[0] == 0
 
 
@@ -131,7 +136,14 @@ def adapter(cli, job):
 
 
 def evaluation(job, **options):
-    arguments = ["eval", job.folder / "out", "--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt"]
+    arguments = [
+        "eval",
+        job.folder / "out",
+        "--prompt",
+        job.folder / "prompt.txt",
+        "--queries",
+        job.folder / "held_out.txt",
+    ]
     arguments += ["--max-answer-length", "4"]
     return arguments + [part for name, value in options.items() for part in ("--" + name, value)]
 
@@ -170,7 +182,9 @@ def test_adapters_of_something_else(cli, job, adapter, smollm2_tokenizer):
 def test_ae_rows_of_something_else(cli, job, adapter, smollm2_tokenizer):
     fails(cli(*evaluation(job, ae=adapter)), "has no [AE] row")
     wide = save_tiny(job.folder / "wide", smollm2_tokenizer, hidden_size=64)
-    corpus = write(job.folder / "corpus.jsonl", "".join(json.dumps({"text": f"{q} " * 30}) + "\n" for q in QUERIES * 4))
+    corpus = write(
+        job.folder / "corpus.jsonl", "".join(json.dumps({"text": f"{q} " * 30}) + "\n" for q in QUERIES * 4)
+    )
     pretrain = ["pretrain-ae", "--corpus", corpus, "--output", job.folder / "ae", "--model", wide, "--max-steps", "1"]
     assert cli(*pretrain, "--batch-size", "1", "--max-passage-length", "64")[0] == 0
     fails(cli(*evaluation(job, ae=job.folder / "ae")), "another backbone")

@@ -47,7 +47,9 @@ def assert_equal_adapters(left: Path, right: Path):
     assert a.keys() == b.keys() and len(a) == 1
     assert all((a[key] == b[key]).all() for key in a)
     logs = [json.loads((folder / "training.json").read_text())["log"] for folder in (left, right)]
-    values = [[{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in log] for log in logs]
+    values = [
+        [{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in log] for log in logs
+    ]
     # The summary at the end averages over the steps of the last process only
     assert values[0][:-1] == values[1][:-1]
 
@@ -65,7 +67,9 @@ def ae(tmp_path_factory, tiny_dir):
 def test_stage_0(ae):
     folder, arguments = ae
     output = folder / "killed"
-    kill_when([*arguments, "--output", output], folder / "cache", lambda: any(output.glob("training/stage0/checkpoint-*")))
+    kill_when(
+        [*arguments, "--output", output], folder / "cache", lambda: any(output.glob("training/stage0/checkpoint-*"))
+    )
     assert not (output / "adapter_model.safetensors").exists()
     run([*arguments, "--output", output, "--resume"], folder / "cache")
     assert_equal_adapters(folder / "alone", output)
@@ -78,7 +82,15 @@ def compression(tmp_path_factory, tiny_dir, ae):
     (folder / "prompt.txt").write_text("You are a lighthouse keeper. You answer in short sentences, whatever happens.")
     queries = [f"{q} And on the {i}th day behind it?" for i in range(20) for q in QUERIES]
     (folder / "queries.txt").write_text("\n".join(queries))
-    arguments = ["compress", "--prompt", folder / "prompt.txt", "--queries", folder / "queries.txt", "--model", tiny_dir]
+    arguments = [
+        "compress",
+        "--prompt",
+        folder / "prompt.txt",
+        "--queries",
+        folder / "queries.txt",
+        "--model",
+        tiny_dir,
+    ]
     arguments += ["--ae", ae[0] / "alone", "--max-steps", 60, "--max-answer-length", 8, "--reconstruction-steps", 60]
     run([*arguments, "--output", folder / "alone"], folder / "cache-alone")
     return folder, arguments
@@ -89,7 +101,11 @@ def test_stages_1_and_2(compression, where):
     folder, arguments = compression
     name = where.split("/")[0]
     output, cache = folder / f"killed-{name}", folder / f"cache-{name}"
-    place = (lambda: cache.glob("teacher/*/*.safetensors")) if name == "teacher" else (lambda: output.glob(f"training/{where}"))
+    place = (
+        (lambda: cache.glob("teacher/*/*.safetensors"))
+        if name == "teacher"
+        else (lambda: output.glob(f"training/{where}"))
+    )
     kill_when([*arguments, "--output", output], cache, lambda: any(place()))
     run([*arguments, "--output", output, "--resume"], cache)
     assert_equal_adapters(folder / "alone", output)

@@ -8,8 +8,18 @@ from peft_be.data import load_corpus, load_queries, passages, query_key, split_q
 def test_query_files(tmp_path):
     (tmp_path / "q.txt").write_text("  What?  \n\nWhy?\n")
     assert load_queries(tmp_path / "q.txt") == ["What?", "Why?"]
-    dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    rows = [{"query": "1"}, {"prompt": "2"}, {"question": "3"}, {"instruction": "4", "prompt": ""}, {"query": dialogue}]
+    dialogue = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    rows = [
+        {"query": "1"},
+        {"prompt": "2"},
+        {"question": "3"},
+        {"instruction": "4", "prompt": ""},
+        {"query": dialogue},
+    ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert load_queries(tmp_path / "q.jsonl") == ["1", "2", "3", "4", dialogue]
 

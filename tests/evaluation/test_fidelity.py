@@ -8,7 +8,9 @@ from peft import get_peft_model
 from peft_be import BETokenConfig, PromptRenderer, evaluate_fidelity
 
 
-PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+PROMPT = (
+    "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+)
 QUERIES = ["Who are you?", "What do you see in the morning?", "Is it cold?"]
 
 
@@ -31,7 +33,11 @@ def test_scores_follow_their_definitions(model, smollm2_tokenizer):
         answer = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :].tolist()
         assert sample["full"] == smollm2_tokenizer.decode(answer, skip_special_tokens=True)
         log_p = {}
-        for name, prompt in (("full", renderer.full(query)), ("be", renderer.be(query)), ("no_prompt", renderer.no_prompt(query))):
+        for name, prompt in (
+            ("full", renderer.full(query)),
+            ("be", renderer.be(query)),
+            ("no_prompt", renderer.no_prompt(query)),
+        ):
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
             log_p[name] = F.log_softmax(logits.double(), -1)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from test_prefix import NOT_SHARED, SHARED, make
 
-from peft_be.teacher import AnswerCache, AnswerSettings, answer_states, generate_answers, model_fingerprint, share_prefix
+from peft_be.teacher import (
+    AnswerCache,
+    AnswerSettings,
+    answer_states,
+    generate_answers,
+    model_fingerprint,
+    share_prefix,
+)
 from peft_be.teacher.answers import common_prefix_length
 
 
@@ -15,7 +22,9 @@ SETTINGS = AnswerSettings(max_new_tokens=6, batch_size=2)
 def assert_same(left, right, exact=False):
     assert [(a.query, a.ids) for a in left] == [(a.query, a.ids) for a in right]
     for a, b in zip(left, right):
-        torch.testing.assert_close(a.hidden, b.hidden, **({"atol": 0, "rtol": 0} if exact else {"atol": 1e-5, "rtol": 1e-4}))
+        torch.testing.assert_close(
+            a.hidden, b.hidden, **({"atol": 0, "rtol": 0} if exact else {"atol": 1e-5, "rtol": 1e-4})
+        )
 
 
 @pytest.mark.parametrize("name", SHARED)

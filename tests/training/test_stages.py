@@ -9,7 +9,9 @@ from peft import get_peft_model
 from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig
 
 
-PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+PROMPT = (
+    "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+)
 QUERIES = ["Who are you?", "What do you see?", "Is it cold?", "Tell me about the storm.", "Where is the boat?"]
 FAST = {"max_steps": 3, "eval_steps": 3, "save_steps": 3, "max_answer_length": 6, "per_device_train_batch_size": 2}
 
@@ -48,7 +50,9 @@ def test_only_the_be_rows_learn(tiny_model, smollm2_tokenizer, tmp_path, kd_weig
 
 
 def test_stage_0_trains_the_ae_row_alone(tiny_model, smollm2_tokenizer, tmp_path):
-    texts = ["The ship sails over the calm sea in the morning light, and nobody speaks. " * 2 + str(i) for i in range(6)]
+    texts = [
+        "The ship sails over the calm sea in the morning light, and nobody speaks. " * 2 + str(i) for i in range(6)
+    ]
     args = AEConfig(str(tmp_path), max_steps=3, min_passage_length=8, max_passage_length=16, save_strategy="no")
     run = AETrainer(tiny_model, args, Dataset.from_dict({"text": texts}), processing_class=smollm2_tokenizer)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
