@@ -136,74 +136,74 @@ def compress_prompt(
         "seed": seed,
         **training_args,
     }
-    run = RunFolder(output_dir, settings, resume=resume, overwrite=overwrite)
-    model_name = settings["model"]
-    model, tokenizer = _load(model, tokenizer)
-    start = time.perf_counter()
+    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
+        model_name = settings["model"]
+        model, tokenizer = _load(model, tokenizer)
+        start = time.perf_counter()
 
-    ae_directory = ae or shipped_ae(model)
-    training_args.setdefault("kd_weight", BEDistillConfig.kd_weight if ae_directory else 1.0)
-    training_args.setdefault("reconstruction_interval", RECONSTRUCTION_INTERVAL)
-    reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
-    if reconstructs and ae_directory is None:
-        raise ValueError(
-            f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
-            "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
+        ae_directory = ae or shipped_ae(model)
+        training_args.setdefault("kd_weight", BEDistillConfig.kd_weight if ae_directory else 1.0)
+        training_args.setdefault("reconstruction_interval", RECONSTRUCTION_INTERVAL)
+        reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
+        if reconstructs and ae_directory is None:
+            raise ValueError(
+                f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
+                "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
+            )
+        vocab_size = model.get_input_embeddings().num_embeddings
+        config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, reconstructs, slot=slot)
+        peft_model = get_peft_model(model, config)
+        if reconstructs:
+            peft_model.base_model.set_ae_row("default", load_ae_row(ae_directory, model, tokenizer))
+
+        logs = []
+        if reconstruction_steps:
+            args = {**training_args, "kd_weight": 0.0, "max_steps": reconstruction_steps}
+            args = BEDistillConfig(str(run.work / "stage1"), seed=seed, **args)
+            trainer = BEDistillTrainer(peft_model, args, prompt, processing_class=tokenizer)
+            logs += _train(trainer, "stage 1", on_progress)
+            training_args["init"] = None  # go on from there
+        args = {"answer_cache_dir": str(cache_dir() / "teacher"), **training_args}
+        trainer = BEDistillTrainer(
+            peft_model,
+            BEDistillConfig(str(run.work / "stage2"), seed=seed, **args),
+            prompt,
+            train_dataset=Dataset.from_dict({"query": splits.train}),
+            eval_dataset=Dataset.from_dict({"query": splits.validation}),
+            processing_class=tokenizer,
+            on_teacher_progress=on_progress and (lambda done, total: on_progress("teacher", done, total, {})),
         )
-    vocab_size = model.get_input_embeddings().num_embeddings
-    config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, reconstructs, slot=slot)
-    peft_model = get_peft_model(model, config)
-    if reconstructs:
-        peft_model.base_model.set_ae_row("default", load_ae_row(ae_directory, model, tokenizer))
+        if max_minutes is not None:
+            if "fitting_steps" not in run.settings:
+                left = 60 * max_minutes - (time.perf_counter() - start)
+                run.remember("fitting_steps", steps_in_time(trainer, left))
+            trainer.args.max_steps = min(trainer.args.max_steps, run.settings["fitting_steps"])
+        logs += _train(trainer, _stage_name(trainer.args.kd_weight), on_progress)
 
-    logs = []
-    if reconstruction_steps:
-        args = {**training_args, "kd_weight": 0.0, "max_steps": reconstruction_steps}
-        args = BEDistillConfig(str(run.work / "stage1"), seed=seed, **args)
-        trainer = BEDistillTrainer(peft_model, args, prompt, processing_class=tokenizer)
-        logs += _train(trainer, "stage 1", on_progress)
-        training_args["init"] = None  # go on from there
-    args = {"answer_cache_dir": str(cache_dir() / "teacher"), **training_args}
-    trainer = BEDistillTrainer(
-        peft_model,
-        BEDistillConfig(str(run.work / "stage2"), seed=seed, **args),
-        prompt,
-        train_dataset=Dataset.from_dict({"query": splits.train}),
-        eval_dataset=Dataset.from_dict({"query": splits.validation}),
-        processing_class=tokenizer,
-        on_teacher_progress=on_progress and (lambda done, total: on_progress("teacher", done, total, {})),
-    )
-    if max_minutes is not None:
-        if "fitting_steps" not in run.settings:
-            left = 60 * max_minutes - (time.perf_counter() - start)
-            run.remember("fitting_steps", steps_in_time(trainer, left))
-        trainer.args.max_steps = min(trainer.args.max_steps, run.settings["fitting_steps"])
-    logs += _train(trainer, _stage_name(trainer.args.kd_weight), on_progress)
-
-    config.provenance = {
-        **_provenance(model, tokenizer),
-        "prompt_sha256": settings["prompt"],
-        "prompt_tokens": len(trainer.renderer.prompt_ids),
-        "stages": (["stage 1"] if reconstruction_steps else []) + [_stage_name(trainer.args.kd_weight)],
-    }
-    report = {
-        "model": model_name,
-        "settings": {**settings, "kd_weight": trainer.args.kd_weight, "max_steps": trainer.args.max_steps},
-        "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
-        # Hashes, so that an evaluation can leave out what was seen without the queries being published
-        "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
-        "steps": trainer.state.global_step,
-        "best": {
-            trainer.args.metric_for_best_model: trainer.state.best_metric,
-            "step": trainer.state.best_global_step,
-        },
-        "seconds": round(time.perf_counter() - start, 1),
-        "log": logs,
-    }
-    peft_model.save_pretrained(run.directory)
-    write_card(run.directory, config, report)
-    run.finish(report)
-    return Compression(run.directory, peft_model, tokenizer, report)
+        config.provenance = {
+            **_provenance(model, tokenizer),
+            "prompt_sha256": settings["prompt"],
+            "prompt_tokens": len(trainer.renderer.prompt_ids),
+            "stages": (["stage 1"] if reconstruction_steps else []) + [_stage_name(trainer.args.kd_weight)],
+        }
+        report = {
+            "model": model_name,
+            "settings": {**settings, "kd_weight": trainer.args.kd_weight, "max_steps": trainer.args.max_steps},
+            "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
+            # Hashes, so that an evaluation can leave out what was seen without the queries being published
+            "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
+            "steps": trainer.state.global_step,
+            "best": {
+                trainer.args.metric_for_best_model: trainer.state.best_metric,
+                "step": trainer.state.best_global_step,
+            },
+            "seconds": round(time.perf_counter() - start, 1),
+            "log": logs,
+        }
+        peft_model.save_pretrained(run.directory)
+        write_card(run.directory, config, report)
+        run.finish(report)
+        return Compression(run.directory, peft_model, tokenizer, report)
 
 
 def pretrain_ae(
@@ -253,31 +253,31 @@ def pretrain_ae(
         )
     random.Random(seed).shuffle(texts)
     num_validation = min(num_validation, len(texts) // 2)
-    run = RunFolder(output_dir, settings, resume=resume, overwrite=overwrite)
-    model, tokenizer = _load(model, tokenizer)
-    start = time.perf_counter()
-    trainer = AETrainer(
-        model,
-        AEConfig(str(run.work / "stage0"), seed=seed, save_total_limit=1, **training_args),
-        train_dataset=Dataset.from_dict({"text": texts[num_validation:]}),
-        eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
-        processing_class=tokenizer,
-    )
-    logs = _train(trainer, "stage 0", on_progress)
-    config = trainer.model.peft_config["default"]
-    config.provenance = {**_provenance(model, tokenizer), "stages": ["stage 0"]}
-    report = {
-        "model": settings["model"],
-        "settings": settings,
-        "num_passages": {"train": len(trainer.train_dataset), "validation": len(trainer.eval_dataset)},
-        "steps": trainer.state.global_step,
-        "seconds": round(time.perf_counter() - start, 1),
-        "log": logs,
-    }
-    trainer.model.save_pretrained(run.directory)
-    write_card(run.directory, config, report)
-    run.finish(report)
-    return run.directory
+    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
+        model, tokenizer = _load(model, tokenizer)
+        start = time.perf_counter()
+        trainer = AETrainer(
+            model,
+            AEConfig(str(run.work / "stage0"), seed=seed, save_total_limit=1, **training_args),
+            train_dataset=Dataset.from_dict({"text": texts[num_validation:]}),
+            eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
+            processing_class=tokenizer,
+        )
+        logs = _train(trainer, "stage 0", on_progress)
+        config = trainer.model.peft_config["default"]
+        config.provenance = {**_provenance(model, tokenizer), "stages": ["stage 0"]}
+        report = {
+            "model": settings["model"],
+            "settings": settings,
+            "num_passages": {"train": len(trainer.train_dataset), "validation": len(trainer.eval_dataset)},
+            "steps": trainer.state.global_step,
+            "seconds": round(time.perf_counter() - start, 1),
+            "log": logs,
+        }
+        trainer.model.save_pretrained(run.directory)
+        write_card(run.directory, config, report)
+        run.finish(report)
+        return run.directory
 
 
 def _load(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

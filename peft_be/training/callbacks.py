@@ -62,19 +62,20 @@ def steps_in_time(trainer: Trainer, seconds: float) -> int:
 
     A budget is turned into steps before training starts, so that the learning rate schedule reaches its end.
     """
-    model = trainer.model
-    loader = iter(trainer.get_train_dataloader())
-    durations = []
-    for _ in range(3):  # the first one warms up
-        inputs = trainer._prepare_inputs(next(loader, None) or next(iter(trainer.get_train_dataloader())))
+    model, durations = trainer.model, []
+    with torch.random.fork_rng():  # a resumed run does not measure again, and must draw the same numbers
+        batches = iter(trainer.get_train_dataloader())
+        for _ in range(3):  # the first one warms up
+            inputs = next(batches, None) or next(batches := iter(trainer.get_train_dataloader()))
+            inputs = trainer._prepare_inputs(inputs)
+            start = time.perf_counter()
+            trainer.compute_loss(model, inputs).backward()
+            durations.append(time.perf_counter() - start)
+            model.zero_grad()
         start = time.perf_counter()
-        trainer.compute_loss(model, inputs).backward()
-        durations.append(time.perf_counter() - start)
-        model.zero_grad()
-    start = time.perf_counter()
-    with torch.no_grad():
         trainer.evaluate()
-    validation = (time.perf_counter() - start) / trainer.args.eval_steps
+        validation = (time.perf_counter() - start) / trainer.args.eval_steps
     trainer._metrics["train"].clear()
     trainer.state.log_history.clear()
-    return max(1, int(seconds / (sum(durations[1:]) / 2 + validation)))
+    left = seconds - sum(durations) - validation * trainer.args.eval_steps
+    return max(1, int(left / (sum(durations[1:]) / 2 + validation)))
