@@ -171,7 +171,8 @@ def compress_prompt(
             train_dataset=Dataset.from_dict({"query": splits.train}),
             eval_dataset=Dataset.from_dict({"query": splits.validation}),
             processing_class=tokenizer,
-            on_teacher_progress=on_progress and (lambda done, total: on_progress("teacher", done, total, {})),
+            on_teacher_progress=on_progress
+            and (lambda name, done, total: on_progress(f"teacher, {name} queries", done, total, {})),
         )
         if max_minutes is not None:
             if "fitting_steps" not in run.settings:

@@ -142,6 +142,24 @@ class PromptRenderer:
         self._guarded = guarded | set(tokenizer.all_special_ids) | self._reserved
         self._guarded |= self._turn_markers()
 
+    @classmethod
+    def for_adapter(cls, config, tokenizer, prompt=None, chat_template_kwargs=None) -> "PromptRenderer":
+        """
+        The renderer of an adapter: with its ids, in its slot.
+
+        Args:
+            config (`BETokenConfig`): The adapter's configuration, for instance `model.peft_config["default"]`.
+            tokenizer, prompt, chat_template_kwargs: As in the constructor.
+        """
+        return cls(
+            tokenizer,
+            prompt,
+            be_token_ids=config.be_token_ids,
+            ae_token_id=config.ae_token_id,
+            slot=config.slot,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+
     def full(self, query: str | Messages) -> list[int]:
         """
         Ids of the query after the full prompt P: the teacher's input.

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,8 +49,8 @@ class BEDistillTrainer(RowTrainer):
             The model's tokenizer.
         callbacks (`list[~transformers.TrainerCallback]`, *optional*):
             Callbacks in addition to the default ones.
-        on_teacher_progress (`Callable[[int, int], None]`, *optional*):
-            Called with the number of queries that the teacher has answered, and of all.
+        on_teacher_progress (`Callable[[str, int, int], None]`, *optional*):
+            Called with `"train"` or `"validation"`, the number of its queries that the teacher has answered, and of all.
 
     Raises:
         `ValueError`: an empty prompt, no queries though `kd_weight > 0`, a prompt that leaves no room in the context for
@@ -85,7 +86,7 @@ class BEDistillTrainer(RowTrainer):
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        on_teacher_progress: Callable[[int, int], None] | None = None,
+        on_teacher_progress: Callable[[str, int, int], None] | None = None,
     ):
         args = args or BEDistillConfig("be")
         if prompt is None:
@@ -180,7 +181,8 @@ class BEDistillTrainer(RowTrainer):
         training, start = base.training, time.perf_counter()
         base.eval()
         prefix = share_prefix(base, prompts)
-        common = {"prefix": prefix, "cache": cache, "on_progress": self._on_teacher_progress}
+        on_progress = self._on_teacher_progress and partial(self._on_teacher_progress, name)
+        common = {"prefix": prefix, "cache": cache, "on_progress": on_progress}
         if gold is None:
             answers = generate_answers(base, prompts, settings, self._pad, **common)
         else:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import get_peft_model
 
-from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig
+from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig, PromptRenderer
 
 
 PROMPT = (
@@ -129,6 +129,14 @@ def test_kd_cap_and_gold_answers(tiny_model, smollm2_tokenizer, tmp_path):
     assert smollm2_tokenizer.decode(answers[0]) == "I see the sea.<|im_end|>"
     # A gold answer cannot end its own turn: only the last token is the real one
     assert answers[1].count(2) == 1 and answers[1][-1] == 2
+
+
+def test_training_reads_what_evaluation_and_chat_will(tiny_model, smollm2_tokenizer, tmp_path):
+    """The ids in front of each answer are those of a renderer that knows the finished adapter alone."""
+    run = trainer(peft_model(tiny_model, k=2), smollm2_tokenizer, tmp_path, kd_weight=1.0)
+    later = PromptRenderer.for_adapter(run.model.peft_config["default"], smollm2_tokenizer)
+    for query, row in zip(QUERIES, run.train_dataset):
+        assert row["input_ids"][: row["labels"].count(-100)] == later.be(query)
 
 
 def test_gradient_accumulation_changes_nothing(tiny_model, smollm2_tokenizer, tmp_path):
