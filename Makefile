@@ -22,7 +22,8 @@ $(VENV)/.installed: setup.py
 
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
-		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite $(DEMO_ARGS)
+		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite \
+		--kd-weight 1 --temperature 1 --max-steps 200 --max-minutes 14
 	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.txt --queries $(DEMO)/test_queries.jsonl \
 		--samples 3 --seed $(SEED) --json $(OUT)/scores.json
 

@@ -300,7 +300,8 @@ def _train(trainer: Trainer, stage: str, on_progress: OnProgress | None) -> list
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
-    return [{"stage": stage, **entry} for entry in trainer.state.log_history]
+    # Without the summary at the end, which knows of this process's steps only
+    return [{"stage": stage, **entry} for entry in trainer.state.log_history if "train_loss" not in entry]
 
 
 def _stage_name(kd_weight: float) -> str:

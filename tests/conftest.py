@@ -1,14 +1,16 @@
 import os
 
-import pytest
-import torch
 
-from peft_be.memory import keep_freed_memory
-
-
-# Nothing in the tests may reach for the network
+# Nothing in the tests may reach for the network. Read by huggingface_hub when it is imported, thus in front of the rest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from peft_be.memory import keep_freed_memory  # noqa: E402
+
+
 keep_freed_memory()
 
 

@@ -143,7 +143,7 @@ class PromptRenderer:
         self._guarded |= self._turn_markers()
 
     @classmethod
-    def for_adapter(cls, config, tokenizer, prompt=None, chat_template_kwargs=None) -> "PromptRenderer":
+    def for_adapter(cls, config, tokenizer, prompt=None, chat_template_kwargs=None) -> PromptRenderer:
         """
         The renderer of an adapter: with its ids, in its slot.
 

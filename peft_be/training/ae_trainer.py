@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from ..data.corpus import passages
 from ..losses import OutputHead, cross_entropy
@@ -56,7 +56,9 @@ class AETrainer(RowTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        args = args or AEConfig("ae")
         if not isinstance(model, PeftModel):
+            set_seed(args.seed)  # the row starts at random
             vocab_size = model.get_input_embeddings().num_embeddings
             model = get_peft_model(model, BETokenConfig.for_tokenizer(processing_class, vocab_size, 0, True))
         config = model.peft_config[model.active_adapter]
@@ -66,7 +68,7 @@ class AETrainer(RowTrainer):
         self._head = OutputHead(model.get_base_model())
         super().__init__(
             model=model,
-            args=args or AEConfig("ae"),
+            args=args,
             data_collator=RowCollator(processing_class.pad_token_id or 0),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,

@@ -232,9 +232,11 @@ class BEDistillTrainer(RowTrainer):
             if args.scale_by_temperature_squared:
                 kd = kd * args.temperature**2
             loss = loss + args.kd_weight * self._checked("kd_loss", kd)
-        if args.kd_weight < 1 and self.state.global_step % args.reconstruction_interval == 0:
+        # Alone, reconstruction is what every step is for
+        interval = args.reconstruction_interval if args.kd_weight > 0 else 1
+        if args.kd_weight < 1 and self.state.global_step % interval == 0:
             reconstruction = self._checked("reconstruction_loss", self._reconstruction_loss(model))
-            loss = loss + (1 - args.kd_weight) * args.reconstruction_interval * reconstruction
+            loss = loss + (1 - args.kd_weight) * interval * reconstruction
         return (loss, {}) if return_outputs else loss
 
     def _checked(self, name: str, loss: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
+
+
+class EpochLengthSampler(LengthGroupedSampler):
+    """Batches of similar length in an order that depends on seed and epoch alone: a resumed run meets the same one."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(self.seed + epoch)
 
 
 class RowTrainer(SFTTrainer):
@@ -17,6 +32,13 @@ class RowTrainer(SFTTrainer):
         "id": "2511.23271",
     }
     loss_is_scaled_for_ga = False
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return EpochLengthSampler(size, list(dataset["length"]), self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Not the tokenizer: it is the base model's, unchanged and a thousand times larger than the rows
