@@ -13,7 +13,8 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import ProgressCallback as ProgressBarCallback
 
 from .card import write_card
 from .data import query_key, split_queries
@@ -297,6 +298,8 @@ def _train(trainer: Trainer, stage: str, on_progress: OnProgress | None) -> list
         trainer.add_callback(EarlyStoppingCallback(PATIENCE))
     if on_progress:
         trainer.add_callback(ProgressCallback(stage, on_progress))
+        for printer in (PrinterCallback, ProgressBarCallback):  # in the place of those
+            trainer.remove_callback(printer)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
