@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 import typer
@@ -51,6 +52,16 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+@contextlib.contextmanager
+def resumable(output: Path):
+    """Context of a run in the folder `output`: Ctrl-C ends it with exit code 130 and says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console, progress_bars
+from .common import console, progress_bars, resumable
 
 
 def compress(
@@ -56,28 +56,24 @@ def compress(
     text, asked = load_prompt(prompt), load_queries(queries)
     held_out = load_queries(test_queries) if test_queries else None
     console.print(f"Compressing [bold]{prompt}[/] with {len(asked)} queries on [bold]{model}[/]")
-    try:
-        with progress_bars() as on_progress:
-            result = compress_prompt(
-                text,
-                asked,
-                output,
-                model=model,
-                test_queries=held_out,
-                ae=ae,
-                num_be_tokens=num_be_tokens,
-                slot=slot,
-                reconstruction_steps=reconstruction_steps,
-                max_minutes=max_minutes,
-                seed=seed,
-                resume=resume,
-                overwrite=overwrite,
-                on_progress=on_progress,
-                **{name: value for name, value in training_args.items() if value is not None},
-            )
-    except KeyboardInterrupt:
-        console.print(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
-        raise typer.Exit(130) from None
+    with resumable(output), progress_bars() as on_progress:
+        result = compress_prompt(
+            text,
+            asked,
+            output,
+            model=model,
+            test_queries=held_out,
+            ae=ae,
+            num_be_tokens=num_be_tokens,
+            slot=slot,
+            reconstruction_steps=reconstruction_steps,
+            max_minutes=max_minutes,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            **{name: value for name, value in training_args.items() if value is not None},
+        )
     size = (output / "adapter_model.safetensors").stat().st_size
     best = {name: value for name, value in result.report["best"].items() if name != "step"}
     console.print(

@@ -59,7 +59,7 @@ def evaluate(
             max_answer_length=max_answer_length,
             batch_size=batch_size,
             seed=seed,
-            on_progress=lambda what, done, total: on_progress(what, done, total),
+            on_progress=on_progress,
         )
     console.print(score_table(scores))
     for sample in texts[:samples]:

@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console, progress_bars
+from .common import console, progress_bars, resumable
 
 
 def pretrain_ae(
@@ -33,19 +33,15 @@ def pretrain_ae(
         "max_passage_length": max_passage_length,
     }
     texts = load_corpus(corpus)
-    try:
-        with progress_bars() as on_progress:
-            run(
-                texts,
-                output,
-                model=model,
-                seed=seed,
-                resume=resume,
-                overwrite=overwrite,
-                on_progress=on_progress,
-                **{name: value for name, value in training_args.items() if value is not None},
-            )
-    except KeyboardInterrupt:
-        console.print(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
-        raise typer.Exit(130) from None
+    with resumable(output), progress_bars() as on_progress:
+        run(
+            texts,
+            output,
+            model=model,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            **{name: value for name, value in training_args.items() if value is not None},
+        )
     console.print(f"Saved to [bold]{output}[/]. Next: peft-be compress --ae {output} ...")

@@ -42,17 +42,6 @@ class RunFolder:
 
     RESULT = "training.json"
 
-    # As a context, it takes an empty run away when it fails: only work that is worth resuming stays
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        failed = kind is not None and issubclass(kind, Exception)
-        if failed and not any(path.is_file() for path in self.work.glob("*/**/*")):
-            shutil.rmtree(self.work)
-            if not any(self.directory.iterdir()):
-                self.directory.rmdir()
-
     def __init__(self, directory: str | os.PathLike, settings: dict, resume: bool = False, overwrite: bool = False):
         self.directory = Path(directory)
         self.work = self.directory / "training"
@@ -76,6 +65,17 @@ class RunFolder:
                 self._write(self._settings_file, settings)
         except OSError as error:
             raise OSError(f"The output folder '{directory}' cannot be written: {error.strerror}.") from error
+
+    # As a context, it takes an empty run away when it fails: only work that is worth resuming stays
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        failed = kind is not None and issubclass(kind, Exception)
+        if failed and not any(path.is_file() for path in self.work.glob("*/**/*")):
+            shutil.rmtree(self.work)
+            if not any(self.directory.iterdir()):
+                self.directory.rmdir()
 
     @property
     def is_finished(self) -> bool:
