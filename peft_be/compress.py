@@ -28,8 +28,8 @@ from .tuner import BETokenConfig
 from .versions import versions
 
 
-# P is longer than a batch of answers: reconstructing it at each step would more than double the time of a step
-RECONSTRUCTION_INTERVAL = 8
+# P is longer than a batch of answers: reconstructing it at each step would multiply the time of a step
+RECONSTRUCTION_INTERVAL = 32
 # Validations without improvement after which training stops
 PATIENCE = 5
 

@@ -23,15 +23,17 @@ def compress(
     ] = "system",
     kd_weight: Annotated[Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1.", show_default="0.9")] = None,
     temperature: Annotated[Optional[float], typer.Option(help="tau of Eq. 3.", show_default="2.0")] = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.03")] = None,
-    max_steps: Annotated[Optional[int], typer.Option(help="Number of steps.", show_default="150")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Answers a step.", show_default="8")] = None,
+    learning_rate: Annotated[
+        Optional[float], typer.Option(help="Of AdamW, in units of the start rows' RMS.", show_default="0.2")
+    ] = None,
+    max_steps: Annotated[Optional[int], typer.Option(help="Number of steps.", show_default="600")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Answers a step.", show_default="2")] = None,
     max_answer_length: Annotated[
         Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")
     ] = None,
     reconstruction_steps: Annotated[int, typer.Option(help="Steps of stage 1 alone before the rest.")] = 0,
     reconstruction_interval: Annotated[
-        Optional[int], typer.Option(help="Reconstruct at every n-th step only.", show_default="8")
+        Optional[int], typer.Option(help="Reconstruct at every n-th step only.", show_default="32")
     ] = None,
     max_minutes: Annotated[Optional[float], typer.Option(help="Time for all of it, model loading excluded.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 42,

@@ -50,6 +50,11 @@ class BEDistillConfig(SFTConfig):
             the adapter's rows.
         init_text (`str`, *optional*):
             The text of `init="text"`.
+        init_scale (`float`, *optional*):
+            Factor on the start rows. `None` measures [`residual_growth`], which makes them as long as the hidden states
+            between the layers; `1.0` leaves them as long as embeddings are.
+        learning_rate (`float`, *optional*, defaults to `0.2`):
+            The highest learning rate of AdamW, in units of the start rows' root mean square.
     """
 
     kd_weight: float = field(default=0.9, metadata={"help": "lambda of Eq. 4: 0 is stage 1 alone, 1 stage 2 alone."})
@@ -68,19 +73,20 @@ class BEDistillConfig(SFTConfig):
     answer_cache_dir: str | None = field(default=None, metadata={"help": "Where the teacher's work is kept."})
     init: str | None = field(default="neutral", metadata={"help": f"Where the rows start: {', '.join(INITS)}."})
     init_text: str | None = field(default=None, metadata={"help": "The text of init='text'."})
+    init_scale: float | None = field(default=None, metadata={"help": "Factor on the start rows; None measures one."})
 
-    learning_rate: float = field(default=3e-2, metadata={"help": "The initial learning rate of AdamW."})
+    learning_rate: float = field(default=0.2, metadata={"help": "Of AdamW, in units of the start rows' RMS."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
-    warmup_steps: float = field(default=5, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
-    max_steps: int = field(default=150, metadata={"help": "Number of update steps."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Answers a step and device."})
+    warmup_steps: float = field(default=10, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
+    max_steps: int = field(default=600, metadata={"help": "Number of update steps."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Answers a step and device."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Answers a validation batch."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16; the base model's dtype rules."})
-    logging_steps: float = field(default=5, metadata={"help": "Log every so many steps."})
+    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
-    eval_steps: float | None = field(default=25, metadata={"help": "Validate every so many steps."})
-    save_steps: float = field(default=25, metadata={"help": "Save every so many steps."})
+    eval_steps: float | None = field(default=100, metadata={"help": "Validate every so many steps."})
+    save_steps: float = field(default=100, metadata={"help": "Save every so many steps."})
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep; the best one is kept, too."}
     )
@@ -96,6 +102,8 @@ class BEDistillConfig(SFTConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}.")
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"beta lies between 0 (forward KL) and 1 (reverse KL), got {self.beta}.")
+        if self.init_scale is not None and self.init_scale <= 0:
+            raise ValueError(f"init_scale must be above 0 or None, got {self.init_scale}.")
         for name in ("reconstruction_interval", "max_answer_length", "num_answers", "answer_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -18,7 +18,7 @@ from ..prompting.reconstruction import reconstruction_example
 from ..teacher import AnswerCache, AnswerSettings, answer_states, generate_answers, model_fingerprint, share_prefix
 from ..tuner import BETokenConfig
 from .be_distill_config import BEDistillConfig
-from .init import initial_rows
+from .init import initial_rows, residual_growth
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, predicting
 
 
@@ -120,7 +120,9 @@ class BEDistillTrainer(RowTrainer):
                 args.init_text,
                 args.seed,
             )
-            model.base_model.set_rows(self._adapter, rows)
+            scale = args.init_scale or residual_growth(base, self.renderer.full("Hello")[:128])
+            model.base_model.set_rows(self._adapter, scale * rows)
+        self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
         self._reconstruction = None
         if args.kd_weight < 1:
             row = reconstruction_example(
@@ -218,6 +220,13 @@ class BEDistillTrainer(RowTrainer):
                 for row in rows
             ]
         return RowCollator(self._pad)(rows)
+
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        # Under Adam this is the same as training rows of RMS 1: one learning rate for every backbone and `init_scale`
+        for group in optimizer.param_groups:
+            group["lr"] *= self._start_rms
+        return optimizer
 
     def _prepare_dataset(self, dataset, *_):
         return dataset  # the rows are ready, and may be longer than SFT's `max_length`

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
+
+
+if TYPE_CHECKING:
+    from .be_distill_trainer import BEDistillTrainer
 
 
 class ProgressCallback(TrainerCallback):
@@ -56,26 +62,36 @@ class StopOnInterrupt(TrainerCallback):
             signal.signal(signal.SIGINT, self._before)
 
 
-def steps_in_time(trainer: Trainer, seconds: float) -> int:
+def steps_in_time(trainer: BEDistillTrainer, seconds: float, samples: int = 8) -> int:
     """
-    How many steps of `trainer` fit into `seconds`, from timing two of them; the validations that go with them are counted.
+    How many steps of `trainer` fit into `seconds`, from timing `samples` of them; the validations and reconstructions that
+    go with them are counted.
 
     A budget is turned into steps before training starts, so that the learning rate schedule reaches its end.
     """
-    model, durations = trainer.model, []
+    args, start = trainer.args, time.perf_counter()
+
+    def step(inputs: dict[str, torch.Tensor]) -> float:
+        begin = time.perf_counter()
+        trainer.compute_loss(trainer.model, inputs).backward()
+        trainer.model.zero_grad()
+        return time.perf_counter() - begin
+
     with torch.random.fork_rng():  # a resumed run does not measure again, and must draw the same numbers
-        batches = iter(trainer.get_train_dataloader())
-        for _ in range(3):  # the first one warms up
-            inputs = next(batches, None) or next(batches := iter(trainer.get_train_dataloader()))
-            inputs = trainer._prepare_inputs(inputs)
-            start = time.perf_counter()
-            trainer.compute_loss(model, inputs).backward()
-            durations.append(time.perf_counter() - start)
-            model.zero_grad()
-        start = time.perf_counter()
+        batches = itertools.chain.from_iterable(itertools.repeat(trainer.get_train_dataloader()))
+        batches = [trainer._prepare_inputs(inputs) for inputs in itertools.islice(batches, samples)]
+        trainer.state.global_step = 1  # a step without reconstruction, if there are such
+        step(batches[-1])  # warms up
+        durations = [step(inputs) for inputs in batches]
+        trainer.state.global_step = 0
+        reconstruction = max(0.0, step(batches[-1]) - durations[-1]) / args.reconstruction_interval
+        begin = time.perf_counter()
         trainer.evaluate()
-        validation = (time.perf_counter() - start) / trainer.args.eval_steps
+        validation = (time.perf_counter() - begin) / args.eval_steps
     trainer._metrics["train"].clear()
     trainer.state.log_history.clear()
-    left = seconds - sum(durations) - validation * trainer.args.eval_steps
-    return max(1, int(left / (sum(durations[1:]) / 2 + validation)))
+    # The first batches of an epoch are its longest rows
+    tokens = sum(inputs["input_ids"].numel() for inputs in batches)
+    average = sum(trainer.train_dataset["length"]) / len(trainer.train_dataset) * args.train_batch_size
+    per_step = args.gradient_accumulation_steps * sum(durations) / tokens * average + reconstruction + validation
+    return max(1, int((seconds - (time.perf_counter() - start)) / per_step))

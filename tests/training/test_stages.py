@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import get_peft_model
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig, PromptRenderer
 
@@ -137,6 +138,35 @@ def test_training_reads_what_evaluation_and_chat_will(tiny_model, smollm2_tokeni
     later = PromptRenderer.for_adapter(run.model.peft_config["default"], smollm2_tokenizer)
     for query, row in zip(QUERIES, run.train_dataset):
         assert row["input_ids"][: row["labels"].count(-100)] == later.be(query)
+
+
+def test_rows_start_as_long_as_the_hidden_states(tiny_model, smollm2_tokenizer, tmp_path):
+    short = trainer(peft_model(tiny_model, ae=False), smollm2_tokenizer, tmp_path, kd_weight=1.0, init_scale=1.0)
+    rows = short.model.base_model.get_rows("default")
+    base = short.model.unload()
+    run = trainer(peft_model(base, ae=False), smollm2_tokenizer, tmp_path / "b", kd_weight=1.0)
+    growth = run.model.base_model.get_rows("default").norm() / rows.norm()
+    states = base(torch.tensor([run.renderer.full("Hello")[:128]]), output_hidden_states=True).hidden_states
+    first, *rest = [state[0, 1:].norm(dim=-1) for state in states]
+    torch.testing.assert_close(growth, torch.cat(rest).median() / first.median())
+    # A learning rate means the same for both
+    rates = [r.create_optimizer().param_groups[0]["lr"] for r in (short, run)]
+    assert rates[1] / rates[0] == pytest.approx(growth.item(), rel=1e-4)
+
+
+def test_training_does_not_depend_on_the_scale_of_the_embedding_table(tiny_model, smollm2_tokenizer, tmp_path):
+    """Gemma's table is small and its embedding multiplies: the same model, written that way, learns the same row."""
+    run = trainer(peft_model(tiny_model, ae=False), smollm2_tokenizer, tmp_path / "a", kd_weight=1.0)
+    run.train()
+    expected = run.model.base_model.get_rows("default")
+    base = run.model.unload()
+    table = base.get_input_embeddings().weight.data
+    scaled = Gemma3TextScaledWordEmbedding(*table.shape, padding_idx=None, embed_scale=8.0)
+    scaled.weight.data = table / 8
+    base.set_input_embeddings(scaled)
+    run = trainer(peft_model(base, ae=False), smollm2_tokenizer, tmp_path / "b", kd_weight=1.0)
+    run.train()
+    torch.testing.assert_close(8 * run.model.base_model.get_rows("default"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_accumulation_changes_nothing(tiny_model, smollm2_tokenizer, tmp_path):
