@@ -1,9 +1,11 @@
-"""The versions that a result depends on."""
+"""The versions and the machine that a result depends on."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+
+import torch
 
 
 def versions() -> dict[str, str]:
@@ -15,3 +17,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a checkout
             found[package] = "unknown"
     return found
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """Name of the device that computes, and the number of threads on the CPU."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+    return {"device": name, "threads": torch.get_num_threads()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .bench import bench
 from .chat import chat
 from .common import run_cleanly
 from .compress import compress
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(compress)
 app.command("eval")(evaluate)
+app.command()(bench)
 app.command()(chat)
 app.command()(info)
 app.command("pretrain-ae")(pretrain_ae)

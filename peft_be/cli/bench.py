@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from .common import console, progress_bars
+
+
+def bench(
+    directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
+    queries: Annotated[
+        Optional[Path], typer.Option(help="Users' turns: .txt, one a line, or .jsonl; four general ones by default.")
+    ] = None,
+    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Requests answered together, separated by commas.")] = "1,4",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer behind the first one.")] = 32,
+    repeats: Annotated[int, typer.Option(min=2, help="Measurements of each figure.")] = 5,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
+    allow_template_change: Annotated[
+        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
+    ] = False,
+) -> None:
+    """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
+    from ..data import load_queries
+    from ..evaluation import bench_inference
+    from ..models import load_adapter
+    from ..prompting import load_prompt
+
+    try:
+        sizes = tuple(int(size) for size in batch_sizes.split(","))
+    except ValueError:
+        raise ValueError(f"--batch-sizes takes whole numbers separated by commas, got '{batch_sizes}'.") from None
+    text, asked = load_prompt(prompt), load_queries(queries) if queries else None
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder of '{json_file}' does not exist: create it first.")
+    report = directory / "training.json"
+    peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
+    with progress_bars() as on_progress:
+        result = bench_inference(
+            peft_model,
+            tokenizer,
+            text,
+            asked,
+            batch_sizes=sizes,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            training_seconds=json.loads(report.read_text()).get("seconds") if report.is_file() else None,
+            on_progress=on_progress,
+        )
+    console.print(latency_table(result))
+    ratio, fit = result["ttft_ratio"], result["ttft_fit"]
+    console.print(
+        f"TTFT of one request, \\[BE] to full prompt: {ratio['measured']:.3f} measured, {ratio['predicted']:.3f} predicted "
+        f"(Eq. 6, rho {fit['rho']:.3f}); NormFLOPs {result['norm_flops']:.3f} (Eq. 5)."
+    )
+    if result["training_seconds"] is not None:
+        for mode, label in (("full", "the full prompt"), ("full_cached", "the cached full prompt")):
+            requests = result["break_even_requests"][mode]
+            after = "never" if requests is None else f"after {requests:,} requests"
+            console.print(f"Against {label}, the {result['training_seconds']:.0f} s of compressing are paid {after}.")
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def latency_table(result: dict) -> Table:
+    table = Table(
+        title=f"{result['prompt_tokens']} prompt tokens in {result['be_tokens']}, answers of {result['new_tokens'] + 1} "
+        f"tokens, median (quartiles) of {result['repeats']}"
+    )
+    for column in ("requests", "", "full prompt", "full, cached", "no prompt", "\\[BE]"):
+        table.add_column(column, justify="right" if column else "left")
+    for batch in result["batches"]:
+        modes = [batch[mode] for mode in ("full", "full_cached", "no_prompt", "be")]
+        for label, name in (("first token, ms", "ttft_ms"), ("then tokens/s", "decode_tokens_per_s")):
+            cells = (f"{m[name]['median']:.0f} ({m[name]['q1']:.0f}-{m[name]['q3']:.0f})" for m in modes)
+            table.add_row(str(batch["batch_size"]) if name == "ttft_ms" else "", label, *cells)
+        table.add_row("", "KV cache, MB", *(f"{m['kv_bytes'] / 1e6:.2f}" for m in modes))
+        table.add_section()
+    return table

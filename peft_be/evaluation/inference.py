@@ -1,0 +1,182 @@
+"""What a prompt costs at inference: in full, in full with its keys and values cached, not at all, and as [BE]."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from ..prompting import PromptRenderer
+from ..teacher import common_prefix_length
+from ..versions import machine, versions
+from .latency import RequestTiming, time_requests
+
+
+QUERIES = (
+    "Who are you?",
+    "What can you do for me?",
+    "Please explain to me in a few words how all of this works.",
+    "I have a question about something that happened yesterday, and I am not sure that I understood it.",
+)
+MODES = ("full", "full_cached", "no_prompt", "be")
+# Shares of the full prompt at which TTFT is measured to fit Eq. 6
+FIT_SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+@torch.no_grad()
+def bench_inference(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[dict[str, str]],
+    queries: list | None = None,
+    batch_sizes: tuple[int, ...] = (1, 4),
+    new_tokens: int = 32,
+    repeats: int = 5,
+    training_seconds: float | None = None,
+    on_progress: Callable[[str, int, int, dict], None] | None = None,
+) -> dict:
+    """
+    Measure latency, decoding speed and cache size of the four ways to serve a prompt, by turns in one run.
+
+    `full_cached` is prefix caching as transformers documents it: P's keys and values are there before the clock starts,
+    each row attends to its copy with the model's own kernel, and the memory counts P once, as servers that share pages do.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            The base model with the active BE_TOKEN adapter.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompt (`str` or `list[dict]`):
+            P, the prompt that [BE] stands for.
+        queries (`list`, *optional*):
+            Users' turns, taken in order and again from the first. `None` takes four general ones.
+        batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
+            Requests answered together.
+        new_tokens (`int`, *optional*, defaults to `32`):
+            Length of an answer, in tokens, behind the first one.
+        repeats (`int`, *optional*, defaults to `5`):
+            Measurements of each figure, behind one warm-up; at least 2.
+        training_seconds (`float`, *optional*):
+            What the compression took, for the break-even.
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
+            Called with what is being done, the rounds done, their total, and an empty dict.
+
+    Returns:
+        `dict`: JSON-serialisable. `batches` holds, for each batch size and mode, the quartiles of `ttft_ms` and
+            `decode_tokens_per_s`, and `kv_bytes`; `norm_flops` is Eq. 5; `ttft_fit` has alpha, beta and rho of Eq. 6, fitted
+            without the [BE] measurement, and `ttft_ratio` what they predict beside what was measured; `break_even_requests`
+            is the number of requests, at the first batch size, after which the compression has saved the time it took,
+            against `full` and against `full_cached`, and `None` where it saves none.
+
+    Raises:
+        `ValueError`: fewer than two repeats, no decoded token, or a batch size below 1.
+    """
+    if repeats < 2 or new_tokens < 1 or min(batch_sizes) < 1:
+        raise ValueError("A measurement needs at least 2 repeats, 1 new token, and batch sizes of 1 or more.")
+    config = model.peft_config[model.active_adapter]
+    base = model.get_base_model()
+    was_training = model.training
+    model.eval()
+    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt)
+    queries = list(itertools.islice(itertools.cycle(queries or QUERIES), max(batch_sizes)))
+    full = [renderer.full(query) for query in queries]
+    prompts = {
+        "full": full,
+        "full_cached": full,
+        "no_prompt": [renderer.no_prompt(query) for query in queries],
+        "be": [renderer.be(query) for query in queries],
+    }
+    # The user's turn is not a part of what a server has cached
+    shared = common_prefix_length([*full, renderer.full("A"), renderer.full("B")])
+    prefix = DynamicCache(config=base.config)
+    base(input_ids=torch.tensor([full[0][:shared]], device=base.device), past_key_values=prefix, logits_to_keep=1)
+
+    rounds, done = (repeats + 1) * (len(batch_sizes) + 1), 0
+
+    def measured(what: str, jobs: dict[str, Callable[[], RequestTiming]]) -> dict[str, list[RequestTiming]]:
+        """`repeats` timings of each job, the jobs by turns, behind a round that warms up."""
+        nonlocal done
+        timings: dict[str, list[RequestTiming]] = {name: [] for name in jobs}
+        for _ in range(repeats + 1):
+            for name, job in jobs.items():
+                timings[name].append(job())
+            done += 1
+            if on_progress:
+                on_progress(what, done, rounds, {})
+        return {name: values[1:] for name, values in timings.items()}
+
+    batches = []
+    for size in batch_sizes:
+        jobs = {
+            mode: partial(
+                time_requests, base, prompts[mode][:size], new_tokens, prefix if mode == "full_cached" else None
+            )
+            for mode in MODES
+        }
+        timings = measured("requests", jobs)
+        batches.append(
+            {
+                "batch_size": size,
+                **{
+                    mode: {
+                        "ttft_ms": quartiles([t.ttft_ms for t in values]),
+                        "decode_tokens_per_s": quartiles([t.decode_tokens_per_s for t in values]),
+                        "kv_bytes": values[0].kv_bytes,
+                    }
+                    for mode, values in timings.items()
+                },
+            }
+        )
+
+    # Eq. 5 and 6, for one request; [BE] is predicted, not fitted
+    points = [prompts["no_prompt"][0], *(full[0][: round(share * len(full[0]))] for share in FIT_SHARES)]
+    jobs = {str(i): partial(time_requests, base, [ids]) for i, ids in enumerate([*points, prompts["be"][0]])}
+    ttft = [statistics.median(t.ttft_ms for t in values) for values in measured("requests", jobs).values()]
+    beta, alpha = np.polyfit([len(ids) for ids in points], ttft[:-1], 1).tolist()
+    norm_flops = len(prompts["be"][0]) / len(full[0])
+    rho = alpha / (alpha + beta * len(full[0]))
+
+    model.train(was_training)
+    return {
+        "model": config.base_model_name_or_path,
+        "prompt_tokens": len(renderer.prompt_ids),
+        "be_tokens": config.num_be_tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "batches": batches,
+        "norm_flops": norm_flops,
+        "ttft_fit": {"alpha_ms": alpha, "beta_ms_per_token": beta, "rho": rho},
+        "ttft_ratio": {"predicted": rho + (1 - rho) * norm_flops, "measured": ttft[-1] / ttft[-2]},
+        "training_seconds": training_seconds,
+        "break_even_requests": break_even(batches[0], new_tokens, training_seconds),
+        "machine": {**machine(base.device), "dtype": str(base.dtype).removeprefix("torch.")},
+        "versions": versions(),
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and quartiles of at least two values."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"q1": low, "median": median, "q3": high}
+
+
+def break_even(batch: dict, new_tokens: int, training_seconds: float | None) -> dict[str, int | None]:
+    """Requests after which the compression has saved `training_seconds`, against both ways to keep the full prompt."""
+
+    def seconds(mode: str) -> float:
+        per_request = batch[mode]["ttft_ms"]["median"] / 1000
+        per_token = batch["batch_size"] / batch[mode]["decode_tokens_per_s"]["median"]
+        return (per_request + new_tokens * per_token) / batch["batch_size"]
+
+    result: dict[str, int | None] = {}
+    for mode in ("full", "full_cached"):
+        saved = seconds(mode) - seconds("be")
+        result[mode] = math.ceil(training_seconds / saved) if training_seconds is not None and saved > 0 else None
+    return result
