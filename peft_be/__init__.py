@@ -12,6 +12,7 @@ _LAZY = {
     "BEDistillConfig": "training",
     "BEDistillTrainer": "training",
     "PromptRenderer": "prompting",
+    "bench_inference": "evaluation",
     "compress_prompt": "compress",
     "evaluate_fidelity": "evaluation",
     "load_adapter": "models",

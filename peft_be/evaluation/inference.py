@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedTokenizerBase
@@ -139,7 +138,8 @@ def bench_inference(
     points = [prompts["no_prompt"][0], *(full[0][: round(share * len(full[0]))] for share in FIT_SHARES)]
     jobs = {str(i): partial(time_requests, base, [ids]) for i, ids in enumerate([*points, prompts["be"][0]])}
     ttft = [statistics.median(t.ttft_ms for t in values) for values in measured("requests", jobs).values()]
-    beta, alpha = np.polyfit([len(ids) for ids in points], ttft[:-1], 1).tolist()
+    design = torch.tensor([[1.0, len(ids)] for ids in points])
+    alpha, beta = torch.linalg.lstsq(design, torch.tensor([ttft[:-1]]).T).solution.flatten().tolist()
     norm_flops = len(prompts["be"][0]) / len(full[0])
     rho = alpha / (alpha + beta * len(full[0]))
 
