@@ -162,7 +162,8 @@ def compress_prompt(
             args = {**training_args, "kd_weight": 0.0, "max_steps": reconstruction_steps}
             args = BEDistillConfig(str(run.work / "stage1"), seed=seed, **args)
             trainer = BEDistillTrainer(peft_model, args, prompt, processing_class=tokenizer)
-            logs += _train(trainer, "stage 1", on_progress)
+            _report_to(on_progress, trainer, "stage 1")
+            logs += _train(trainer, "stage 1")
             training_args["init"] = None  # go on from there
         args = {"answer_cache_dir": str(cache_dir() / "teacher"), **training_args}
         trainer = BEDistillTrainer(
@@ -175,18 +176,20 @@ def compress_prompt(
             on_teacher_progress=on_progress
             and (lambda name, done, total: on_progress(f"teacher, {name} queries", done, total, {})),
         )
+        stage = _stage_name(trainer.args.kd_weight)
+        _report_to(on_progress, trainer, stage)
         if max_minutes is not None:
             if "fitting_steps" not in run.settings:
                 left = 60 * max_minutes - (time.perf_counter() - start)
                 run.remember("fitting_steps", steps_in_time(trainer, left))
             trainer.args.max_steps = min(trainer.args.max_steps, run.settings["fitting_steps"])
-        logs += _train(trainer, _stage_name(trainer.args.kd_weight), on_progress)
+        logs += _train(trainer, stage)
 
         config.provenance = {
             **_provenance(model, tokenizer),
             "prompt_sha256": settings["prompt"],
             "prompt_tokens": len(trainer.renderer.prompt_ids),
-            "stages": (["stage 1"] if reconstruction_steps else []) + [_stage_name(trainer.args.kd_weight)],
+            "stages": (["stage 1"] if reconstruction_steps else []) + [stage],
         }
         report = {
             "model": model_name,
@@ -265,7 +268,8 @@ def pretrain_ae(
             eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
             processing_class=tokenizer,
         )
-        logs = _train(trainer, "stage 0", on_progress)
+        _report_to(on_progress, trainer, "stage 0")
+        logs = _train(trainer, "stage 0")
         config = trainer.model.peft_config["default"]
         config.provenance = {**_provenance(model, tokenizer), "stages": ["stage 0"]}
         report = {
@@ -290,16 +294,20 @@ def _load(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _train(trainer: Trainer, stage: str, on_progress: OnProgress | None) -> list[dict]:
+def _report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
+    """Report to `on_progress`, if there is one, in the place of the trainer's own printing."""
+    if on_progress:
+        trainer.add_callback(ProgressCallback(stage, on_progress))
+        for printer in (PrinterCallback, ProgressBarCallback):
+            trainer.remove_callback(printer)
+
+
+def _train(trainer: Trainer, stage: str) -> list[dict]:
     """Train to the end, from the last complete checkpoint if there is one, and return the log."""
     stop = StopOnInterrupt()
     trainer.add_callback(stop)
     if trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(PATIENCE))
-    if on_progress:
-        trainer.add_callback(ProgressCallback(stage, on_progress))
-        for printer in (PrinterCallback, ProgressBarCallback):  # in the place of those
-            trainer.remove_callback(printer)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt

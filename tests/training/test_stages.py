@@ -8,6 +8,7 @@ from peft import get_peft_model
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig, PromptRenderer
+from peft_be.training.callbacks import steps_in_time
 
 
 PROMPT = (
@@ -167,6 +168,19 @@ def test_training_does_not_depend_on_the_scale_of_the_embedding_table(tiny_model
     run = trainer(peft_model(base, ae=False), smollm2_tokenizer, tmp_path / "b", kd_weight=1.0)
     run.train()
     torch.testing.assert_close(8 * run.model.base_model.get_rows("default"), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kd_weight", [0.5, 1.0])
+def test_a_time_budget_is_measured_without_a_trace(tiny_model, smollm2_tokenizer, tmp_path, kd_weight):
+    settings = {"kd_weight": kd_weight, "reconstruction_interval": 4}
+    run = trainer(peft_model(tiny_model), smollm2_tokenizer, tmp_path, **settings)
+    rows, random_state = run.model.base_model.get_rows("default"), torch.get_rng_state()
+    assert steps_in_time(run, seconds=1000.0) > 100
+    assert steps_in_time(run, seconds=0.0) == 1  # at least one
+    assert torch.equal(run.model.base_model.get_rows("default"), rows)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None for p in run.model.parameters())
+    assert run.state.global_step == 0 and not run.state.log_history and not run._metrics["train"]
 
 
 def test_gradient_accumulation_changes_nothing(tiny_model, smollm2_tokenizer, tmp_path):
