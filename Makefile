@@ -22,8 +22,7 @@ $(VENV)/.installed: setup.py
 
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
-		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite \
-		--kd-weight 1 --temperature 1 --max-steps 540 --max-minutes 16.5
+		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite --max-steps 540 --max-minutes 16.5
 	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.txt --queries $(DEMO)/test_queries.jsonl \
 		--samples 3 --seed $(SEED) --json $(OUT)/scores.json
 

@@ -17,7 +17,6 @@ result = peft_be.compress_prompt(
     peft_be.load_queries(demo / "train_queries.jsonl"),
     "lestat",
     test_queries=held_out,
-    kd_weight=1.0,
     max_minutes=12,
 )
 scores, answers = peft_be.evaluate_fidelity(result.model, result.tokenizer, prompt, held_out)

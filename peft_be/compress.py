@@ -28,8 +28,10 @@ from .tuner import BETokenConfig
 from .versions import versions
 
 
-# P is longer than a batch of answers: reconstructing it at each step would multiply the time of a step
-RECONSTRUCTION_INTERVAL = 32
+# What differs from `BEDistillConfig`, whose defaults are the paper's: distillation alone at temperature 1 comes nearer to the
+# full prompt in the same time (docs/results.md). P is longer than a batch of answers, so that reconstructing it at each
+# step would multiply the time of a step.
+RECIPE = {"kd_weight": 1.0, "temperature": 1.0, "reconstruction_interval": 32}
 # Validations without improvement after which training stops
 PATIENCE = 5
 
@@ -90,8 +92,8 @@ def compress_prompt(
         test_queries (`list`, *optional*):
             Queries for a later evaluation; their duplicates are taken out of the training queries.
         ae (`str` or `os.PathLike`, *optional*):
-            Folder of an adapter with the [AE] row. `None` takes the one that the package ships for this backbone; where
-            there is none, stage 2 alone is trained (`kd_weight=1`).
+            Folder of an adapter with the [AE] row, for `kd_weight` below 1 and `reconstruction_steps`. `None` takes the one
+            that the package ships for this backbone, if there is one.
         num_be_tokens (`int`, *optional*, defaults to `1`):
             k, the number of [BE] rows.
         slot (`str`, *optional*, defaults to `"system"`):
@@ -110,7 +112,8 @@ def compress_prompt(
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
             Called with the stage, the work done, its total, and the latest logged values.
         **training_args:
-            Fields of [`BEDistillConfig`], for instance `kd_weight`, `temperature`, `max_steps`, `learning_rate`.
+            Fields of [`BEDistillConfig`], for instance `max_steps` or `learning_rate`. Its defaults hold but for three:
+            `kd_weight=1.0` and `temperature=1.0`, where the paper has 0.9 and 2, and `reconstruction_interval=32`.
 
     Returns:
         [`Compression`]
@@ -143,9 +146,12 @@ def compress_prompt(
         start = time.perf_counter()
 
         ae_directory = ae or shipped_ae(model)
-        training_args.setdefault("kd_weight", BEDistillConfig.kd_weight if ae_directory else 1.0)
-        training_args.setdefault("reconstruction_interval", RECONSTRUCTION_INTERVAL)
+        training_args = {**RECIPE, **training_args}
         reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
+        if ae is not None and not reconstructs:
+            raise ValueError(
+                "An [AE] row was given, and nothing uses it: set kd_weight below 1, or reconstruction_steps."
+            )
         if reconstructs and ae_directory is None:
             raise ValueError(
                 f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
@@ -193,7 +199,7 @@ def compress_prompt(
         }
         report = {
             "model": model_name,
-            "settings": {**settings, "kd_weight": trainer.args.kd_weight, "max_steps": trainer.args.max_steps},
+            "settings": {**settings, **training_args, "max_steps": trainer.args.max_steps},
             "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
             # Hashes, so that an evaluation can leave out what was seen without the queries being published
             "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),

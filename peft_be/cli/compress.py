@@ -21,8 +21,12 @@ def compress(
     slot: Annotated[
         str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")
     ] = "system",
-    kd_weight: Annotated[Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1.", show_default="0.9")] = None,
-    temperature: Annotated[Optional[float], typer.Option(help="tau of Eq. 3.", show_default="2.0")] = None,
+    kd_weight: Annotated[
+        Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1; the paper has 0.9.", show_default="1.0")
+    ] = None,
+    temperature: Annotated[
+        Optional[float], typer.Option(help="tau of Eq. 3; the paper has 2.", show_default="1.0")
+    ] = None,
     learning_rate: Annotated[
         Optional[float], typer.Option(help="Of AdamW, in units of the start rows' RMS.", show_default="0.2")
     ] = None,

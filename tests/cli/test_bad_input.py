@@ -72,6 +72,7 @@ def test_queries(cli, job, name, content, words):
         ({"kd_weight": 1.5}, ["between 0 and 1"]),
         ({"kd_weight": 0.9}, ["needs an [AE] row", "pretrain-ae"]),
         ({"kd_weight": 0.9, "ae": "/no/such/folder"}, ["no [AE] adapter"]),
+        ({"ae": "some-folder"}, ["nothing uses it", "kd_weight below 1"]),
         ({"slot": "suffix"}, ["slot must be one of"]),
         ({"resume": True}, ["no unfinished run"]),
     ],

@@ -94,7 +94,9 @@ def compression(tmp_path_factory, tiny_dir, ae):
         "--model",
         tiny_dir,
     ]
-    arguments += ["--ae", ae[0] / "alone", "--max-steps", 60, "--max-answer-length", 8, "--reconstruction-steps", 60]
+    # Checkpoints are written every 100 steps: each stage is killed with some of its work done
+    arguments += ["--ae", ae[0] / "alone", "--kd-weight", 0.9, "--max-steps", 220, "--max-answer-length", 8]
+    arguments += ["--reconstruction-steps", 120]
     run([*arguments, "--output", folder / "alone"], folder / "cache-alone")
     return folder, arguments
 
