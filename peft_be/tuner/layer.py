@@ -201,7 +201,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         """
         Writes the rows into the table of the base embedding.
 
-        A tied output embedding shares the table, so the logits of these ids change with it.
+        An output embedding that shares the table must be untied first, as [`BETokenModel`] does.
 
         Args:
             safe_merge (`bool`, *optional*, defaults to `False`): Whether to check that the rows are finite.

@@ -218,6 +218,22 @@ class BETokenModel(BaseTuner):
                 )
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
+    def _check_merge_allowed(self) -> None:
+        """
+        Unties the output embedding from the table that the rows are about to be written into.
+
+        A tied output embedding would score the ids by the rows: those are as long as hidden states, and the model would write
+        [BE] nearly everywhere. Its copy costs V x d numbers and keeps all logits as they were.
+        """
+        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+        if head is None or head.weight is not self._layer.get_base_layer().weight:
+            return
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        for config in (self.model.config, self.model.config.get_text_config()):
+            config.tie_word_embeddings = False
+        # What transformers ties again when it saves and moves the model
+        self.model.all_tied_weights_keys = self.model.get_expanded_tied_weights_keys(all_submodels=True)
+
     # Ids and rows
 
     @property

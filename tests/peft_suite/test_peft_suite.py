@@ -75,10 +75,6 @@ INACTIVE_ID = (
     "The input contains ids of an adapter that is not active, which raises an error by design (TrainableTokens reads "
     "the base embedding there). See tests/tuner."
 )
-TIED = (
-    "The test asserts that merging changes no logits. Merging writes into the table, which a tied output embedding "
-    "shares, so the logits of the merged ids change; that is documented. See tests/tuner for the hidden states."
-)
 NO_EMBEDDING = "The test builds a model without an embedding; PEFT skips TrainableTokens for the same reason."
 NO_MODULES_TO_SAVE = (
     "The test needs modules_to_save, which BETokenConfig does not have (nor has TrainableTokensConfig)."
@@ -110,12 +106,6 @@ TestDecoderModels = retarget(
     },
     skips={
         "test_prepare_for_training_parametrized": EMBEDDING_LEARNS,
-        ("test_merge_layers", "tiny-gemma3"): TIED,
-        ("test_merge_layers", "tiny-opt"): TIED,
-        ("test_merge_layers", "tiny-qwen2"): TIED,
-        ("test_merge_layers_nan", "tiny-gemma3"): TIED,
-        ("test_merge_layers_nan", "tiny-opt"): TIED,
-        ("test_merge_layers_nan", "tiny-qwen2"): TIED,
         "test_merge_layers_multi": SAME_IDS,
         "test_adding_multiple_adapters_with_bias_raises": OTHER_METHODS,
         "test_prompt_learning_with_gradient_checkpointing": OTHER_METHODS,

@@ -423,19 +423,26 @@ def test_merge_and_unmerge(base_model, dtype):
     assert torch.equal(final_hidden_states(merged, *ids), before)
 
 
-def test_merging_an_untied_model_keeps_all_logits():
-    model = adapted("llama", be_token_ids=[7])
+@pytest.mark.parametrize("tied", [False, True])
+def test_merging_keeps_all_logits(tmp_path, tied):
+    """Those of [BE]'s id, too: a tied output embedding is untied, and the merged model is saved and loaded untied."""
+    model = adapted("qwen2" if tied else "llama", be_token_ids=[7])
+    base = model.get_base_model()
+    assert (base.get_output_embeddings().weight is base.get_input_embeddings().base_layer.weight) == tied
+    model.base_model.set_rows("default", 100 * model.base_model.get_rows("default"))
     before = logits(model, 1, 7, 3)
-    assert torch.equal(logits(model.merge_and_unload(), 1, 7, 3), before)
 
+    model.merge_adapter()
+    assert torch.equal(logits(model, 1, 7, 3), before)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model, 1, 7, 3), before)
 
-def test_merging_a_tied_model_warns_and_changes_the_logits_of_its_ids():
-    model = adapted("qwen2", be_token_ids=[7])
-    before = logits(model, 1, 7, 3)
-    with pytest.warns(UserWarning, match="tie_word_embeddings=True"):
-        after = logits(model.merge_and_unload(), 1, 7, 3)
-    different = (before != after).any(dim=(0, 1)).nonzero().flatten().tolist()
-    assert different == [7]
+    merged = model.merge_and_unload()
+    assert torch.equal(logits(merged, 1, 7, 3), before)
+    assert not merged.config.tie_word_embeddings
+    merged.save_pretrained(tmp_path)
+    loaded = type(merged).from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded, 1, 7, 3), before)
 
 
 def test_ids_beyond_the_vocabulary_cannot_be_merged():
