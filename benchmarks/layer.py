@@ -28,6 +28,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
 from peft_be.tuner import BETokenConfig, BETokenEmbedding
+from peft_be.versions import machine
 
 
 def make_modules(vocab_size: int, dim: int, token_id: int, device: str) -> dict[str, nn.Module]:
@@ -116,11 +117,9 @@ def main() -> None:
             gc.collect()
 
     if args.json:
-        device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
         report = {
             "args": {key: value for key, value in vars(args).items() if key != "json"},
-            "device": device,
-            "threads": torch.get_num_threads(),
+            **machine(torch.device(args.device)),
             "versions": {"torch": torch.__version__, "peft": peft.__version__, "python": platform.python_version()},
             "results": results,
         }

@@ -27,7 +27,6 @@ import torch
 from peft_be import compress_prompt
 from peft_be.data import load_queries, split_queries
 from peft_be.losses import OutputHead, divergence
-from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
 from peft_be.teacher import AnswerSettings, answer_states, generate_answers, share_prefix
 from peft_be.versions import machine, versions
@@ -78,7 +77,7 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
     )
     seconds = time.perf_counter() - start
     validation = split_queries(queries, test, seed=cell["seed"]).validation
-    model, tokenizer = load_model(cell["args"].get("model", "smollm2"))
+    model, tokenizer = result.model.get_base_model(), result.tokenizer
     no_prompt = no_prompt_kl(model, tokenizer, prompt, validation, cell["args"].get("max_answer_length", 64))
     curve = [(entry["step"], entry["eval_kl"]) for entry in result.report["log"] if "eval_kl" in entry]
     best = min(kl for _, kl in curve)

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from .common import console, progress_bars
+from .common import check_json_file, console, progress_bars
 
 
 def bench(
@@ -36,8 +36,7 @@ def bench(
     except ValueError:
         raise ValueError(f"--batch-sizes takes whole numbers separated by commas, got '{batch_sizes}'.") from None
     text, asked = load_prompt(prompt), load_queries(queries) if queries else None
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"The folder of '{json_file}' does not exist: create it first.")
+    check_json_file(json_file)
     report = directory / "training.json"
     peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
     with progress_bars() as on_progress:

@@ -64,6 +64,12 @@ def resumable(output: Path):
         raise typer.Exit(130) from None
 
 
+def check_json_file(path: Path | None) -> None:
+    """Refuse a file for results whose folder does not exist, before the work that fills it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder of '{path}' does not exist: create it first.")
+
+
 @contextlib.contextmanager
 def progress_bars():
     """Context that gives a callback `(what, done, total, values)` which draws a bar for each kind of work."""

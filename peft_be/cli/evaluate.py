@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from .common import console, progress_bars
+from .common import check_json_file, console, progress_bars
 
 
 def evaluate(
@@ -43,8 +43,7 @@ def evaluate(
         console.print(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
     if not fresh:
         raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"The folder of '{json_file}' does not exist: create it first.")
+    check_json_file(json_file)
 
     peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
     base = peft_model.get_base_model()
