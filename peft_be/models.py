@@ -87,6 +87,12 @@ def load_model(
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
+def read_report(directory: str | Path) -> dict:
+    """What `training.json` says of the training of the adapter in a folder; empty where there is no such file."""
+    path = Path(directory) / "training.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def load_adapter(
     directory: str | Path, model: str | None = None, allow_template_change: bool = False
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -117,8 +123,7 @@ def load_adapter(
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"'{directory / 'adapter_config.json'}' is damaged: {error}.") from error
     if model is None:
-        report = directory / "training.json"
-        model = json.loads(report.read_text())["model"] if report.is_file() else config.base_model_name_or_path
+        model = read_report(directory).get("model", config.base_model_name_or_path)
     base, tokenizer = load_model(model)
     check_tokenizer(config, tokenizer, allow_template_change)
     try:

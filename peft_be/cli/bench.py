@@ -28,7 +28,7 @@ def bench(
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
     from ..data import load_queries
     from ..evaluation import bench_inference
-    from ..models import load_adapter
+    from ..models import load_adapter, read_report
     from ..prompting import load_prompt
 
     try:
@@ -37,7 +37,6 @@ def bench(
         raise ValueError(f"--batch-sizes takes whole numbers separated by commas, got '{batch_sizes}'.") from None
     text, asked = load_prompt(prompt), load_queries(queries) if queries else None
     check_json_file(json_file)
-    report = directory / "training.json"
     peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
     with progress_bars() as on_progress:
         result = bench_inference(
@@ -48,7 +47,7 @@ def bench(
             batch_sizes=sizes,
             new_tokens=new_tokens,
             repeats=repeats,
-            training_seconds=json.loads(report.read_text()).get("seconds") if report.is_file() else None,
+            training_seconds=read_report(directory).get("seconds"),
             on_progress=on_progress,
         )
     console.print(latency_table(result))

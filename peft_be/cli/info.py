@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from .common import console
 
 def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")]) -> None:
     """Show what an adapter is and where it comes from."""
+    from ..models import read_report
     from ..tuner import BETokenConfig
 
     if not (directory / "adapter_config.json").is_file():
@@ -29,10 +29,8 @@ def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")
     }
     for name, value in (config.provenance or {}).items():
         rows[name.replace("_", " ")] = value
-    report = directory / "training.json"
-    if report.is_file():
-        report = json.loads(report.read_text())
-        rows |= {name: report[name] for name in ("steps", "seconds", "best", "num_queries") if name in report}
+    report = read_report(directory)
+    rows |= {name: report[name] for name in ("steps", "seconds", "best", "num_queries") if name in report}
     table = Table(show_header=False, title=str(directory))
     for name, value in rows.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
