@@ -194,7 +194,7 @@ def compress_prompt(
         config.provenance = {
             **_provenance(model, tokenizer),
             "prompt_sha256": settings["prompt"],
-            "prompt_tokens": len(trainer.renderer.prompt_ids),
+            "prompt_tokens": len(trainer.renderers["default"].prompt_ids),
             "stages": (["stage 1"] if reconstruction_steps else []) + [stage],
         }
         report = {

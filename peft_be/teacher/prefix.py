@@ -21,14 +21,51 @@ ATTENTION_NAME = "peft_be_shared_prefix"
 
 
 class _SuffixLayer(DynamicLayer):
-    """Holds what follows the prefix, and counts the prefix in, so that masks and positions come out right."""
+    """
+    Holds what follows the prefix, and counts the prefix in, so that masks and positions come out right.
+
+    It writes into buffers with room for more: a plain layer copies all it holds for every generated token.
+    """
 
     def __init__(self, prefix_length: int):
         super().__init__()
         self.prefix_length = prefix_length
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def get_seq_length(self) -> int:
         return self.prefix_length + super().get_seq_length()
+
+    def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        held, new = super().get_seq_length(), key_states.shape[-2]
+        if self._buffers is None or held + new > self._buffers[0].shape[-2]:
+            room = 2 * held + new + 32
+            buffers = tuple(s.new_empty(*s.shape[:-2], room, s.shape[-1]) for s in (key_states, value_states))
+            if held:
+                buffers[0][..., :held, :], buffers[1][..., :held, :] = self.keys, self.values
+            self._buffers = buffers
+        for buffer, states in zip(self._buffers, (key_states, value_states)):
+            buffer[..., held : held + new, :] = states
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        self.keys, self.values = (buffer[..., : held + new, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Attention of all queries to all keys, and the logarithm of each softmax's sum, float32.
+
+    Args: `query` `[K, N, D]`, already scaled; `key`, `value` `[K, P, D]`.
+
+    Returns: `[K, N, D]` and `[K, N, 1]`.
+    """
+    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+        # torch's fused kernel, which scaled_dot_product_attention calls too, but keeps the sums of to itself
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        mixed, log_sum = kernel(query[None], key[None], value[None], scale=1.0)
+        return mixed[0], log_sum[0].float().unsqueeze(-1)
+    scores = (query @ key.transpose(-1, -2)).float()
+    log_sum = scores.logsumexp(-1, keepdim=True)
+    return scores.sub_(log_sum).exp_().to(value.dtype) @ value, log_sum
 
 
 class SharedPrefix:
@@ -87,21 +124,22 @@ class SharedPrefix:
         batch, heads, length, dim = query.shape
         kv_heads = key.shape[1]
         grouped = (query * scaling).reshape(batch, kv_heads, -1, dim)  # [B, K, G*S, D]
-        # The prefix is the same for all rows: one product a head, with the rows of the batch side by side
+        # The prefix is the same for all rows: the rows of the batch stand side by side as queries of one sequence
         rows = grouped.transpose(0, 1).reshape(kv_heads, -1, dim)
-        prefix_scores = rows @ prefix_key.transpose(-1, -2)
-        prefix_scores = prefix_scores.view(kv_heads, batch, -1, self.length).transpose(0, 1).float()
+        prefix_mixed, prefix_log_sum = (
+            part.view(kv_heads, batch, -1, part.shape[-1]).transpose(0, 1)
+            for part in _attend(rows, prefix_key, prefix_value)
+        )
         own_scores = (grouped @ key.transpose(-1, -2)).float()  # [B, K, G*S, L]
         if attention_mask is not None:
             own_mask = attention_mask[..., self.length :].repeat(1, 1, heads // kv_heads, 1)
-            own_scores = own_scores.masked_fill(~own_mask, torch.finfo(own_scores.dtype).min)
-        # One softmax over both parts, without joining them in memory
-        top = torch.maximum(prefix_scores.amax(-1, keepdim=True), own_scores.amax(-1, keepdim=True))
-        prefix_scores, own_scores = (prefix_scores - top).exp_(), (own_scores - top).exp_()
-        total = prefix_scores.sum(-1, keepdim=True) + own_scores.sum(-1, keepdim=True)
-        prefix_rows = prefix_scores.to(value.dtype).transpose(0, 1).reshape(kv_heads, -1, self.length)
-        mixed = (prefix_rows @ prefix_value).view(kv_heads, batch, -1, value.shape[-1]).transpose(0, 1)
-        mixed = (mixed + own_scores.to(value.dtype) @ value) / total.to(value.dtype)
+            own_scores = own_scores.masked_fill_(~own_mask, torch.finfo(own_scores.dtype).min)
+        # One softmax over both parts
+        top = torch.maximum(prefix_log_sum, own_scores.amax(-1, keepdim=True))
+        prefix_share, own_scores = (prefix_log_sum - top).exp(), own_scores.sub_(top).exp_()
+        total = prefix_share + own_scores.sum(-1, keepdim=True)
+        mixed = prefix_mixed * (prefix_share / total).to(value.dtype)
+        mixed = mixed + own_scores.to(value.dtype) @ value / total.to(value.dtype)
         return mixed.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
 
 

@@ -4,25 +4,59 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from ..losses import OutputHead, cross_entropy, divergence
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
-from ..teacher import AnswerCache, AnswerSettings, answer_states, generate_answers, model_fingerprint, share_prefix
+from ..teacher import (
+    Answer,
+    AnswerCache,
+    AnswerSettings,
+    SharedPrefix,
+    answer_states,
+    generate_answers,
+    model_fingerprint,
+    share_prefix,
+)
 from ..tuner import BETokenConfig
 from .be_distill_config import BEDistillConfig
 from .init import initial_rows, residual_growth
+from .prompt_batches import PromptBatchSampler
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, predicting
 
 
 logger = logging.getLogger(__name__)
+
+# What the length of hidden states is measured on. It belongs to the backbone: prompts change it by a few per cent
+CALIBRATION_QUERY = "What would you like to talk about today, and why?"
+
+
+def check_length(base: PreTrainedModel, length: int, what: str) -> None:
+    """Raises a `ValueError` if `length` tokens, made of a prompt with `what`, exceed the context of the model."""
+    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and length > context:
+        raise ValueError(
+            f"The prompt does not fit: with {what} it is {length} tokens long, and the model's context is {context}. "
+            "Shorten the prompt, the queries or the answers."
+        )
+
+
+def teacher_prompts(
+    base: PreTrainedModel, renderer: PromptRenderer, queries: list, max_answer_length: int
+) -> list[list[int]]:
+    """What the teacher reads: each query behind the full prompt. Raises a `ValueError` where the context is too short."""
+    prompts = [renderer.full(query) for query in queries]
+    check_length(base, max(map(len, prompts)) + max_answer_length, "the longest query and its answer")
+    return prompts
 
 
 class BEDistillTrainer(RowTrainer):
@@ -38,11 +72,15 @@ class BEDistillTrainer(RowTrainer):
             The causal LM. If it is not wrapped yet, an adapter with one [BE] row is put on it.
         args ([`BEDistillConfig`], *optional*):
             Configuration. If `None`, a default one is used.
-        prompt (`str` or `list[dict]`):
-            P: a system text, or the chat messages in front of the user's turn.
+        prompt (`str`, `list[dict]` or `dict[str, str | list[dict]]`):
+            P: a system text, or the chat messages in front of the user's turn. Or several prompts by name, which are
+            trained together: the adapter's [BE] rows are dealt out to them in this order, the same number to each, every
+            step takes a batch of each prompt's queries, and each prompt's rows become what they would have become
+            alone (see [`compress_prompts`], which also chooses each prompt's checkpoint).
         train_dataset ([`~datasets.Dataset`], *optional*):
             Queries, in a column `query` (a string, or chat messages that end with the user's turn), and, in an optional
-            column `answer`, gold answers to distil on instead of the teacher's own. Not needed if `kd_weight=0`.
+            column `answer`, gold answers to distil on instead of the teacher's own. With several prompts, a column
+            `prompt_name` says whose query it is. Not needed if `kd_weight=0`.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Held-out queries, with the same columns. Their KL chooses the checkpoint. Not needed if `kd_weight=0`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -52,9 +90,15 @@ class BEDistillTrainer(RowTrainer):
         on_teacher_progress (`Callable[[str, int, int], None]`, *optional*):
             Called with `"train"` or `"validation"`, the number of its queries that the teacher has answered, and of all.
 
+    Attributes:
+        renderers (`dict[str, PromptRenderer]`): for each prompt, how its queries are written; a single prompt's name is
+            `"default"`.
+        failed (`dict[str, str]`): of several prompts, those that were given up since their loss was not finite, and why.
+        stopped (`set[str]`): of several prompts, those that take no further part in the training.
+
     Raises:
         `ValueError`: an empty prompt, no queries though `kd_weight > 0`, a prompt that leaves no room in the context for
-            query and answer, or no [AE] row though `kd_weight < 1`.
+            query and answer, no [AE] row though `kd_weight < 1`, or a number of [BE] rows that several prompts cannot share.
 
     Example:
 
@@ -104,41 +148,43 @@ class BEDistillTrainer(RowTrainer):
             )
         self._tokenizer = processing_class
         self._on_teacher_progress = on_teacher_progress
-        self.renderer = PromptRenderer.for_adapter(config, processing_class, prompt)
+        prompts = prompt if isinstance(prompt, dict) else {"default": prompt}
+        if not prompts or config.num_be_tokens % len(prompts):
+            raise ValueError(
+                f"{len(prompts)} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
+            )
+        self._rows_per_prompt = config.num_be_tokens // len(prompts)
+        self.renderers = {}
+        for i, (name, text) in enumerate(prompts.items()):
+            ids = config.be_token_ids[i * self._rows_per_prompt : (i + 1) * self._rows_per_prompt]
+            own = replace(config, num_be_tokens=len(ids), be_token_ids=ids)
+            self.renderers[name] = PromptRenderer.for_adapter(own, processing_class, text)
+        self.failed: dict[str, str] = {}
+        # Prompts that take no further part in the training: callbacks may add to it
+        self.stopped: set[str] = set()
         base = model.get_base_model()
         base.to(args.device)
         self._head = OutputHead(base)
         self._pad = processing_class.pad_token_id or 0
         if args.init is not None:
-            table = base.get_input_embeddings().get_base_layer().weight
-            rows = initial_rows(
-                args.init,
-                config.num_be_tokens,
-                table,
-                processing_class,
-                self.renderer.prompt_ids,
-                args.init_text,
-                args.seed,
-            )
-            scale = args.init_scale or residual_growth(base, self.renderer.full("Hello")[:128])
-            model.base_model.set_rows(self._adapter, scale * rows)
+            model.base_model.set_rows(self._adapter, self._start_rows(base, args))
         self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
-        self._reconstruction = None
+        self._reconstruction = {}
         if args.kd_weight < 1:
-            row = reconstruction_example(
-                processing_class, config.be_token_ids, config.ae_token_id, self.renderer.prompt_ids
-            )
-            self._check_length(len(row[0]), base, "its reconstruction")
-            self._reconstruction = RowCollator(self._pad)([dict(zip(("input_ids", "labels"), row))])
-            self._reconstruction = {name: tensor.to(args.device) for name, tensor in self._reconstruction.items()}
-        self._teacher_hidden = {}
+            for name, renderer in self.renderers.items():
+                row = reconstruction_example(
+                    processing_class, renderer.be_token_ids, config.ae_token_id, renderer.prompt_ids
+                )
+                check_length(base, len(row[0]), "its reconstruction")
+                batch = RowCollator(self._pad)([dict(zip(("input_ids", "labels"), row))])
+                self._reconstruction[name] = {key: tensor.to(args.device) for key, tensor in batch.items()}
+        self._teacher_hidden = {"train": [], "validation": []}
         if args.kd_weight == 0:
             # The one training example of stage 1 is in compute_loss: the rows here only count the steps
-            rows = {"input_ids": [[self._pad]], "labels": [[-100]], "length": [1]}
+            rows = {"input_ids": [[self._pad]], "labels": [[-100]], "length": [1], "prompt": [0]}
             train_dataset = eval_dataset = Dataset.from_dict(rows)
         else:
-            train_dataset = self._teach(base, train_dataset, args, "train")
-            eval_dataset = self._teach(base, eval_dataset, args, "validation")
+            train_dataset, eval_dataset = self._teach(base, train_dataset, eval_dataset, args)
         super().__init__(
             model=model,
             args=args,
@@ -149,15 +195,82 @@ class BEDistillTrainer(RowTrainer):
             callbacks=callbacks,
         )
 
+    def _start_rows(self, base: PreTrainedModel, args: BEDistillConfig) -> torch.Tensor:
+        table = base.get_input_embeddings().get_base_layer().weight
+        renderers = list(self.renderers.values())
+        rows = [
+            initial_rows(
+                args.init, self._rows_per_prompt, table, self._tokenizer, r.prompt_ids, args.init_text, args.seed
+            )
+            for r in renderers
+        ]
+        scale = args.init_scale or residual_growth(base, renderers[0].no_prompt(CALIBRATION_QUERY))
+        return scale * torch.cat(rows)
+
     # What the teacher does, once
 
-    def _teach(self, base: PreTrainedModel, dataset: Dataset | None, args: BEDistillConfig, name: str) -> Dataset:
-        """Rows `[BE] q answer`, each with the teacher's hidden states for the answer."""
+    def _teach(
+        self,
+        base: PreTrainedModel,
+        train_dataset: Dataset | None,
+        eval_dataset: Dataset | None,
+        args: BEDistillConfig,
+    ) -> list[Dataset]:
+        """For training and validation, rows `[BE] q answer`, each with the teacher's hidden states for the answer."""
+        datasets = {"train": train_dataset, "validation": eval_dataset}
+        rows: dict[str, list[dict]] = {split: [] for split in datasets}
+        done = dict.fromkeys(datasets, 0)
+        training = base.training
+        base.eval()
+        for number, (name, renderer) in enumerate(self.renderers.items()):
+            own = {split: self._own_queries(dataset, name, split) for split, dataset in datasets.items()}
+            prompts = {
+                split: teacher_prompts(base, renderer, dataset["query"], args.max_answer_length)
+                for split, dataset in own.items()
+            }
+            prefix = share_prefix(base, prompts["train"] + prompts["validation"])
+            for split, dataset in own.items():
+                start = time.perf_counter()
+                report = None
+                if self._on_teacher_progress:
+                    report = partial(self._report_answers, split, done[split], len(datasets[split]))
+                for answer in self._answers(base, dataset, prompts[split], prefix, args, report):
+                    ids = answer.ids[: args.max_kd_tokens]
+                    student = renderer.be(dataset["query"][answer.query])
+                    # The last answer token predicts nothing, but is kept: rows stay what the model will see
+                    row = {"input_ids": student + ids, "labels": [-100] * len(student) + ids}
+                    index = len(rows[split])
+                    rows[split].append(
+                        {**row, "length": len(row["labels"]), "prompt": number, "teacher": [split, str(index)]}
+                    )
+                    self._teacher_hidden[split].append(answer.hidden[: len(ids)])
+                done[split] += len(dataset)
+                seconds = time.perf_counter() - start
+                logger.info(f"Teacher: {len(dataset)} {split} queries of prompt '{name}' in {seconds:.0f} s.")
+        base.train(training)
+        return [Dataset.from_list(rows[split]) for split in datasets]
+
+    def _report_answers(self, split: str, before: int, total: int, done: int, _: int) -> None:
+        self._on_teacher_progress(split, before + done, total)
+
+    def _own_queries(self, dataset: Dataset | None, name: str, split: str) -> Dataset:
+        """The queries of one prompt."""
+        if dataset is not None and len(self.renderers) > 1:
+            dataset = dataset.select([i for i, owner in enumerate(dataset["prompt_name"]) if owner == name])
         if dataset is None or len(dataset) == 0:
-            raise ValueError(f"Distillation (kd_weight above 0) needs {name} queries, and there are none.")
-        queries = list(dataset["query"])
-        prompts = [self.renderer.full(query) for query in queries]
-        self._check_length(max(map(len, prompts)) + args.max_answer_length, base, "the longest query and its answer")
+            raise ValueError(f"Distillation (kd_weight above 0) needs {split} queries, and there are none.")
+        return dataset
+
+    def _answers(
+        self,
+        base: PreTrainedModel,
+        dataset: Dataset,
+        prompts: list[list[int]],
+        prefix: SharedPrefix | None,
+        args: BEDistillConfig,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> list[Answer]:
+        """The teacher's answers to the queries of one prompt, or the gold answers with its hidden states."""
         settings = AnswerSettings(
             max_new_tokens=args.max_answer_length,
             num_answers=args.num_answers,
@@ -180,38 +293,10 @@ class BEDistillTrainer(RowTrainer):
             "settings": vars(settings) if gold is None else {"batch_size": settings.batch_size},
         }
         cache = AnswerCache(args.answer_cache_dir or Path(args.output_dir) / "teacher", key)
-        training, start = base.training, time.perf_counter()
-        base.eval()
-        prefix = share_prefix(base, prompts)
-        on_progress = self._on_teacher_progress and partial(self._on_teacher_progress, name)
         common = {"prefix": prefix, "cache": cache, "on_progress": on_progress}
         if gold is None:
-            answers = generate_answers(base, prompts, settings, self._pad, **common)
-        else:
-            answers = answer_states(base, prompts, gold, settings.batch_size, self._pad, **common)
-        base.train(training)
-        logger.info(f"Teacher: {len(answers)} {name} answers in {time.perf_counter() - start:.0f} s.")
-
-        rows, hidden = [], []
-        for answer in answers:
-            ids = answer.ids[: args.max_kd_tokens]
-            student = self.renderer.be(queries[answer.query])
-            # The last answer token predicts nothing, but is kept: rows stay what the model will see
-            rows.append(
-                {"input_ids": student + ids, "labels": [-100] * len(student) + ids, "length": len(student + ids)}
-            )
-            hidden.append(answer.hidden[: len(ids)])
-        self._teacher_hidden[name] = hidden
-        return Dataset.from_list([{**row, "teacher": [name, str(i)]} for i, row in enumerate(rows)])
-
-    @staticmethod
-    def _check_length(length: int, base: PreTrainedModel, what: str) -> None:
-        context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and length > context:
-            raise ValueError(
-                f"The prompt does not fit: with {what} it is {length} tokens long, and the model's context is {context}. "
-                "Shorten the prompt, the queries or the answers."
-            )
+            return generate_answers(base, prompts, settings, self._pad, **common)
+        return answer_states(base, prompts, gold, settings.batch_size, self._pad, **common)
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         if "teacher" in rows[0]:
@@ -220,6 +305,31 @@ class BEDistillTrainer(RowTrainer):
                 for row in rows
             ]
         return RowCollator(self._pad)(rows)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if len(self.renderers) == 1 or self.args.kd_weight == 0:
+            return super().get_train_dataloader()
+        sampler = PromptBatchSampler(
+            owners=self.train_dataset["prompt"],
+            lengths=self.train_dataset["length"],
+            batch_size=self.args.train_batch_size,
+            num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+            is_learning=lambda number: list(self.renderers)[number] not in self.stopped,
+        )
+        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+    def _clip_grad_norm(self, model):
+        if len(self.renderers) == 1:
+            return super()._clip_grad_norm(model)
+        # Each prompt's rows by themselves: a common norm would let one prompt shrink the steps of the others
+        grad = self.accelerator.unwrap_model(model).base_model.rows_grad(self._adapter)
+        parts = grad.split(self._rows_per_prompt)
+        norms = torch.stack([part.norm() for part in parts])
+        for part, norm in zip(parts, norms):
+            part.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norms.norm()
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -235,63 +345,85 @@ class BEDistillTrainer(RowTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args
-        loss = 0.0
+        names = list(self.renderers)
+        losses: dict[str, torch.Tensor] = {}
         if args.kd_weight > 0:
-            kd = self._kd_loss(model, inputs, args.temperature, args.beta).mean()
+            kd, numbers = self._kd_losses(model, inputs, args.temperature, args.beta)
             if args.scale_by_temperature_squared:
                 kd = kd * args.temperature**2
-            loss = loss + args.kd_weight * self._checked("kd_loss", kd)
+            means = {names[number]: kd[numbers == number].mean() for number in inputs["prompt"].unique().tolist()}
+            losses = {name: args.kd_weight * value for name, value in self._checked("kd_loss", means).items()}
         # Alone, reconstruction is what every step is for
         interval = args.reconstruction_interval if args.kd_weight > 0 else 1
         if args.kd_weight < 1 and self.state.global_step % interval == 0:
-            reconstruction = self._checked("reconstruction_loss", self._reconstruction_loss(model))
-            loss = loss + (1 - args.kd_weight) * interval * reconstruction
+            learning = losses if args.kd_weight > 0 else [name for name in names if name not in self.failed]
+            values = {name: self._reconstruction_loss(model, name) for name in learning}
+            for name, value in self._checked("reconstruction_loss", values).items():
+                losses[name] = losses.get(name, 0.0) + (1 - args.kd_weight) * interval * value
+        # A sum, since no row takes part in two prompts' losses: each has the gradient it would have alone
+        start = torch.zeros((), device=args.device, requires_grad=True)
+        loss = sum((value for name, value in losses.items() if name not in self.failed), start=start)
         return (loss, {}) if return_outputs else loss
 
-    def _checked(self, name: str, loss: torch.Tensor) -> torch.Tensor:
-        """Log a part of the loss, and stop before a broken one reaches the rows."""
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"The {name.replace('_', ' ')} is {value} at step {self.state.global_step}: lower the learning rate, or "
-                "use a wider dtype for the base model."
-            )
-        self._metrics["train"][name].append(value)
-        return loss
+    def _checked(self, what: str, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        Log a part of the loss, as a mean over the prompts, and stop before a broken one reaches the rows: several prompts
+        go on without the broken one.
+        """
+        values = {name: loss.item() for name, loss in losses.items() if name not in self.failed}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                self.stopped.add(name)
+                self.failed[name] = (
+                    f"The {what.replace('_', ' ')} is {value} at step {self.state.global_step}: lower the learning rate, or "
+                    "use a wider dtype for the base model."
+                )
+        if len(self.failed) == len(self.renderers):
+            raise FloatingPointError(next(reversed(self.failed.values())))
+        finite = [value for name, value in values.items() if name not in self.failed]
+        if finite:
+            self._metrics["train"][what].append(sum(finite) / len(finite))
+        return {name: loss for name, loss in losses.items() if name not in self.failed}
 
-    def _kd_loss(self, model, inputs, temperature: float, beta: float) -> torch.Tensor:
-        """The summands of Eq. 3, `[N]`, for the N answer tokens of a batch."""
+    def _kd_losses(self, model, inputs, temperature: float, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summands of Eq. 3 for the N answer tokens of a batch, and the numbers of their prompts, both `[N]`."""
         student, _ = predicting(final_hidden_states(model, inputs["input_ids"]), inputs["labels"])
-        return divergence(student, inputs["teacher_hidden"], self._head, temperature, beta)
+        losses = divergence(student, inputs["teacher_hidden"], self._head, temperature, beta)
+        return losses, inputs["prompt"].repeat_interleave((inputs["labels"][:, 1:] != -100).sum(-1))
 
-    def _reconstruction_loss(self, model) -> torch.Tensor:
+    def _reconstruction_loss(self, model, name: str) -> torch.Tensor:
         """
         Eq. 2, as a mean over P's tokens. The paper writes a sum; the mean keeps its weight beside Eq. 3, which is a mean,
         independent of P's length, and is what the authors' scripts compute.
         """
-        inputs = self._reconstruction
+        inputs = self._reconstruction[name]
         hidden, labels = predicting(final_hidden_states(model, inputs["input_ids"]), inputs["labels"])
         return cross_entropy(hidden, labels, self._head).mean()
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """KL at temperature 1, mean over the held-out answers' tokens; without queries, the reconstruction loss."""
+        """
+        KL at temperature 1, mean over the held-out answers' tokens; without queries, the reconstruction loss. With several
+        prompts, that of each, `eval_kl_NAME`, and their mean.
+        """
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
         model.eval()
-        start, metrics = time.perf_counter(), {}
+        start = time.perf_counter()
         if self.args.kd_weight > 0:
-            total = count = 0
+            metric, sums = "kl", torch.zeros(2, len(self.renderers), dtype=torch.double, device=self.args.device)
             for inputs in self.get_eval_dataloader(eval_dataset):
-                kl = self._kd_loss(model, self._prepare_inputs(inputs), temperature=1.0, beta=0.0)
-                sums = torch.stack(
-                    [kl.double().sum(), torch.tensor(float(len(kl)), dtype=torch.double, device=kl.device)]
-                )
-                sums = self.accelerator.reduce(sums, reduction="sum")
-                total, count = total + sums[0].item(), count + sums[1].item()
-            metrics[f"{metric_key_prefix}_kl"] = total / count
+                kl, numbers = self._kd_losses(model, self._prepare_inputs(inputs), temperature=1.0, beta=0.0)
+                sums.index_add_(1, numbers, torch.stack([kl.double(), torch.ones_like(kl, dtype=torch.double)]))
+            total, count = self.accelerator.reduce(sums, reduction="sum")
+            values = dict(zip(self.renderers, (total / count).tolist()))
         else:
-            metrics[f"{metric_key_prefix}_reconstruction_loss"] = self._reconstruction_loss(model).item()
+            metric = "reconstruction_loss"
+            values = {name: self._reconstruction_loss(model, name).item() for name in self.renderers}
+        learning = [value for name, value in values.items() if name not in self.failed]
+        metrics = {f"{metric_key_prefix}_{metric}": sum(learning) / len(learning)}
+        if len(values) > 1:
+            metrics |= {f"{metric_key_prefix}_{metric}_{name}": value for name, value in values.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -55,7 +55,8 @@ class RowTrainer(SFTTrainer):
 @dataclass
 class RowCollator:
     """
-    Pads `input_ids` and `labels` on the right, and joins `teacher_hidden` in the order of the labelled tokens.
+    Pads `input_ids` and `labels` on the right, and joins `teacher_hidden` in the order of the labelled tokens. `prompt`, the
+    number of the prompt that a row belongs to, becomes one tensor.
 
     Padding needs no attention mask: behind the last real token, causal attention hides it from every token that counts.
     Leaving the mask out keeps the fast causal kernels.
@@ -69,6 +70,8 @@ class RowCollator:
             name: torch.tensor([list(row[name]) + [fill] * (width - len(row[name])) for row in rows])
             for name, fill in (("input_ids", self.pad_token_id), ("labels", -100))
         }
+        if "prompt" in rows[0]:
+            batch["prompt"] = torch.tensor([row["prompt"] for row in rows])
         if "teacher_hidden" in rows[0]:
             batch["teacher_hidden"] = torch.cat([row["teacher_hidden"] for row in rows])
         return batch

@@ -276,6 +276,10 @@ class BETokenModel(BaseTuner):
         """Returns a copy of the [BE] rows of an adapter, of shape (k, d)."""
         return self._weight("be_token_embedding", adapter_name).detach().clone()
 
+    def rows_grad(self, adapter_name: str) -> torch.Tensor | None:
+        """Returns the gradient of the [BE] rows of an adapter, of shape (k, d), itself and no copy; `None` before a backward."""
+        return self._weight("be_token_embedding", adapter_name).grad
+
     def set_rows(self, adapter_name: str, rows: torch.Tensor) -> None:
         """Overwrites the [BE] rows of an adapter in place with `rows` of shape (k, d)."""
         self._overwrite(self._weight("be_token_embedding", adapter_name), rows)

@@ -8,6 +8,7 @@ from peft import get_peft_model
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig, PromptRenderer
+from peft_be.training.be_distill_trainer import CALIBRATION_QUERY
 from peft_be.training.callbacks import steps_in_time
 
 
@@ -82,14 +83,14 @@ def test_loss_is_eq_4(tiny_model, smollm2_tokenizer, tmp_path, settings):
     for i, row in enumerate(rows):
         answer = [token for token, label in zip(row["input_ids"], row["labels"]) if label != -100]
         logits = []
-        for prompt in (run.renderer.full(QUERIES[i]), run.renderer.be(QUERIES[i])):
+        for prompt in (run.renderers["default"].full(QUERIES[i]), run.renderers["default"].be(QUERIES[i])):
             out = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
             logits.append(F.log_softmax(out / run.args.temperature, -1))
         teacher, student = logits if run.args.beta == 0 else logits[::-1]
         total = total + (teacher.exp() * (teacher - student)).sum()
         count += len(answer)
     kd = total / count * (run.args.temperature**2 if run.args.scale_by_temperature_squared else 1)
-    target = torch.tensor(run.renderer.prompt_ids)
+    target = torch.tensor(run.renderers["default"].prompt_ids)
     out = model(input_ids=torch.tensor([[3, 15, *target.tolist()]])).logits[0, 1:-1]
     reconstruction = F.cross_entropy(out, target)
     expected = run.args.kd_weight * kd + (1 - run.args.kd_weight) * reconstruction
@@ -101,10 +102,10 @@ def test_loss_is_eq_4(tiny_model, smollm2_tokenizer, tmp_path, settings):
 
 def test_the_first_reconstructed_token_counts(tiny_model, smollm2_tokenizer, tmp_path):
     run = trainer(peft_model(tiny_model), smollm2_tokenizer, tmp_path, kd_weight=0.0)
-    inputs = run._reconstruction
+    inputs = run._reconstruction["default"]
     labels = inputs["labels"][0].tolist()
     assert inputs["input_ids"][0, :2].tolist() == [3, 15]
-    assert labels[:2] == [-100, -100] and labels[2:] == run.renderer.prompt_ids
+    assert labels[:2] == [-100, -100] and labels[2:] == run.renderers["default"].prompt_ids
 
 
 def test_reconstruction_interval_keeps_the_mean_gradient(tiny_model, smollm2_tokenizer, tmp_path):
@@ -147,7 +148,8 @@ def test_rows_start_as_long_as_the_hidden_states(tiny_model, smollm2_tokenizer, 
     base = short.model.unload()
     run = trainer(peft_model(base, ae=False), smollm2_tokenizer, tmp_path / "b", kd_weight=1.0)
     growth = run.model.base_model.get_rows("default").norm() / rows.norm()
-    states = base(torch.tensor([run.renderer.full("Hello")[:128]]), output_hidden_states=True).hidden_states
+    ids = torch.tensor([run.renderers["default"].no_prompt(CALIBRATION_QUERY)])
+    states = base(ids, output_hidden_states=True).hidden_states
     first, *rest = [state[0, 1:].norm(dim=-1) for state in states]
     torch.testing.assert_close(growth, torch.cat(rest).median() / first.median())
     # A learning rate means the same for both
