@@ -197,7 +197,8 @@ def answer_states(
 class AnswerCache:
     """
     Answers on disk, under a key of everything that changes them. Written batch by batch, so that an interrupted run goes
-    on where it stopped.
+    on where it stopped. The hidden states that it gives back are mapped from the files: they are read when a step needs
+    them, and may be larger than the memory.
 
     Args:
         directory (`str` or `os.PathLike`): the folder of all caches.
@@ -261,6 +262,8 @@ def _run(
             answers = compute(number, batch)
             if cache:
                 cache.save(number, answers)
+                # Read again, for what the file maps does not count as memory of the process
+                answers = cache.load(number)
         results += answers
         done += len(batch)
         if on_progress:

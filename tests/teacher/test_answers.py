@@ -1,5 +1,7 @@
 """What the teacher writes does not depend on how the work was cut into batches, caches and runs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from test_prefix import NOT_SHARED, SHARED, make
@@ -84,7 +86,8 @@ def test_cache_continues_and_gives_the_same_numbers(tmp_path):
 def test_a_damaged_cache_file_is_written_again(tmp_path):
     model = make(SHARED["llama"]())
     cache = AnswerCache(tmp_path, {})
-    fresh = generate_answers(model, PROMPTS, SETTINGS, 0, cache=cache)
+    generate_answers(model, PROMPTS, SETTINGS, 0, cache=cache)
+    fresh = generate_answers(model, PROMPTS, SETTINGS, 0)
     damaged = sorted(cache.directory.iterdir())[0]
     damaged.write_bytes(damaged.read_bytes()[:40])
     assert_same(generate_answers(model, PROMPTS, SETTINGS, 0, cache=cache), fresh, exact=True)
@@ -114,3 +117,14 @@ def test_several_answers_need_sampling():
 )
 def test_common_prefix_leaves_a_token_of_each(sequences, length):
     assert common_prefix_length(sequences) == length
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_cached_states_are_mapped_from_their_files(tmp_path):
+    model = make(SHARED["llama"]())
+    answers = generate_answers(model, PROMPTS, SETTINGS, 0, cache=AnswerCache(tmp_path, {"a": 1}))
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    for answer in answers:
+        start = answer.hidden.data_ptr()
+        ranges = [([int(end, 16) for end in line[0].split("-")], line[-1]) for line in maps]
+        assert next(name for (low, high), name in ranges if low <= start < high).endswith(".safetensors")
