@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 from transformers import ProgressCallback as ProgressBarCallback
 
 from .card import write_card
-from .data import query_key, split_queries
+from .data import QuerySplits, query_key, split_queries
 from .models import DEFAULT_MODEL, cache_dir, load_model
 from .prompting import chat_template_fingerprint, tokenizer_fingerprint
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
@@ -129,8 +130,8 @@ def compress_prompt(
     # Settings out of range are found before anything is loaded or written
     BEDistillConfig(str(output_dir), seed=seed, **training_args)
     settings = {
-        "prompt": _sha256(prompt),
-        "queries": _sha256([splits.train, splits.validation]),
+        "prompt": sha256(prompt),
+        "queries": sha256([splits.train, splits.validation]),
         "model": model if isinstance(model, str) else model.name_or_path,
         "ae": None if ae is None else str(ae),
         "num_be_tokens": num_be_tokens,
@@ -142,34 +143,25 @@ def compress_prompt(
     }
     with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
         model_name = settings["model"]
-        model, tokenizer = _load(model, tokenizer)
+        model, tokenizer = load_base(model, tokenizer)
         start = time.perf_counter()
 
-        ae_directory = ae or shipped_ae(model)
         training_args = {**RECIPE, **training_args}
         reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
-        if ae is not None and not reconstructs:
-            raise ValueError(
-                "An [AE] row was given, and nothing uses it: set kd_weight below 1, or reconstruction_steps."
-            )
-        if reconstructs and ae_directory is None:
-            raise ValueError(
-                f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
-                "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
-            )
+        ae_row = find_ae_row(ae, model, tokenizer, model_name, reconstructs)
         vocab_size = model.get_input_embeddings().num_embeddings
         config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, reconstructs, slot=slot)
         peft_model = get_peft_model(model, config)
-        if reconstructs:
-            peft_model.base_model.set_ae_row("default", load_ae_row(ae_directory, model, tokenizer))
+        if ae_row is not None:
+            peft_model.base_model.set_ae_row("default", ae_row)
 
         logs = []
         if reconstruction_steps:
             args = {**training_args, "kd_weight": 0.0, "max_steps": reconstruction_steps}
             args = BEDistillConfig(str(run.work / "stage1"), seed=seed, **args)
             trainer = BEDistillTrainer(peft_model, args, prompt, processing_class=tokenizer)
-            _report_to(on_progress, trainer, "stage 1")
-            logs += _train(trainer, "stage 1")
+            report_to(on_progress, trainer, "stage 1")
+            logs += train(trainer, "stage 1")
             training_args["init"] = None  # go on from there
         args = {"answer_cache_dir": str(cache_dir() / "teacher"), **training_args}
         trainer = BEDistillTrainer(
@@ -182,34 +174,29 @@ def compress_prompt(
             on_teacher_progress=on_progress
             and (lambda name, done, total: on_progress(f"teacher, {name} queries", done, total, {})),
         )
-        stage = _stage_name(trainer.args.kd_weight)
-        _report_to(on_progress, trainer, stage)
+        stage = stage_name(trainer.args.kd_weight)
+        report_to(on_progress, trainer, stage)
         if max_minutes is not None:
             if "fitting_steps" not in run.settings:
                 left = 60 * max_minutes - (time.perf_counter() - start)
                 run.remember("fitting_steps", steps_in_time(trainer, left))
             trainer.args.max_steps = min(trainer.args.max_steps, run.settings["fitting_steps"])
-        logs += _train(trainer, stage)
+        logs += train(trainer, stage)
 
+        report = training_report(
+            model_name,
+            {**settings, **training_args, "max_steps": trainer.args.max_steps},
+            splits,
+            trainer.state.global_step,
+            {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": trainer.state.best_global_step},
+            time.perf_counter() - start,
+            logs,
+        )
         config.provenance = {
-            **_provenance(model, tokenizer),
+            **provenance(model, tokenizer),
             "prompt_sha256": settings["prompt"],
             "prompt_tokens": len(trainer.renderers["default"].prompt_ids),
             "stages": (["stage 1"] if reconstruction_steps else []) + [stage],
-        }
-        report = {
-            "model": model_name,
-            "settings": {**settings, **training_args, "max_steps": trainer.args.max_steps},
-            "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
-            # Hashes, so that an evaluation can leave out what was seen without the queries being published
-            "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
-            "steps": trainer.state.global_step,
-            "best": {
-                trainer.args.metric_for_best_model: trainer.state.best_metric,
-                "step": trainer.state.best_global_step,
-            },
-            "seconds": round(time.perf_counter() - start, 1),
-            "log": logs,
         }
         peft_model.save_pretrained(run.directory)
         write_card(run.directory, config, report)
@@ -251,7 +238,7 @@ def pretrain_ae(
     training_args = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 25, "save_steps": 25, **training_args}
     AEConfig(str(output_dir), seed=seed, **training_args)
     settings = {
-        "corpus": _sha256(texts),
+        "corpus": sha256(texts),
         "model": model if isinstance(model, str) else model.name_or_path,
         "num_validation": num_validation,
         "seed": seed,
@@ -265,7 +252,7 @@ def pretrain_ae(
     random.Random(seed).shuffle(texts)
     num_validation = min(num_validation, len(texts) // 2)
     with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
-        model, tokenizer = _load(model, tokenizer)
+        model, tokenizer = load_base(model, tokenizer)
         start = time.perf_counter()
         trainer = AETrainer(
             model,
@@ -274,10 +261,10 @@ def pretrain_ae(
             eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
             processing_class=tokenizer,
         )
-        _report_to(on_progress, trainer, "stage 0")
-        logs = _train(trainer, "stage 0")
+        report_to(on_progress, trainer, "stage 0")
+        logs = train(trainer, "stage 0")
         config = trainer.model.peft_config["default"]
-        config.provenance = {**_provenance(model, tokenizer), "stages": ["stage 0"]}
+        config.provenance = {**provenance(model, tokenizer), "stages": ["stage 0"]}
         report = {
             "model": settings["model"],
             "settings": settings,
@@ -292,7 +279,47 @@ def pretrain_ae(
         return run.directory
 
 
-def _load(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def find_ae_row(
+    ae: str | os.PathLike | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model_name: str,
+    reconstructs: bool,
+) -> torch.Tensor | None:
+    """The [AE] row `[1, d]` of a backbone, from the folder `ae` or as shipped; `None` where nothing is reconstructed."""
+    if not reconstructs:
+        if ae is not None:
+            raise ValueError(
+                "An [AE] row was given, and nothing uses it: set kd_weight below 1, or reconstruction_steps."
+            )
+        return None
+    directory = ae or shipped_ae(model)
+    if directory is None:
+        raise ValueError(
+            f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
+            "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
+        )
+    return load_ae_row(directory, model, tokenizer)
+
+
+def training_report(
+    model_name: str, settings: dict, splits: QuerySplits, steps: int, best: dict, seconds: float, log: list[dict]
+) -> dict:
+    """What `training.json` says of an adapter."""
+    return {
+        "model": model_name,
+        "settings": settings,
+        "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
+        # Hashes, so that an evaluation can leave out what was seen without the queries being published
+        "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
+        "steps": steps,
+        "best": best,
+        "seconds": round(seconds, 1),
+        "log": log,
+    }
+
+
+def load_base(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(model, str):
         return load_model(model)
     if tokenizer is None:
@@ -300,7 +327,7 @@ def _load(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
+def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
     """Report to `on_progress`, if there is one, in the place of the trainer's own printing."""
     if on_progress:
         trainer.add_callback(ProgressCallback(stage, on_progress))
@@ -308,7 +335,7 @@ def _report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> 
             trainer.remove_callback(printer)
 
 
-def _train(trainer: Trainer, stage: str) -> list[dict]:
+def train(trainer: Trainer, stage: str) -> list[dict]:
     """Train to the end, from the last complete checkpoint if there is one, and return the log."""
     stop = StopOnInterrupt()
     trainer.add_callback(stop)
@@ -321,11 +348,11 @@ def _train(trainer: Trainer, stage: str) -> list[dict]:
     return [{"stage": stage, **entry} for entry in trainer.state.log_history if "train_loss" not in entry]
 
 
-def _stage_name(kd_weight: float) -> str:
+def stage_name(kd_weight: float) -> str:
     return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
 
 
-def _provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
+def provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
     return {
         "base_model_revision": getattr(model.config, "_commit_hash", None),
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
@@ -334,5 +361,5 @@ def _provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
     }
 
 
-def _sha256(value) -> str:
+def sha256(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,7 @@ from .bench import bench
 from .chat import chat
 from .common import run_cleanly
 from .compress import compress
+from .compress_many import compress_many
 from .evaluate import evaluate
 from .info import info
 from .pretrain_ae import pretrain_ae
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(compress)
+app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(chat)

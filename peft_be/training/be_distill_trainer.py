@@ -148,7 +148,8 @@ class BEDistillTrainer(RowTrainer):
             )
         self._tokenizer = processing_class
         self._on_teacher_progress = on_teacher_progress
-        prompts = prompt if isinstance(prompt, dict) else {"default": prompt}
+        self._named = isinstance(prompt, dict)
+        prompts = prompt if self._named else {"default": prompt}
         if not prompts or config.num_be_tokens % len(prompts):
             raise ValueError(
                 f"{len(prompts)} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
@@ -255,7 +256,7 @@ class BEDistillTrainer(RowTrainer):
 
     def _own_queries(self, dataset: Dataset | None, name: str, split: str) -> Dataset:
         """The queries of one prompt."""
-        if dataset is not None and len(self.renderers) > 1:
+        if dataset is not None and self._named:
             dataset = dataset.select([i for i, owner in enumerate(dataset["prompt_name"]) if owner == name])
         if dataset is None or len(dataset) == 0:
             raise ValueError(f"Distillation (kd_weight above 0) needs {split} queries, and there are none.")
@@ -307,7 +308,7 @@ class BEDistillTrainer(RowTrainer):
         return RowCollator(self._pad)(rows)
 
     def get_train_dataloader(self) -> DataLoader:
-        if len(self.renderers) == 1 or self.args.kd_weight == 0:
+        if not self._named or self.args.kd_weight == 0:
             return super().get_train_dataloader()
         sampler = PromptBatchSampler(
             owners=self.train_dataset["prompt"],
@@ -321,7 +322,7 @@ class BEDistillTrainer(RowTrainer):
         return self.accelerator.prepare(loader)
 
     def _clip_grad_norm(self, model):
-        if len(self.renderers) == 1:
+        if not self._named:
             return super()._clip_grad_norm(model)
         # Each prompt's rows by themselves: a common norm would let one prompt shrink the steps of the others
         grad = self.accelerator.unwrap_model(model).base_model.rows_grad(self._adapter)
@@ -422,7 +423,7 @@ class BEDistillTrainer(RowTrainer):
             values = {name: self._reconstruction_loss(model, name).item() for name in self.renderers}
         learning = [value for name, value in values.items() if name not in self.failed]
         metrics = {f"{metric_key_prefix}_{metric}": sum(learning) / len(learning)}
-        if len(values) > 1:
+        if self._named:
             metrics |= {f"{metric_key_prefix}_{metric}_{name}": value for name, value in values.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)

@@ -62,6 +62,50 @@ class StopOnInterrupt(TrainerCallback):
             signal.signal(signal.SIGINT, self._before)
 
 
+class EachPromptsBest(TrainerCallback):
+    """
+    Follows the validations of several prompts that are trained together: which step was the best of each, and when it has
+    stopped to improve. Training ends when all have.
+
+    Args:
+        trainer ([`BEDistillTrainer`]): the trainer; prompts are added to its `stopped`.
+        patience (`int`): validations without improvement after which a prompt stops.
+
+    Attributes:
+        best (`dict[str, tuple[float, int]]`): the best value so far and its step.
+        last_step (`dict[str, int]`): the step of the last validation that counted.
+    """
+
+    def __init__(self, trainer: BEDistillTrainer, patience: int):
+        self.trainer = trainer
+        self.patience = patience
+        self.best: dict[str, tuple[float, int]] = {}
+        self.last_step: dict[str, int] = {}
+        self._waited: dict[str, int] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for entry in state.log_history:  # of the run that is resumed
+            self._see(entry, entry["step"])
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self._see(metrics, state.global_step)
+        if self.trainer.stopped >= self.trainer.renderers.keys():
+            control.should_training_stop = True
+
+    def _see(self, metrics: dict[str, float], step: int) -> None:
+        for name in self.trainer.renderers:
+            value = metrics.get(f"eval_{self.trainer.args.metric_for_best_model}_{name}")
+            if value is None or name in self.trainer.stopped:
+                continue
+            self.last_step[name] = step
+            if name not in self.best or value < self.best[name][0]:
+                self.best[name], self._waited[name] = (value, step), 0
+            else:
+                self._waited[name] += 1
+                if self._waited[name] >= self.patience:
+                    self.trainer.stopped.add(name)
+
+
 def steps_in_time(trainer: BEDistillTrainer, seconds: float, samples: int = 8) -> int:
     """
     How many steps of `trainer` fit into `seconds`, from timing `samples` of them; the validations and reconstructions that

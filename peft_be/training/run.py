@@ -23,6 +23,13 @@ def last_checkpoint(directory: str | os.PathLike) -> str | None:
     return max(complete)[1] if complete else None
 
 
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file that appears under its name only when it is complete."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(part, path)
+
+
 class RunFolder:
     """
     The folder of a run. Work in progress lives in its subfolder `training`; results appear beside it when all is done.
@@ -62,7 +69,7 @@ class RunFolder:
             self.work.mkdir(parents=True, exist_ok=True)
             if not resume:
                 self.settings = settings
-                self._write(self._settings_file, settings)
+                write_json(self._settings_file, settings)
         except OSError as error:
             raise OSError(f"The output folder '{directory}' cannot be written: {error.strerror}.") from error
 
@@ -95,15 +102,9 @@ class RunFolder:
     def remember(self, name: str, value) -> None:
         """Add a value that was found out on the way, and that a resumed run must not find out again."""
         self.settings[name] = value
-        self._write(self._settings_file, self.settings)
+        write_json(self._settings_file, self.settings)
 
     def finish(self, result: dict) -> None:
         """Write the result and delete the work in progress."""
-        self._write(self.directory / self.RESULT, result)
+        write_json(self.directory / self.RESULT, result)
         shutil.rmtree(self.work)
-
-    @staticmethod
-    def _write(path: Path, content: dict) -> None:
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(part, path)

@@ -1,0 +1,354 @@
+"""Many prompts in one run: their rows learn side by side on one model in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .card import write_card
+from .compress import (
+    PATIENCE,
+    RECIPE,
+    OnProgress,
+    find_ae_row,
+    load_base,
+    provenance,
+    report_to,
+    sha256,
+    stage_name,
+    train,
+    training_report,
+)
+from .data import QuerySplits, load_queries, split_queries
+from .models import DEFAULT_MODEL, cache_dir
+from .prompting import PromptRenderer, load_prompt
+from .training import BEDistillConfig, BEDistillTrainer
+from .training.be_distill_trainer import teacher_prompts
+from .training.callbacks import EachPromptsBest
+from .training.run import RunFolder, write_json
+from .tuner import BETokenConfig
+
+
+@dataclass
+class PromptJob:
+    """
+    A prompt to compress.
+
+    Args:
+        name (`str`): its name, and that of its adapter's folder: letters, digits, `.`, `_` and `-`.
+        prompt (`str` or `list[dict]`): P: a system text, or the chat messages in front of the user's turn.
+        queries (`list`): what users may ask; no answers needed.
+        test_queries (`list`, *optional*): queries for a later evaluation; their duplicates are not trained on.
+    """
+
+    name: str
+    prompt: str | list[dict[str, str]]
+    queries: list
+    test_queries: list | None = None
+
+
+@dataclass
+class PromptResult:
+    """
+    What became of a prompt.
+
+    Attributes:
+        name (`str`): its name.
+        directory (`Path` or `None`): the adapter's folder, `None` if it failed.
+        report (`dict` or `None`): as in `training.json`, `None` if it failed.
+        error (`str` or `None`): why it failed.
+    """
+
+    name: str
+    directory: Path | None = None
+    report: dict | None = None
+    error: str | None = None
+
+
+def compress_prompts(
+    jobs: list[PromptJob],
+    output_dir: str | os.PathLike,
+    *,
+    model: str | PreTrainedModel = DEFAULT_MODEL,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ae: str | os.PathLike | None = None,
+    num_be_tokens: int = 1,
+    slot: str = "system",
+    group_size: int = 8,
+    seed: int = 42,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    **training_args,
+) -> list[PromptResult]:
+    """
+    Compress many prompts in one run.
+
+    Groups of `group_size` prompts learn together: each step takes a batch of each prompt's queries. A prompt's rows become
+    what [`compress_prompt`] would have made of them alone, up to the rounding of sums in another order: the same batches,
+    gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others.
+
+    Args:
+        jobs (`list[PromptJob]`):
+            The prompts, with different names.
+        output_dir (`str` or `os.PathLike`):
+            Folder in which each prompt gets a folder of its name, with its adapter. `training.json` in it sums up.
+        group_size (`int`, *optional*, defaults to `8`):
+            Prompts that learn together. A step holds the activations of `group_size * per_device_train_batch_size` answers.
+        **training_args:
+            Fields of [`BEDistillConfig`], with the same defaults as in [`compress_prompt`]. They hold for all prompts.
+
+    The other arguments are those of [`compress_prompt`].
+
+    Returns:
+        `list[PromptResult]`: in the order of the jobs.
+
+    Raises:
+        `ValueError`: no jobs, unusable or repeated names, settings out of range, an [AE] row of another backbone, or a
+            resumed run with other settings. What is wrong with a single prompt is in its result instead.
+        `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
+        `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
+    """
+    _check_names([job.name for job in jobs])
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}.")
+    training_args = {**RECIPE, **training_args}
+    # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
+    every = training_args.get("eval_steps", BEDistillConfig.eval_steps)
+    training_args |= {"save_steps": every, "save_total_limit": None, "load_best_model_at_end": False}
+    # Settings out of range are found before anything is loaded or written
+    BEDistillConfig(str(output_dir), seed=seed, **training_args)
+    settings = {
+        "prompts": sha256([[job.name, job.prompt, job.queries, job.test_queries] for job in jobs]),
+        "model": model if isinstance(model, str) else model.name_or_path,
+        "ae": None if ae is None else str(ae),
+        "num_be_tokens": num_be_tokens,
+        "slot": slot,
+        "group_size": group_size,
+        "seed": seed,
+        **training_args,
+    }
+    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
+        model, tokenizer = load_base(model, tokenizer)
+        reconstructs = training_args["kd_weight"] < 1
+        batch = _Batch(
+            run=run,
+            settings=settings,
+            model=model,
+            tokenizer=tokenizer,
+            ae_row=find_ae_row(ae, model, tokenizer, settings["model"], reconstructs),
+            on_progress=on_progress,
+            training_args=training_args,
+        )
+        errors = {}
+        prepared: list[tuple[PromptJob, QuerySplits]] = []
+        for job in jobs:
+            try:
+                prepared.append((job, batch.prepare(job)))
+            except ValueError as error:
+                errors[job.name] = str(error)
+        for number, start in enumerate(range(0, len(prepared), group_size)):
+            group = prepared[start : start + group_size]
+            label = f"{start + 1}-{start + len(group)} of {len(prepared)}"
+            errors |= batch.compress(group, run.work / f"group-{number}", label)
+        results = []
+        for job in jobs:
+            if job.name in errors:
+                results.append(PromptResult(job.name, error=errors[job.name]))
+            else:
+                directory = run.directory / job.name
+                report = json.loads((directory / RunFolder.RESULT).read_text())
+                results.append(PromptResult(job.name, directory, report))
+        run.finish(
+            {
+                "settings": settings,
+                "prompts": [
+                    {"name": r.name, "error": r.error, "best": r.report and r.report["best"]} for r in results
+                ],
+            }
+        )
+        return results
+
+
+@dataclass
+class _Batch:
+    """What the groups of a run share."""
+
+    run: RunFolder
+    settings: dict
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ae_row: torch.Tensor | None
+    on_progress: OnProgress | None
+    training_args: dict
+
+    def prepare(self, job: PromptJob) -> QuerySplits:
+        """The split queries of a job; a `ValueError` if it cannot be compressed, before the others have cost any work."""
+        seed = self.settings["seed"]
+        splits = split_queries(job.queries, job.test_queries, seed=seed)
+        args = BEDistillConfig(str(self.run.work), seed=seed, **self.training_args)
+        renderer = PromptRenderer(self.tokenizer, job.prompt)
+        teacher_prompts(self.model, renderer, splits.train + splits.validation, args.max_answer_length)
+        return splits
+
+    def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
+        """Train a group and write its adapters. Returns the errors of those that failed."""
+        record = work / "done.json"
+        if record.is_file():
+            return json.loads(record.read_text())
+        k, start = self.settings["num_be_tokens"], time.perf_counter()
+        vocab_size = self.model.get_input_embeddings().num_embeddings
+        common = {"use_ae_token": self.ae_row is not None, "slot": self.settings["slot"]}
+        config = BETokenConfig.for_tokenizer(self.tokenizer, vocab_size, k * len(group), **common)
+        peft_model = get_peft_model(self.model, config)
+        if self.ae_row is not None:
+            peft_model.base_model.set_ae_row("default", self.ae_row)
+        args = {"answer_cache_dir": str(cache_dir() / "teacher"), **self.training_args}
+        queries = {
+            split: Dataset.from_dict(
+                {
+                    "query": [q for _, splits in group for q in getattr(splits, split)],
+                    "prompt_name": [job.name for job, splits in group for _ in getattr(splits, split)],
+                }
+            )
+            for split in ("train", "validation")
+        }
+        trainer = BEDistillTrainer(
+            peft_model,
+            BEDistillConfig(str(work), seed=self.settings["seed"], **args),
+            {job.name: job.prompt for job, _ in group},
+            train_dataset=queries["train"],
+            eval_dataset=queries["validation"],
+            processing_class=self.tokenizer,
+            on_teacher_progress=self.on_progress
+            and (lambda name, done, total: self.on_progress(f"{label}: teacher, {name} queries", done, total, {})),
+        )
+        stage = stage_name(trainer.args.kd_weight)
+        report_to(self.on_progress, trainer, f"{label}: {stage}")
+        best = EachPromptsBest(trainer, PATIENCE)
+        trainer.add_callback(best)
+        try:
+            train(trainer, stage)
+        except FloatingPointError:
+            if len(trainer.failed) < len(group):
+                raise
+        finally:
+            self.model = peft_model.unload()
+        seconds = (time.perf_counter() - start) / len(group)
+
+        config = BETokenConfig.for_tokenizer(self.tokenizer, vocab_size, k, **common)
+        single = get_peft_model(self.model, config)
+        if self.ae_row is not None:
+            single.base_model.set_ae_row("default", self.ae_row)
+        for number, (job, splits) in enumerate(group):
+            if job.name in trainer.failed:
+                continue
+            value, step = best.best[job.name]
+            (rows,) = (
+                tensor
+                for name, tensor in load_file(work / f"checkpoint-{step}" / "adapter_model.safetensors").items()
+                if name.endswith("be_token_embedding.weight")
+            )
+            single.base_model.set_rows("default", rows[number * k : (number + 1) * k])
+            metric = trainer.args.metric_for_best_model
+            log = [
+                {"stage": stage, "step": entry["step"], f"eval_{metric}": entry[f"eval_{metric}_{job.name}"]}
+                for entry in trainer.state.log_history
+                if f"eval_{metric}_{job.name}" in entry and entry["step"] <= best.last_step[job.name]
+            ]
+            report = training_report(
+                self.settings["model"],
+                {**self.settings, "prompts": [other.name for other, _ in group]},
+                splits,
+                best.last_step[job.name],
+                {metric: value, "step": step},
+                seconds,
+                log,
+            )
+            config.provenance = {
+                **provenance(self.model, self.tokenizer),
+                "prompt_sha256": sha256(job.prompt),
+                "prompt_tokens": len(trainer.renderers[job.name].prompt_ids),
+                "stages": [stage],
+            }
+            directory = self.run.directory / job.name
+            single.save_pretrained(directory)
+            write_card(directory, config, report)
+            write_json(directory / RunFolder.RESULT, report)
+        self.model = single.unload()
+        write_json(record, trainer.failed)
+        return trainer.failed
+
+
+def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, str]]:
+    """
+    Read the prompts of a run from a manifest.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            JSON lines: `{"name": ..., "prompt": ..., "queries": ...}` and optionally `"test_queries"`, where all but the
+            name are paths, relative to the manifest's folder.
+
+    Returns:
+        `tuple[list[PromptJob], dict[str, str]]`: the jobs, and by name what is wrong with those whose files cannot be used.
+
+    Raises:
+        `FileNotFoundError`: there is no manifest.
+        `ValueError`: a line is not such an object, a name is unusable or repeated, or there is no line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no manifest '{path}': check the path.")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Line {number} of '{path}' is not JSON: {error}.") from error
+        needed, allowed = {"name", "prompt", "queries"}, {"name", "prompt", "queries", "test_queries"}
+        if (
+            not isinstance(row, dict)
+            or not needed <= row.keys() <= allowed
+            or not all(isinstance(value, str) for value in row.values())
+        ):
+            raise ValueError(
+                f"Line {number} of '{path}' must be an object with name, prompt, queries and optionally test_queries, all "
+                "of them texts."
+            )
+        rows.append(row)
+    _check_names([row["name"] for row in rows])
+    jobs, errors = [], {}
+    for row in rows:
+        try:
+            files = {key: load_queries(path.parent / row[key]) for key in ("queries", "test_queries") if key in row}
+            jobs.append(PromptJob(row["name"], load_prompt(path.parent / row["prompt"]), **files))
+        except (ValueError, OSError) as error:
+            errors[row["name"]] = str(error)
+    return jobs, errors
+
+
+def _check_names(names: list[str]) -> None:
+    if not names:
+        raise ValueError("There are no prompts to compress.")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "training":
+            raise ValueError(
+                f"'{name}' cannot name a prompt's folder: use letters, digits, '.', '_' and '-', and not 'training'."
+            )
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(
+            f"Each prompt needs a name of its own; more than one is called {', '.join(sorted(repeated))}."
+        )
