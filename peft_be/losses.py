@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 
+CHUNK_LOGITS = 2**23
+
+
 class OutputHead:
     """
     The frozen output layer of a causal LM: hidden states to logits, in float32.
@@ -22,17 +25,18 @@ class OutputHead:
         model ([`~transformers.PreTrainedModel`]):
             The causal LM, not wrapped by PEFT. Logit scaling (Granite, Cohere) and final soft-capping (Gemma 2) are read
             from its config.
-        chunk_size (`int`, *optional*, defaults to `128`):
-            Tokens whose logits exist at the same time. The loss needs about `5 * 4 * chunk_size * V` bytes.
+        chunk_size (`int`, *optional*):
+            Tokens whose logits exist at the same time. The loss needs about `5 * 4 * chunk_size * V` bytes. `None` takes as
+            many as make 2^23 logits, but at least 16, so that the memory of the loss does not grow with V.
     """
 
-    def __init__(self, model: PreTrainedModel, chunk_size: int = 128):
+    def __init__(self, model: PreTrainedModel, chunk_size: int | None = None):
         head = model.get_output_embeddings()
         config = model.config.get_text_config()
         self.weight, self.bias = head.weight.detach(), getattr(head, "bias", None)
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.scale = _logit_scale(config)
-        self.chunk_size = chunk_size
+        self.chunk_size = chunk_size or max(16, CHUNK_LOGITS // self.weight.shape[0])
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Raw logits `[N, V]` of `hidden` `[N, d]`, before scaling and soft-capping."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .config import BETokenConfig
 
@@ -188,14 +189,43 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
             raise ValueError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        order, parts = [], []
-        for adapter_name in dict.fromkeys(adapter_names):
-            batch_rows = [i for i, name in enumerate(adapter_names) if name == adapter_name]
-            active = [] if adapter_name == "__base__" else [adapter_name]
-            order += batch_rows
-            parts.append(self._embed(x[batch_rows], active, *args, **kwargs))
-        embeds = torch.cat(parts)
-        return embeds[torch.tensor(order, device=embeds.device).argsort()]
+        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        every_id = torch.cat(list(self.be_token_ids.values())).to(x.device)
+        special = torch.isin(x, every_id)
+        if on_cpu and not special.any():  # what is true of most tokens that are generated
+            return self.base_layer(x, *args, **kwargs)
+
+        # All adapters in one go: a table of their ids, one row for each adapter and one without ids for the base
+        # embedding, and beside it the places of their rows
+        names = [name for name in dict.fromkeys(adapter_names) if name != "__base__"]
+        own_ids = [*(self.be_token_ids[name].to(x.device) for name in names), x.new_empty(0)]
+        id_table = pad_sequence(own_ids, batch_first=True, padding_value=-1)
+        places = torch.arange(sum(map(len, own_ids)), device=x.device).split([len(ids) for ids in own_ids])
+        place_table = pad_sequence(places, batch_first=True)
+        owner = {name: i for i, name in enumerate([*names, "__base__"])}
+        index = torch.tensor([owner[name] for name in adapter_names], device=x.device)
+        has_rows = (index < len(names)).unsqueeze(-1)
+
+        match = x.unsqueeze(-1) == id_table[index].unsqueeze(1)  # [B, S, most ids of an adapter]
+        hit = match.any(-1)
+        # Special ids of adapters that are not the row's: beyond the vocabulary the base embedding has nothing for them
+        foreign = special & ~hit & has_rows
+        if on_cpu and foreign.any():
+            batch_row, position = foreign.nonzero()[0].tolist()
+            token_id = x[batch_row, position].item()
+            other = next(name for name, ids in self.be_token_ids.items() if token_id in ids)
+            raise ValueError(
+                f"Token id {token_id} belongs to adapter {other}, but its row of the batch uses adapter "
+                f"{adapter_names[batch_row]}, pass the adapter that the prompt was made for."
+            )
+        embeds = self.base_layer(
+            x.masked_fill(special & (hit | foreign | (x >= self.in_features)), 0), *args, **kwargs
+        )
+        if not names:
+            return embeds
+        rows = torch.cat([self.all_rows(name) for name in names]).to(x.device)
+        slots = place_table[index].gather(1, match.byte().argmax(-1))
+        return self._place_rows(embeds, rows, hit | foreign, slots.masked_fill(foreign, len(rows)))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """

@@ -325,6 +325,42 @@ def test_generate_with_adapter_names(two_adapters, kwargs):
     assert "adapter_names" not in str(two_adapters.get_input_embeddings()._forward_pre_hooks)
 
 
+def test_a_batch_of_many_adapters_reads_each_row_from_its_own(tiny_model):
+    torch.manual_seed(0)
+    vocab_size = tiny_model.get_input_embeddings().num_embeddings
+    ids = {f"p{i}": ([3 + i, vocab_size + i] if i % 3 else [5])[: 1 + i % 2] for i in range(12)}
+    model = None
+    for i, (name, be_token_ids) in enumerate(ids.items()):
+        config = BETokenConfig(
+            task_type="CAUSAL_LM",
+            num_be_tokens=len(be_token_ids),
+            be_token_ids=be_token_ids,
+            use_ae_token=i % 4 == 0,
+            ae_token_id=17 if i % 4 == 0 else None,
+        )
+        if model is None:
+            model = get_peft_model(tiny_model, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    model.eval()
+    embed = model.get_input_embeddings()
+    names = [*ids, "__base__"]
+    names = [names[i] for i in torch.randperm(len(names)).tolist()]
+    rows = [[40, *(ids.get(name) or [5, 17]), 41, 42][:4] for name in names]
+    x = torch.tensor(rows)
+    mixed = embed(x, adapter_names=names)
+    for name, row, got in zip(names, x, mixed):
+        if name == "__base__":
+            expected = embed.get_base_layer()(row)
+        else:
+            model.set_adapter(name)
+            expected = embed(row[None])[0]
+        assert torch.equal(got, expected)
+    x[names.index("p0"), 0] = ids["p7"][0]
+    with pytest.raises(ValueError, match=f"id {ids['p7'][0]} belongs to adapter p7, but its row of the batch uses"):
+        embed(x, adapter_names=names)
+
+
 def test_bad_adapter_names(two_adapters):
     with pytest.raises(ValueError, match=r"non-existing adapter\(s\): c"):
         logits(two_adapters, 1, 7, adapter_names=["c"])
