@@ -28,7 +28,7 @@ from peft_be import compress_prompt
 from peft_be.data import load_queries, split_queries
 from peft_be.losses import OutputHead, divergence
 from peft_be.prompting import PromptRenderer, load_prompt
-from peft_be.teacher import AnswerSettings, answer_states, generate_answers, share_prefix
+from peft_be.teacher import Answer, AnswerSettings, answer_states, generate_answers, share_prefix
 from peft_be.versions import machine, versions
 
 
@@ -46,16 +46,26 @@ def key(cell: dict) -> str:
     )
 
 
-@torch.no_grad()
-def no_prompt_kl(model, tokenizer, prompt, queries: list, answer_length: int) -> float:
-    """KL(full prompt || no prompt), nats a token, over the greedy answers to `queries`."""
-    renderer, head = PromptRenderer(tokenizer, prompt), OutputHead(model)
+def teacher_answers(model, tokenizer, renderer: PromptRenderer, queries: list, answer_length: int) -> list[Answer]:
+    """The full prompt's greedy answers to `queries`."""
     prompts = [renderer.full(query) for query in queries]
     settings = AnswerSettings(max_new_tokens=answer_length)
-    teacher = generate_answers(model, prompts, settings, tokenizer.pad_token_id or 0, share_prefix(model, prompts))
-    without = [renderer.no_prompt(query) for query in queries]
-    states = answer_states(model, without, [answer.ids for answer in teacher], batch_size=16)
+    return generate_answers(model, prompts, settings, tokenizer.pad_token_id or 0, share_prefix(model, prompts))
+
+
+@torch.no_grad()
+def answers_kl(model, prompts: list[list[int]], teacher: list[Answer]) -> float:
+    """KL(teacher || the model behind `prompts`), nats a token, over the teacher's answers."""
+    head = OutputHead(model)
+    states = answer_states(model, prompts, [answer.ids for answer in teacher], batch_size=16)
     return torch.cat([divergence(s.hidden, t.hidden, head) for s, t in zip(states, teacher)]).double().mean().item()
+
+
+def no_prompt_kl(model, tokenizer, prompt, queries: list, answer_length: int) -> float:
+    """KL(full prompt || no prompt), nats a token, over the greedy answers to `queries`."""
+    renderer = PromptRenderer(tokenizer, prompt)
+    teacher = teacher_answers(model, tokenizer, renderer, queries, answer_length)
+    return answers_kl(model, [renderer.no_prompt(query) for query in queries], teacher)
 
 
 def run(cell: dict, manifest: Path, folder: Path) -> dict:

@@ -1,16 +1,21 @@
 """
-Cost of a distillation step: a plain loop, this package, and the bare student, by turns in one run.
+Cost of a distillation step: a plain loop, PEFT's CARTRIDGE example, this package, and the bare student, by turns in one
+run.
 
-- `reference`: the loop that the paper's authors describe, written anew: one query a step, a fresh greedy answer with the
-  full prompt at every step, a teacher forward over prompt and answer, a student forward, the logits of all positions,
-  the soft cross-entropy with tau = 2, and the reconstruction of the whole prompt from `[BE][AE]`; AdamW on one vector.
+- `reference`: the loop of the paper's authors, one query a step (see `reference.py`).
+- `cartridge`: a step of PEFT's self-study example, one query a step: a forward of prompt, question and answer with the
+  adapter off, a forward of question and answer behind the trained key-value cache, and the cross-entropy on the
+  teacher's 20 likeliest tokens. Its answers are written one by one beforehand, as there; that time is added, spread over
+  `--epochs` epochs.
 - `ours`: a step of `BEDistillTrainer` on the same queries and answers of the same length, its loss, backward and
   optimizer. The time in which its teacher answered all queries is added, spread over `--epochs` epochs.
 - `bare`: the student's forward and backward on the batches of `ours`, with the cross-entropy of the answers' tokens in the
   place of the divergence: what no distillation can go below.
 
-`--memory` also runs `reference` and `ours` in processes of their own and reports by how much the peak of resident memory
-rises above the loaded model.
+Rates count the tokens of answers, also where a loss covers the question's too. `--memory` also runs each side but the bare
+one in a process of its own and reports by how much the peak of memory rises above the loaded model.
+
+A step of the reference behind 4,000 tokens takes more than a minute on two CPU cores: `--rounds 1` takes two of them.
 
 Example: `python benchmarks/training.py --prompt-tokens 300 1100 4000 --json training.json`
 """
@@ -19,105 +24,83 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import in_own_process, peak, start_of_peak, timed, write_report
 from datasets import Dataset
+from peft import CartridgeConfig, get_peft_model, initialize_kv_prefix_from_text
+from reference import DEMO, Reference, prompt_of_length
 
 from peft_be import BEDistillConfig, BEDistillTrainer
+from peft_be.compress import RECIPE
 from peft_be.data import load_queries
 from peft_be.losses import cross_entropy
 from peft_be.models import load_model
-from peft_be.prompting import PromptRenderer, load_prompt
+from peft_be.prompting import PromptRenderer
 from peft_be.training.row_trainer import final_hidden_states, predicting
 from peft_be.tuner import BETokenConfig
-from peft_be.versions import machine, versions
 
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo"
-TAU, KD_WEIGHT = 2.0, 0.9
-
-
-def prompt_of_length(tokenizer, length: int) -> str:
-    """The demo's prompt, cut to `length` tokens, or written again and again until there are as many."""
-    ids = tokenizer(load_prompt(DEMO / "prompt.txt"), add_special_tokens=False)["input_ids"]
-    return tokenizer.decode(list(itertools.islice(itertools.cycle(ids), length)))
-
-
-class Reference:
-    """The plain loop. `step()` returns the answer tokens it learned from."""
-
-    def __init__(self, model, tokenizer, prompt: str, queries: list[str], answer_length: int, seed: int):
-        self.model, self.answer_length = model, answer_length
-        config = BETokenConfig.for_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, 1, True)
-        (self.be_id,), self.ae_id = config.be_token_ids, config.ae_token_id
-        renderer = PromptRenderer(tokenizer, prompt, be_token_ids=[self.be_id], ae_token_id=self.ae_id)
-        self.prompt_ids = renderer.prompt_ids
-        self.rows = itertools.cycle([(renderer.full(query), renderer.be(query)) for query in queries])
-        self.table = model.get_input_embeddings().weight
-        torch.manual_seed(seed)
-        spread = self.table.std()
-        self.be = (torch.randn(self.table.shape[1]) * spread).requires_grad_()
-        self.ae = torch.randn(self.table.shape[1]) * spread
-        self.optimizer = torch.optim.AdamW([self.be], lr=1e-2)
-
-    def embed(self, ids: list[int]) -> torch.Tensor:
-        rows = [self.be if i == self.be_id else self.ae if i == self.ae_id else self.table[i] for i in ids]
-        return torch.stack(rows)[None]
-
-    def step(self) -> int:
-        full, student = next(self.rows)
-        with torch.no_grad():
-            ids = torch.tensor([full])
-            answer = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=self.answer_length,
-                min_new_tokens=self.answer_length,
-                do_sample=False,
-            )[0, len(full) :].tolist()
-            logits = self.model(input_ids=torch.tensor([full + answer])).logits[0, len(full) - 1 : -1]
-            teacher = F.softmax(logits / TAU, dim=-1)
-        logits = self.model(inputs_embeds=self.embed(student + answer)).logits[0, len(student) - 1 : -1]
-        kd = -(TAU**2) * (teacher * F.log_softmax(logits / TAU, dim=-1)).sum(-1).mean()
-        target = self.prompt_ids
-        logits = self.model(inputs_embeds=self.embed([self.be_id, self.ae_id, *target])).logits[0, 1:-1]
-        reconstruction = F.cross_entropy(logits, torch.tensor(target))
-        ((1 - KD_WEIGHT) * reconstruction + KD_WEIGHT * kd).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return len(answer)
+TOP_K = 20
 
 
 class Ours:
-    """A step of the trainer, without logging and checkpoints."""
+    """
+    A step of the trainer with the default recipe, without logging and checkpoints.
 
-    def __init__(self, model, tokenizer, prompt, queries, answer_length: int, batch_size: int, seed: int, folder: str):
+    Args:
+        queries (`dict[str, list]`): the trainer's data set; the first row is the validation's, too.
+        num_be_tokens (`int`, *optional*, defaults to `1`): k.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        prompt: str,
+        queries: dict[str, list],
+        answer_length: int,
+        batch_size: int,
+        seed: int,
+        folder: str,
+        num_be_tokens: int = 1,
+    ):
+        self.queries = queries["query"]
+        vocab_size = model.get_input_embeddings().num_embeddings
+        peft_model = get_peft_model(model, BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens))
         args = BEDistillConfig(
-            folder, kd_weight=1.0, max_answer_length=answer_length, per_device_train_batch_size=batch_size, seed=seed
+            folder, max_answer_length=answer_length, per_device_train_batch_size=batch_size, seed=seed, **RECIPE
         )
-        datasets = [Dataset.from_dict({"query": q}) for q in (queries, queries[:1])]
-        start = time.perf_counter()
-        self.trainer = BEDistillTrainer(model, args, prompt, *datasets, processing_class=tokenizer)
-        self.teacher_seconds = time.perf_counter() - start
+        datasets = [Dataset.from_dict(rows) for rows in (queries, {name: rows[:1] for name, rows in queries.items()})]
+        self.trainer, self.teacher_seconds = timed(
+            model.device,
+            lambda: BEDistillTrainer(peft_model, args, prompt, *datasets, processing_class=tokenizer),
+        )
         self.teacher_tokens = sum(label != -100 for row in self.trainer.train_dataset["labels"] for label in row)
         self.trainer.create_optimizer()
         self.trainer.model.train()
         batches = itertools.chain.from_iterable(itertools.repeat(self.trainer.get_train_dataloader()))
         self.batches = (self.trainer._prepare_inputs(batch) for batch in batches)
 
-    def step(self, inputs: dict) -> None:
-        self.trainer.compute_loss(self.trainer.model, inputs).backward()
+    def loss(self, inputs: dict) -> torch.Tensor:
+        return self.trainer.compute_loss(self.trainer.model, inputs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def update(self) -> None:
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
+
+    def step(self, inputs: dict | None = None) -> int:
+        """Returns the answer tokens that it learned from."""
+        inputs = next(self.batches) if inputs is None else inputs
+        self.backward(self.loss(inputs))
+        self.update()
+        return len(inputs["teacher_hidden"])
 
     def bare_step(self, inputs: dict) -> None:
         hidden = final_hidden_states(self.trainer.model, inputs["input_ids"])
@@ -125,48 +108,112 @@ class Ours:
         self.trainer.optimizer.zero_grad()
 
 
-def seconds(work, *args) -> float:
-    start = time.perf_counter()
-    work(*args)
-    return time.perf_counter() - start
+class Cartridge:
+    """
+    A step of PEFT's example `cartridge_self_study`, with its defaults: AdamW at 1e-3, gradients clipped at 1, the first
+    token of the cache frozen, the cache started with that of the prompt's first tokens, all positions in the loss.
+
+    The cache stands for the system turn, so that the student's tokens are the last ones of the teacher's.
+    """
+
+    def __init__(self, model, tokenizer, prompt: str, queries: list[str], answer_length: int, num_tokens: int):
+        self.answer_length = answer_length
+        config = CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_tokens, num_frozen_tokens=1)
+        self.model = get_peft_model(model, config)
+        initialize_kv_prefix_from_text(self.model, tokenizer, text=prompt, use_chat_template=False, max_length=2048)
+        (stand_in,) = BETokenConfig.for_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings).be_token_ids
+        renderer = PromptRenderer(tokenizer, prompt, be_token_ids=[stand_in], slot="prefix")
+        self.queries = itertools.cycle(
+            [(renderer.full(q), [token for token in renderer.be(q) if token != stand_in]) for q in queries]
+        )
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3)
+
+    def write_answer(self) -> tuple[list[int], list[int], int]:
+        """Teacher's and student's ids with an answer to the next query, and the answer's length."""
+        full, student = next(self.queries)
+        ids = torch.tensor([full], device=self.model.device)
+        with self.model.disable_adapter(), torch.no_grad():
+            output = self.model.get_base_model().generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.answer_length, do_sample=False
+            )
+        answer = output[0, len(full) :].tolist()
+        return full + answer, student + answer, len(answer)
+
+    def loss(self, teacher: list[int], student: list[int]) -> torch.Tensor:
+        def logits(ids: list[int]) -> torch.Tensor:
+            ids = torch.tensor([ids], device=self.model.device)
+            return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+
+        with torch.no_grad(), self.model.disable_adapter():
+            targets = logits(teacher)[len(teacher) - len(student) : -1]
+        log_s = F.log_softmax(logits(student)[:-1], dim=-1)
+        top = torch.topk(targets, TOP_K, dim=-1).indices
+        log_t = F.log_softmax(targets, dim=-1).gather(-1, top)
+        return -(log_t.exp() * log_s.gather(-1, top)).sum(-1).mean()
+
+    def step(self, example: tuple[list[int], list[int], int] | None = None) -> int:
+        """Returns the answer tokens that it learned from."""
+        teacher, student, answer_tokens = example or self.write_answer()
+        self.loss(teacher, student).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return answer_tokens
 
 
-def build(side: str, model, tokenizer, length: int, args: argparse.Namespace, folder: str) -> Reference | Ours:
+def build(
+    side: str, model, tokenizer, length: int, args: argparse.Namespace, folder: str
+) -> Reference | Cartridge | Ours:
     queries = load_queries(DEMO / "train_queries.jsonl")[: args.queries]
-    common = (model, tokenizer, prompt_of_length(tokenizer, length), queries, args.answer_length)
+    prompt = prompt_of_length(tokenizer, length)
     if side == "reference":
-        return Reference(*common, args.seed)
-    return Ours(*common, args.batch_size, args.seed, folder)
+        return Reference(model, tokenizer, prompt, queries, args.answer_length, args.seed)
+    if side == "cartridge":
+        return Cartridge(model, tokenizer, prompt, queries, args.answer_length, args.cartridge_tokens)
+    data = {"query": queries}
+    return Ours(model, tokenizer, prompt, data, args.answer_length, args.batch_size, args.seed, folder)
 
 
 def measure(length: int, args: argparse.Namespace) -> dict:
+    sides = ("reference", "cartridge", "ours")
+    tokens = dict.fromkeys(sides, 0)
+    times: dict[str, list[float]] = {side: [] for side in (*sides, "bare")}
     with tempfile.TemporaryDirectory() as folder:
-        # A model for each: the trainer puts an adapter on its own
-        reference, ours = (
-            build(side, *load_model(args.model), length, args, folder) for side in ("reference", "ours")
-        )
-        tokens = {"reference": 0, "ours": 0}
-        times: dict[str, list[float]] = {"reference": [], "ours": [], "bare": []}
-        reference.step(), ours.step(next(ours.batches))  # warm up
-        for _ in range(args.rounds):
-            start = time.perf_counter()
-            tokens["reference"] += reference.step()
-            times["reference"].append(time.perf_counter() - start)
+        # A model for each: trainer and cartridge put an adapter on their own
+        reference, cartridge, ours = (build(side, *load_model(args.model), length, args, folder) for side in sides)
+        device = reference.model.device
+        reference.step(), cartridge.step(), ours.step()  # warm up
+        examples, example_seconds = zip(*(timed(device, cartridge.write_answer) for _ in range(args.rounds)))
+        for example in examples:
+            for side, job in (("reference", [reference.step]), ("cartridge", [cartridge.step, example])):
+                count, seconds = timed(device, *job)
+                tokens[side] += count
+                times[side].append(seconds)
             for inputs in itertools.islice(ours.batches, args.steps_per_round):
-                tokens["ours"] += len(inputs["teacher_hidden"])
-                times["bare"].append(seconds(ours.bare_step, inputs))
-                times["ours"].append(seconds(ours.step, inputs))
-    teacher = ours.teacher_seconds / ours.teacher_tokens / args.epochs
+                times["bare"].append(timed(device, ours.bare_step, inputs)[1])
+                count, seconds = timed(device, ours.step, inputs)
+                tokens["ours"] += count
+                times["ours"].append(seconds)
+    answers = {
+        "cartridge": sum(example_seconds) / sum(count for *_, count in examples) / args.epochs,
+        "ours": ours.teacher_seconds / ours.teacher_tokens / args.epochs,
+    }
+    steps = {side: sum(times[side]) / tokens[side] for side in sides}
     rates = {
-        "reference": tokens["reference"] / sum(times["reference"]),
-        "ours, teacher included": 1 / (teacher + sum(times["ours"]) / tokens["ours"]),
-        "ours, steps alone": tokens["ours"] / sum(times["ours"]),
+        "reference": 1 / steps["reference"],
+        "cartridge, answers included": 1 / (steps["cartridge"] + answers["cartridge"]),
+        "cartridge, steps alone": 1 / steps["cartridge"],
+        "ours, teacher included": 1 / (steps["ours"] + answers["ours"]),
+        "ours, steps alone": 1 / steps["ours"],
         "bare": tokens["ours"] / sum(times["bare"]),
     }
     return {
         "prompt_tokens": length,
         "answer_tokens_per_s": rates,
         "speedup": rates["ours, teacher included"] / rates["reference"],
+        "speedup_over_cartridge": rates["ours, teacher included"] / rates["cartridge, answers included"],
+        "speedup_over_cartridge_steps_alone": rates["ours, steps alone"] / rates["cartridge, steps alone"],
         "ours_to_bare": sum(times["ours"]) / sum(times["bare"]),
         "median_step_s": {name: statistics.median(values) for name, values in times.items()},
         "teacher_s": ours.teacher_seconds,
@@ -174,16 +221,14 @@ def measure(length: int, args: argparse.Namespace) -> dict:
     }
 
 
+MEASURED_MEMORY = ("reference", "cartridge", "ours")
+
+
 def peak_memory(side: str, length: int, args: argparse.Namespace) -> int:
-    """Bytes of resident memory above the loaded model, in a process of its own."""
-    command = [sys.executable, __file__, "--only", side, "--prompt-tokens", str(length), "--queries", "8"]
-    for name in ("model", "answer_length", "batch_size", "seed"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def resident_peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Bytes above the loaded model, in a process of its own."""
+    names = ("model", "answer_length", "batch_size", "cartridge_tokens", "seed")
+    options = {"only": side, "prompt_tokens": length, "queries": min(args.queries, 8)}
+    return in_own_process(__file__, {**options, **{name: getattr(args, name) for name in names}})
 
 
 def main() -> None:
@@ -193,47 +238,45 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--answer-length", type=int, default=32, help="tokens, as in the authors' scripts")
     parser.add_argument("--batch-size", type=int, default=8, help="answers in a step of ours")
-    parser.add_argument("--epochs", type=int, default=3, help="over which the teacher's time is spread")
+    parser.add_argument("--cartridge-tokens", type=int, default=8, help="key-value pairs that the cartridge learns")
+    parser.add_argument("--epochs", type=int, default=3, help="over which the time of writing answers is spread")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps-per-round", type=int, default=2, help="steps of ours for each one of the reference")
+    parser.add_argument("--steps-per-round", type=int, default=2, help="steps of ours for each one of the others")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--only", choices=("reference", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=MEASURED_MEMORY, help=argparse.SUPPRESS)
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
     args = parser.parse_args()
 
     if args.only:
         model, tokenizer = load_model(args.model)
-        before = resident_peak()
+        before = start_of_peak(model)
         with tempfile.TemporaryDirectory() as folder:
             job = build(args.only, model, tokenizer, args.prompt_tokens[0], args, folder)
             for _ in range(2):
-                job.step() if args.only == "reference" else job.step(next(job.batches))
-        print(resident_peak() - before)
+                job.step()
+            print(peak(model.device) - before)
         return
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for length in args.prompt_tokens:
         result = measure(length, args)
         if args.memory:
-            result["peak_bytes"] = {side: peak_memory(side, length, args) for side in ("reference", "ours")}
+            result["peak_bytes"] = {side: peak_memory(side, length, args) for side in MEASURED_MEMORY}
         results.append(result)
         rates = ", ".join(f"{name} {rate:.1f}" for name, rate in result["answer_tokens_per_s"].items())
         print(f"P of {length} tokens, answer tokens/s: {rates}")
         print(
-            f"  ours {result['speedup']:.1f} times the reference; a step of ours {result['ours_to_bare']:.3f} bare ones"
+            f"  ours {result['speedup']:.1f} times the reference and {result['speedup_over_cartridge']:.1f} times the "
+            f"cartridge ({result['speedup_over_cartridge_steps_alone']:.1f} times, steps alone); a step of ours "
+            f"{result['ours_to_bare']:.3f} bare ones",
+            flush=True,
         )
         if args.memory:
             peaks = ", ".join(f"{side} {size / 1e6:.0f}" for side, size in result["peak_bytes"].items())
             print(f"  peak memory above the model, MB: {peaks}", flush=True)
-    if args.json:
-        report = {
-            "args": {key: value for key, value in vars(args).items() if key not in ("json", "only")},
-            "machine": machine(torch.device("cpu")),
-            "versions": versions(),
-            "results": results,
-        }
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        write_report(args, device, results=results)
 
 
 if __name__ == "__main__":
