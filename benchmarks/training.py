@@ -103,7 +103,7 @@ class Ours:
         return len(inputs["teacher_hidden"])
 
     def bare_step(self, inputs: dict) -> None:
-        hidden = final_hidden_states(self.trainer.model, inputs["input_ids"])
+        hidden = final_hidden_states(self.trainer.model, inputs)
         cross_entropy(*predicting(hidden, inputs["labels"]), self.trainer._head).mean().backward()
         self.trainer.optimizer.zero_grad()
 

@@ -9,7 +9,7 @@ from ..losses import OutputHead, cross_entropy
 from ..prompting.reconstruction import reconstruction_example
 from ..tuner import BETokenConfig
 from .ae_config import AEConfig
-from .row_trainer import RowCollator, RowTrainer, final_hidden_states, predicting
+from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
 
 class AETrainer(RowTrainer):
@@ -69,7 +69,7 @@ class AETrainer(RowTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=RowCollator(processing_class.pad_token_id or 0),
+            data_collator=RowCollator(processing_class.pad_token_id or 0, has_flash_attention(model.get_base_model())),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -84,6 +84,6 @@ class AETrainer(RowTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        hidden, labels = predicting(final_hidden_states(model, inputs["input_ids"]), inputs["labels"])
+        hidden, labels = predicting(final_hidden_states(model, inputs), inputs["labels"])
         loss = cross_entropy(hidden, labels, self._head).mean()
         return (loss, {}) if return_outputs else loss

@@ -31,7 +31,7 @@ from ..tuner import BETokenConfig
 from .be_distill_config import BEDistillConfig
 from .init import initial_rows, residual_growth
 from .prompt_batches import PromptBatchSampler
-from .row_trainer import RowCollator, RowTrainer, final_hidden_states, predicting
+from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ class BEDistillTrainer(RowTrainer):
         base.to(args.device)
         self._head = OutputHead(base)
         self._pad = processing_class.pad_token_id or 0
+        self._collator = RowCollator(self._pad, has_flash_attention(base))
         if args.init is not None:
             model.base_model.set_rows(self._adapter, self._start_rows(base, args))
         self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
@@ -177,7 +178,7 @@ class BEDistillTrainer(RowTrainer):
                     processing_class, renderer.be_token_ids, config.ae_token_id, renderer.prompt_ids
                 )
                 check_length(base, len(row[0]), "its reconstruction")
-                batch = RowCollator(self._pad)([dict(zip(("input_ids", "labels"), row))])
+                batch = self._collator([dict(zip(("input_ids", "labels"), row))])
                 self._reconstruction[name] = {key: tensor.to(args.device) for key, tensor in batch.items()}
         self._teacher_hidden = {"train": [], "validation": []}
         if args.kd_weight == 0:
@@ -305,7 +306,7 @@ class BEDistillTrainer(RowTrainer):
                 {**row, "teacher_hidden": self._teacher_hidden[row["teacher"][0]][int(row["teacher"][1])]}
                 for row in rows
             ]
-        return RowCollator(self._pad)(rows)
+        return self._collator(rows)
 
     def get_train_dataloader(self) -> DataLoader:
         if not self._named or self.args.kd_weight == 0:
@@ -388,9 +389,9 @@ class BEDistillTrainer(RowTrainer):
 
     def _kd_losses(self, model, inputs, temperature: float, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
         """The summands of Eq. 3 for the N answer tokens of a batch, and the numbers of their prompts, both `[N]`."""
-        student, _ = predicting(final_hidden_states(model, inputs["input_ids"]), inputs["labels"])
+        student, _ = predicting(final_hidden_states(model, inputs), inputs["labels"])
         losses = divergence(student, inputs["teacher_hidden"], self._head, temperature, beta)
-        return losses, inputs["prompt"].repeat_interleave((inputs["labels"][:, 1:] != -100).sum(-1))
+        return losses, inputs["prompt"]
 
     def _reconstruction_loss(self, model, name: str) -> torch.Tensor:
         """
@@ -398,7 +399,7 @@ class BEDistillTrainer(RowTrainer):
         independent of P's length, and is what the authors' scripts compute.
         """
         inputs = self._reconstruction[name]
-        hidden, labels = predicting(final_hidden_states(model, inputs["input_ids"]), inputs["labels"])
+        hidden, labels = predicting(final_hidden_states(model, inputs), inputs["labels"])
         return cross_entropy(hidden, labels, self._head).mean()
 
     @torch.no_grad()

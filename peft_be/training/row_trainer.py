@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
@@ -55,35 +56,59 @@ class RowTrainer(SFTTrainer):
 @dataclass
 class RowCollator:
     """
-    Pads `input_ids` and `labels` on the right, and joins `teacher_hidden` in the order of the labelled tokens. `prompt`, the
-    number of the prompt that a row belongs to, becomes one tensor.
+    Makes a batch of rows with `input_ids` and `labels`. For each labelled token in row order there is `teacher_hidden`, and
+    `prompt`, the number of the prompt that it belongs to, if the rows have them.
 
-    Padding needs no attention mask: behind the last real token, causal attention hides it from every token that counts.
-    Leaving the mask out keeps the fast causal kernels.
+    Rows are padded on the right. That needs no attention mask: behind the last real token, causal attention hides the
+    padding from every token that counts. Leaving the mask out keeps the fast causal kernels.
+
+    Args:
+        pad_token_id (`int`): what padding is made of.
+        padding_free (`bool`, *optional*, defaults to `False`):
+            Join the rows to one sequence instead, with `position_ids` that start anew at each. For FlashAttention, whose
+            kernels then attend within each row.
     """
 
     pad_token_id: int
+    padding_free: bool = False
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
-        batch = {
-            name: torch.tensor([list(row[name]) + [fill] * (width - len(row[name])) for row in rows])
-            for name, fill in (("input_ids", self.pad_token_id), ("labels", -100))
-        }
+        # No token is predicted by the row in front of its own
+        labels = [[-100, *row["labels"][1:]] for row in rows]
+        ids = [list(row["input_ids"]) for row in rows]
+        if self.padding_free:
+            batch = {
+                "input_ids": torch.tensor([sum(ids, [])]),
+                "labels": torch.tensor([sum(labels, [])]),
+                "position_ids": torch.cat([torch.arange(len(row)) for row in ids])[None],
+            }
+        else:
+            width = max(map(len, ids))
+            batch = {
+                "input_ids": torch.tensor([row + [self.pad_token_id] * (width - len(row)) for row in ids]),
+                "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
+            }
         if "prompt" in rows[0]:
-            batch["prompt"] = torch.tensor([row["prompt"] for row in rows])
+            counts = torch.tensor([sum(label != -100 for label in row) for row in labels])
+            batch["prompt"] = torch.tensor([row["prompt"] for row in rows]).repeat_interleave(counts)
         if "teacher_hidden" in rows[0]:
             batch["teacher_hidden"] = torch.cat([row["teacher_hidden"] for row in rows])
         return batch
 
 
-def final_hidden_states(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+def has_flash_attention(model: PreTrainedModel) -> bool:
+    """Whether a model attends with a FlashAttention kernel, which takes rows of any length without padding."""
+    return "flash" in (model.config._attn_implementation or "")
+
+
+def final_hidden_states(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
-    Final hidden states `[B, S, d]`, behind the last norm, of a causal LM.
+    Final hidden states `[B, S, d]`, behind the last norm, of a causal LM for a batch of [`RowCollator`].
 
     Goes through the model's own `forward`, which DDP and FSDP need, and asks it for the logits of one position only.
     """
-    outputs = model(input_ids=input_ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
+    ids = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+    outputs = model(**ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
     return outputs.hidden_states[-1]
 
 

@@ -43,15 +43,17 @@ def test_reference_computes_the_losses_of_the_package(smollm2, smollm2_tokenizer
     model.base_model.set_rows("default", reference.be.detach()[None])
     model.base_model.set_ae_row("default", reference.ae[None])
     teacher_ids = torch.tensor([full + answer])
-    teacher = final_hidden_states(model, teacher_ids)[0, len(full) - 1 : -1].detach()
-    student_hidden = final_hidden_states(model, torch.tensor([student + answer]))[0, len(student) - 1 : -1]
+    teacher = final_hidden_states(model, {"input_ids": teacher_ids})[0, len(full) - 1 : -1].detach()
+    student_hidden = final_hidden_states(model, {"input_ids": torch.tensor([student + answer])})[
+        0, len(student) - 1 : -1
+    ]
     kl = divergence(student_hidden, teacher, head, temperature=TAU).mean()
     log_t = F.log_softmax(head.logits(teacher) / TAU, dim=-1)
     entropy = -(log_t.exp() * log_t).sum(-1).mean()
     ids, labels = reconstruction_example(
         smollm2_tokenizer, config.be_token_ids, config.ae_token_id, reference.prompt_ids
     )
-    hidden = final_hidden_states(model, torch.tensor([ids]))
+    hidden = final_hidden_states(model, {"input_ids": torch.tensor([ids])})
     expected = cross_entropy(*predicting(hidden, torch.tensor([labels])), head).mean()
     assert kd.item() == pytest.approx(TAU**2 * (kl + entropy).item(), rel=1e-4)
     assert reconstruction.item() == pytest.approx(expected.item(), rel=1e-4)

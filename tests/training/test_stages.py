@@ -250,3 +250,21 @@ def test_checkpoints_hold_the_rows_only(tiny_model, smollm2_tokenizer, tmp_path)
     names = {path.name for path in (tmp_path / "out" / "checkpoint-3").iterdir()}
     assert "adapter_model.safetensors" in names and "tokenizer.json" not in names
     assert (tmp_path / "out" / "checkpoint-3" / "adapter_model.safetensors").stat().st_size < 2000
+
+
+def test_without_padding_loss_and_gradient_are_the_same(tiny_model, smollm2_tokenizer, tmp_path):
+    """Rows joined to one sequence, as FlashAttention takes them; other kernels are given the mask that separates them."""
+    run = trainer(peft_model(tiny_model, ae=False), smollm2_tokenizer, tmp_path, kd_weight=1.0)
+    assert not run._collator.padding_free
+    rows = list(run.train_dataset)[:3]
+    assert len({row["length"] for row in rows}) > 1
+    results = []
+    for padding_free in (False, True):
+        run._collator.padding_free = padding_free
+        inputs = run._prepare_inputs(run._collate(rows))
+        assert (inputs["input_ids"].shape[0] == 1) == padding_free
+        loss = run.compute_loss(run.model, inputs)
+        loss.backward()
+        results.append((loss.detach(), rows_of(run.model)[0].grad.clone()))
+        run.model.zero_grad()
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-8)
