@@ -8,8 +8,9 @@ axis compute batches of one shape and the teacher need not write.
 
 The trainers of an axis are built first, each on a model of its own, and step by turns: medians and quartiles. Vocabularies
 other than the model's belong to random models of the same architecture. Peak memory is that of a process of its own, above
-the loaded model, the teacher's work included. On the vocabulary's axis it is measured for two more steps on the same batches:
+the loaded model, the teacher's work included. On the vocabulary's axis it is measured for three more steps on the same batches:
 
+- `ours, checkpointing`: with `gradient_checkpointing=True`;
 - `plain`: the step as it is mostly written: the teacher's forward over prompt, query and answer, its logits for the answer's
   tokens, the student's logits at all positions, softmax, KL and gradients by autograd;
 - `plain, answers`: the same with the student's logits for the answer's tokens only.
@@ -46,7 +47,7 @@ AXES = {
     "rows": ("num_be_tokens", [1, 4, 16]),
 }
 QUERY_TOKENS = 24
-SIDES = ("ours", "plain", "plain, answers")
+SIDES = ("ours", "ours, checkpointing", "plain", "plain, answers")
 
 
 def make_model(args: argparse.Namespace):
@@ -137,7 +138,9 @@ class Plain:
 
 def make_side(side: str, model, tokenizer, args: argparse.Namespace, folder: str) -> Ours | Plain:
     ours = make_ours(model, tokenizer, args, folder)
-    if side == "ours":
+    if side == "ours, checkpointing":
+        ours.trainer.model.gradient_checkpointing_enable()
+    if side.startswith("ours"):
         return ours
     return Plain(ours, tokenizer, prompt_of_length(tokenizer, args.prompt_tokens), side == "plain")
 
@@ -192,9 +195,10 @@ def show(axis: str, name: str, results: list[dict]) -> None:
             peaks = result["peak_bytes"]
             ratio = peaks["ours"] / first["peak_bytes"]["ours"]
             parts.append(f"peak {peaks['ours'] / 1e6:.0f} MB, {ratio:.2f} x")
-            for side in SIDES[1:]:
-                if side in peaks:
-                    parts.append(f"{side} {peaks[side] / 1e6:.0f} MB, ours is {peaks['ours'] / peaks[side]:.2f} of it")
+            parts += [f"{side} {peaks[side] / 1e6:.0f} MB" for side in SIDES[1:] if side in peaks]
+            if "plain" in peaks:
+                ratios = (f"{peaks[side] / peaks['plain']:.2f}" for side in SIDES[:2])
+                parts.append(f"of the plain one: {', with checkpointing '.join(ratios)}")
         print(f"  {name} {result[name]}: {'; '.join(parts)}", flush=True)
     if name == "vocab_size" and "peak_bytes" in first and len(results) > 1:
         peaks = {side: [result["peak_bytes"][side] for result in results] for side in first["peak_bytes"]}

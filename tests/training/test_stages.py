@@ -268,3 +268,22 @@ def test_without_padding_loss_and_gradient_are_the_same(tiny_model, smollm2_toke
         results.append((loss.detach(), rows_of(run.model)[0].grad.clone()))
         run.model.zero_grad()
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-8)
+
+
+def test_gradient_checkpointing_changes_memory_alone(tiny_model, smollm2_tokenizer, tmp_path):
+    rows = []
+    base = tiny_model
+    for checkpointing in (False, True):
+        model = peft_model(base, ae=False)
+        run = trainer(
+            model,
+            smollm2_tokenizer,
+            tmp_path / str(checkpointing),
+            kd_weight=1.0,
+            gradient_checkpointing=checkpointing,
+        )
+        run.train()
+        assert run.model.get_base_model().is_gradient_checkpointing == checkpointing
+        rows.append(model.base_model.get_rows("default"))
+        base = model.unload()
+    torch.testing.assert_close(rows[0], rows[1])
