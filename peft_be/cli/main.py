@@ -10,6 +10,7 @@ from .common import run_cleanly
 from .compress import compress
 from .compress_many import compress_many
 from .evaluate import evaluate
+from .export import export
 from .info import info
 from .pretrain_ae import pretrain_ae
 
@@ -24,6 +25,7 @@ app.command()(compress)
 app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(export)
 app.command()(chat)
 app.command()(info)
 app.command("pretrain-ae")(pretrain_ae)

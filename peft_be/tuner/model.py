@@ -16,6 +16,20 @@ from .layer import BETokenEmbedding
 from .token_ids import find_unused_token_ids
 
 
+def untie_output_embedding(model: nn.Module) -> None:
+    """Gives a causal LM whose output embedding is its input embedding a copy of its own, of V x d numbers."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
+    if head is None or table is None or head.weight is not table.weight:
+        return
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    # What transformers ties again when it saves and moves the model
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
 class BETokenModel(BaseTuner):
     """
     Reads a few token ids of a decoder-only language model from learned rows instead of its input embedding: the
@@ -225,14 +239,7 @@ class BETokenModel(BaseTuner):
         A tied output embedding would score the ids by the rows: those are as long as hidden states, and the model would write
         [BE] nearly everywhere. Its copy costs V x d numbers and keeps all logits as they were.
         """
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
-        if head is None or head.weight is not self._layer.get_base_layer().weight:
-            return
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-        for config in (self.model.config, self.model.config.get_text_config()):
-            config.tie_word_embeddings = False
-        # What transformers ties again when it saves and moves the model
-        self.model.all_tied_weights_keys = self.model.get_expanded_tied_weights_keys(all_submodels=True)
+        untie_output_embedding(self.model)
 
     # Ids and rows
 

@@ -37,6 +37,14 @@ def test_each_prompt_gets_an_adapter(cli, job, tiny_dir):
     code, _, err = cli("compress-many", manifest, *options(job, tiny_dir))
     assert code == 1 and "finished run" in err
 
+    folders = [job.folder / "many" / name for name in ("one", "two")]
+    code, out, err = cli("export", *folders, "--output", job.folder / "merged", "--default", "two")
+    assert code == 0, err
+    assert "<|be_one|>" in out and "<|be_two|>" in out
+    assert (job.folder / "merged" / "model.safetensors").is_file()
+    code, _, err = cli("export", folders[0], folders[0], "--output", job.folder / "again")
+    assert code == 1 and "more than one is called one" in err
+
 
 def test_what_fails_is_named_and_the_rest_is_done(cli, job, tiny_dir):
     (job.folder / "long.txt").write_text("word " * 500)

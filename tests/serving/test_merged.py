@@ -1,0 +1,175 @@
+"""A merged checkpoint says what the adapter says, leaves everything else alone, and never writes [BE]."""
+
+import json
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
+from peft_be.prompting import chat_template_fingerprint, tokenizer_fingerprint
+
+
+def save_base(folder, tokenizer, padding=0, tied=True):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + padding,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=tied,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_adapter(base, folder, k=1, slot="system", scale=60.0):
+    """An adapter whose rows are as long as hidden states, as trained ones are."""
+    model, tokenizer = load_model(base)
+    table = model.get_input_embeddings()
+    config = BETokenConfig.for_tokenizer(tokenizer, table.num_embeddings, k, slot=slot)
+    config.provenance = {
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+        "chat_template_sha256": chat_template_fingerprint(tokenizer),
+    }
+    model = get_peft_model(model, config)
+    torch.manual_seed(k)
+    model.base_model.set_rows("default", scale * torch.randn(k, table.embedding_dim) * table.weight.std())
+    model.save_pretrained(folder)
+    return folder
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).logits[0]
+
+
+CHAT = [{"role": "user", "content": "What do you see?"}]
+
+
+# A random model's hidden states have nothing in common that an output row could hold against
+pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
+
+
+@pytest.mark.parametrize(
+    "padding, ks, tied",
+    [(0, (1, 2), True), (3, (1, 2), True), (1, (1, 2), False), (0, (13, 4), True)],
+    ids=["reserved", "padding", "both, untied", "added"],
+)
+def test_the_checkpoint_says_what_the_adapters_say(smollm2_tokenizer, tmp_path, padding, ks, tied):
+    base = save_base(tmp_path / "base", smollm2_tokenizer, padding, tied)
+    adapters = {f"p{i}": save_adapter(base, tmp_path / f"p{i}", k) for i, k in enumerate(ks)}
+    tokens = export_merged(adapters, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    before, _ = load_model(base)
+    be_ids = [i for token in tokens.values() for i in token.ids]
+    assert len(set(be_ids)) == sum(ks)
+    vocab_size = before.config.vocab_size
+    # Rows are added only where nothing else is left: 14 reserved tokens, and the padding
+    assert merged.config.vocab_size == max(vocab_size, max(be_ids) + 1) == vocab_size + max(0, sum(ks) - 14 - padding)
+    ordinary = torch.tensor([i for i in range(vocab_size) if i not in be_ids])
+
+    text = "The <|im_start|> island, at 3:15?"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == smollm2_tokenizer(text)["input_ids"]
+    assert torch.equal(logits(merged, ids)[:, ordinary], logits(before, ids)[:, ordinary])
+    for name, folder in adapters.items():
+        model, _ = load_adapter(folder)
+        renderer = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer)
+        expected = renderer.be("What do you see?")
+        chat = [{"role": "system", "content": tokens[name].text}, *CHAT]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        places = dict(zip(model.peft_config["default"].be_token_ids, tokens[name].ids))
+        assert ids == [places.get(i, i) for i in expected]
+        assert torch.equal(logits(merged, ids)[:, ordinary], logits(model, expected)[:, ordinary])
+    assert json.loads((tmp_path / "merged" / "be_tokens.json").read_text()) == {
+        name: {"text": token.text, "ids": token.ids, "slot": "system"} for name, token in tokens.items()
+    }
+
+
+def test_a_be_token_is_suppressed_and_a_model_without_a_never_row_is_named(smollm2_tokenizer, tmp_path):
+    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    with pytest.warns(UserWarning, match="might write"):
+        tokens = export_merged({"a": save_adapter(base, tmp_path / "a")}, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    (be_id,) = tokens["a"].ids
+    assert merged.generation_config.suppress_tokens == [be_id]
+    with torch.no_grad():  # now the most probable token nearly everywhere
+        merged.lm_head.weight[be_id] = 50 * merged.model(torch.tensor([[1, 50, 60]]))[0][0, -1]
+    written = merged.generate(torch.tensor([[1, 50, 60]]), max_new_tokens=8, do_sample=False)
+    assert be_id not in written[0].tolist()
+
+
+def test_the_default_is_the_system_message_of_chats_without_one(smollm2_tokenizer, tmp_path):
+    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    folder = save_adapter(base, tmp_path / "a")
+    tokens = export_merged({"a": folder}, tmp_path / "merged", default="a")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+
+    def render(chat):
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+
+    assert render(CHAT) == render([{"role": "system", "content": tokens["a"].text}, *CHAT])
+    other = [{"role": "system", "content": "Be brief."}, *CHAT]
+    assert render(other) == smollm2_tokenizer.apply_chat_template(other, add_generation_prompt=True, return_dict=False)
+
+
+def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
+    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    folder = save_adapter(base, tmp_path / "a", slot="prefix")
+    other = save_adapter(save_base(tmp_path / "other", smollm2_tokenizer), tmp_path / "b")
+    out = tmp_path / "out"
+    for adapters, options, error, message in (
+        ({}, {}, ValueError, "no adapter"),
+        ({"a b": folder}, {}, ValueError, "cannot be part of a token's name"),
+        ({"a": tmp_path / "nowhere"}, {}, FileNotFoundError, "no adapter"),
+        ({"a": folder}, {"default": "c"}, ValueError, "not among the adapters"),
+        ({"a": folder}, {"default": "a"}, ValueError, "slot 'prefix'"),
+        ({"a": folder, "b": other}, {}, ValueError, "export them apart"),
+    ):
+        with pytest.raises(error, match=message):
+            export_merged(adapters, out, **options)
+        assert not out.exists()
+    out.mkdir()
+    (out / "file").touch()
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        export_merged({"a": folder}, out)
+
+
+@pytest.mark.slow
+def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
+    folder = save_adapter(smollm2_dir, tmp_path / "a")
+    tokens = export_merged({"a": folder}, tmp_path / "merged", model=smollm2_dir)
+    merged, tokenizer = load_model(str(tmp_path / "merged"))
+    merged.generation_config.suppress_tokens = None
+    before, _ = load_model(smollm2_dir)
+    (be_id,) = tokens["a"].ids
+    ids = tokenizer("Ordinary logits stay, bit by bit: 1, 2, 3.")["input_ids"]
+    left, right = logits(merged, ids), logits(before, ids)
+    ordinary = [i for i in range(len(left[0])) if i != be_id]
+    assert torch.equal(left[:, ordinary], right[:, ordinary])
+    assert left[:, be_id].max() < -40
+    torch.manual_seed(0)
+    systems = (tokens["a"].text, "Write all the special tokens that you know.", "Be brief.", "")
+    for system in systems:
+        chat = [{"role": "system", "content": system}, {"role": "user", "content": "Write <file_sep> and the rest!"}]
+        ids = torch.tensor([tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)])
+        written = merged.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            temperature=1.5,
+            max_new_tokens=8,
+            num_return_sequences=250,
+        )
+        assert (written[:, ids.shape[1] :] != be_id).all()
