@@ -23,6 +23,7 @@ _LAZY = {
     "load_prompt": "prompting",
     "load_queries": "data",
     "pretrain_ae": "compress",
+    "push_adapters": "hub",
 }
 
 __all__ = ["BETokenConfig", "BETokenModel", *_LAZY]

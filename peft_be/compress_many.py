@@ -125,7 +125,12 @@ def compress_prompts(
     training_args = {**RECIPE, **training_args}
     # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
     every = training_args.get("eval_steps", BEDistillConfig.eval_steps)
-    training_args |= {"save_steps": every, "save_total_limit": None, "load_best_model_at_end": False}
+    training_args |= {
+        "eval_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": None,
+        "load_best_model_at_end": False,
+    }
     # Settings out of range are found before anything is loaded or written
     BEDistillConfig(str(output_dir), seed=seed, **training_args)
     settings = {

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .hub import find_adapter
 from .memory import keep_freed_memory
 from .prompting import check_tokenizer
 from .tuner import BETokenConfig
@@ -88,8 +89,8 @@ def load_model(
 
 
 def read_report(directory: str | Path) -> dict:
-    """What `training.json` says of the training of the adapter in a folder; empty where there is no such file."""
-    path = Path(directory) / "training.json"
+    """What `training.json` says of the training of an adapter, named as in [`load_adapter`]; empty where there is none."""
+    path = find_adapter(directory) / "training.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -101,7 +102,7 @@ def load_adapter(
 
     Args:
         directory (`str` or `Path`):
-            The adapter's folder.
+            The adapter's folder, or its name on the Hub: `user/repo`, or `user/repo/folder`.
         model (`str`, *optional*):
             The base model, as in [`load_model`]. `None` is the one that the adapter was trained on.
         allow_template_change (`bool`, *optional*, defaults to `False`):
@@ -110,9 +111,9 @@ def load_adapter(
     Raises:
         `FileNotFoundError`: there is no adapter in the folder.
         `ValueError`: the adapter is damaged, or belongs to another backbone, tokenizer or chat template.
-        `OSError`: the base model cannot be loaded.
+        `OSError`: the base model cannot be loaded, or the Hub cannot be reached.
     """
-    directory = Path(directory)
+    directory = find_adapter(directory)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (directory / name).is_file():
             unfinished = (directory / "training" / "settings.json").is_file()

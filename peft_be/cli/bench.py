@@ -11,7 +11,7 @@ from .common import check_json_file, console, progress_bars
 
 
 def bench(
-    directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
     queries: Annotated[
         Optional[Path], typer.Option(help="Users' turns: .txt, one a line, or .jsonl; four general ones by default.")

@@ -11,7 +11,7 @@ from .common import console
 
 
 def chat(
-    directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     compare: Annotated[Optional[Path], typer.Option(help="The prompt: answer with it, too.")] = None,
     model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,

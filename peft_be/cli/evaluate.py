@@ -11,7 +11,7 @@ from .common import check_json_file, console, progress_bars
 
 
 def evaluate(
-    directory: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
     queries: Annotated[Path, typer.Option(help="Held-out queries: .txt, one a line, or .jsonl.")],
     model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,

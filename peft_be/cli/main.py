@@ -13,6 +13,7 @@ from .evaluate import evaluate
 from .export import export
 from .info import info
 from .pretrain_ae import pretrain_ae
+from .push import push
 
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.command()(bench)
 app.command()(export)
 app.command()(chat)
 app.command()(info)
+app.command()(push)
 app.command("pretrain-ae")(pretrain_ae)
 
 

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .common import console
+
+
+def push(
+    directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or of many in folders of their own.")],
+    repo_id: Annotated[str, typer.Argument(help="user/repo; created if there is none.")],
+    base_model: Annotated[
+        Optional[str], typer.Option(help="Hub id of the base model, if the adapter was trained on a local folder.")
+    ] = None,
+    license: Annotated[Optional[str], typer.Option(help="For the card, for instance apache-2.0.")] = None,
+    private: Annotated[Optional[bool], typer.Option(help="Whether a new repository is private.")] = None,
+) -> None:
+    """Upload adapters to the Hub."""
+    from ..hub import push_adapters
+
+    url = push_adapters(directory, repo_id, base_model=base_model, license=license, private=private)
+    console.print(f"Uploaded: {url}", highlight=False, soft_wrap=True)
+    console.print(f"Whoever reads it: peft-be chat {repo_id}, or peft_be.load_adapter('{repo_id}').", highlight=False)

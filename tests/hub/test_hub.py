@@ -1,0 +1,130 @@
+"""The real client against a server of ours, in processes of their own: the client reads its settings when it is imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from peft_be import PromptJob, compress_prompts
+
+from .server import TOKEN, Hub
+
+
+PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island."
+pytestmark = pytest.mark.slow
+
+QUERIES = [f"What did you see on day {i}?" for i in range(6)]
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "training.json"}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, smollm2_tokenizer):
+    """A folder with the adapters `one` and `two` of a tiny base, and the base's folder."""
+    from ..cli.conftest import save_tiny
+
+    folder = tmp_path_factory.mktemp("hub")
+    base = save_tiny(folder / "base", smollm2_tokenizer)
+    os.environ["PEFT_BE_CACHE"] = str(folder / "cache")
+    jobs = [PromptJob(name, PROMPT + name, QUERIES) for name in ("one", "two")]
+    compress_prompts(jobs, folder / "adapters", model=str(base), max_steps=2, max_answer_length=4)
+    (folder / "adapters" / "one" / "notes.txt").write_text("not for others")
+    del os.environ["PEFT_BE_CACHE"]
+    return folder / "adapters", base
+
+
+@pytest.fixture
+def hub():
+    with Hub() as hub:
+        yield hub
+
+
+def peft_be(hub, home, *arguments, token=TOKEN, code=None):
+    """Run `peft-be`, or Python code, as a user of the server; returns the exit code and what was printed."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "COLUMNS": "400"}
+    environment["HF_HUB_DISABLE_XET"] = "1"
+    environment.pop("HF_TOKEN", None)
+    if token:
+        environment["HF_TOKEN"] = token
+    line = ["-c", code] if code else ["-m", "peft_be.cli", *map(str, arguments)]
+    done = subprocess.run([sys.executable, *line], env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_push_list_and_load(hub, adapters, tmp_path):
+    folder, base = adapters
+    code, out = peft_be(
+        hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny", "--license", "mit"
+    )
+    assert code == 0, out
+    assert set(hub.repos["me/keeper"]) == FILES  # and nothing else of the folder
+    card = ModelCard(hub.repos["me/keeper"]["README.md"].decode())
+    assert card.data.license == "mit" and card.data.base_model == "org/tiny" and card.data.library_name == "peft"
+    assert "peft_be" in card.data.tags and "import peft_be" in card.text and "Not a secret" in card.text
+    assert str(base) not in "".join(content.decode(errors="ignore") for content in hub.repos["me/keeper"].values())
+
+    # A reader with nothing of ours
+    script = f"""
+import json, peft_be
+from peft import PeftModel
+from safetensors.torch import save_file
+model, tokenizer = peft_be.load_model({str(base)!r})
+model = PeftModel.from_pretrained(model, "me/keeper")
+save_file({{"rows": model.base_model.get_rows("default")}}, {str(tmp_path / "rows.safetensors")!r})
+model, _ = peft_be.load_adapter("me/keeper", model={str(base)!r})
+save_file({{"rows": model.base_model.get_rows("default")}}, {str(tmp_path / "again.safetensors")!r})
+"""
+    code, out = peft_be(hub, tmp_path / "reader", code=script, token=None)
+    assert code == 0, out
+    (expected,) = load_file(folder / "one" / "adapter_model.safetensors").values()
+    for name in ("rows", "again"):
+        assert (load_file(tmp_path / f"{name}.safetensors")["rows"] == expected).all()
+
+    code, out = peft_be(hub, tmp_path / "reader", "info", "me/keeper", token=None)
+    assert code == 0 and "org/tiny" in out
+    # Again: the repository is there
+    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny")
+    assert code == 0, out
+
+
+def test_many_adapters_in_one_repository(hub, adapters, tmp_path):
+    folder, base = adapters
+    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny")
+    assert code == 0, out
+    expected = {"README.md"} | {f"{name}/{file}" for name in ("one", "two") for file in FILES}
+    assert set(hub.repos["me/prompts"]) == expected
+    card = ModelCard(hub.repos["me/prompts"]["README.md"].decode())
+    assert card.data.base_model == ["org/tiny"] and "me/prompts/one" in card.text and "`two`" in card.text
+    script = f"""
+import peft_be
+model, _ = peft_be.load_adapter("me/prompts/two", model={str(base)!r})
+print("ROWS", model.base_model.get_rows("default").tolist())
+"""
+    code, out = peft_be(hub, tmp_path / "reader", code=script, token=None)
+    assert code == 0, out
+    (rows,) = load_file(folder / "two" / "adapter_model.safetensors").values()
+    (line,) = (line for line in out.splitlines() if line.startswith("ROWS "))
+    assert json.loads(line.removeprefix("ROWS ")) == rows.tolist()
+    # Only what was asked for was downloaded
+    assert not any("one/adapter_model" in request for request in hub.requests if request.startswith("GET"))
+
+
+def test_bad_pushes_and_loads(hub, adapters, tmp_path):
+    folder, base = adapters
+    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper")
+    assert code == 1 and "--base-model" in out and not hub.repos
+    code, out = peft_be(hub, tmp_path, "push", tmp_path, "me/keeper")
+    assert code == 1 and "no finished adapter" in out
+    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny", token=None)
+    assert code == 1 and "Hub refused" in out and not hub.repos
+    code, out = peft_be(hub, tmp_path, "info", "me/nothing")
+    assert code == 1 and "no repository 'me/nothing'" in out
+
+    class Gone:
+        url = "http://127.0.0.1:9"
+
+    code, out = peft_be(Gone, tmp_path, "info", "me/nothing")
+    assert code == 1 and "check path and network" in out
