@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import statistics
 import tempfile
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +84,14 @@ class Ours:
         self.teacher_tokens = sum(label != -100 for row in self.trainer.train_dataset["labels"] for label in row)
         self.trainer.create_optimizer()
         self.trainer.model.train()
-        batches = itertools.chain.from_iterable(itertools.repeat(self.trainer.get_train_dataloader()))
-        self.batches = (self.trainer._prepare_inputs(batch) for batch in batches)
+        self.batches = self._shuffled(seed)
+
+    def _shuffled(self, seed: int) -> Iterator[dict]:
+        """The batches of an epoch in any order, again and again: the sampler begins with the longest rows."""
+        order, batches = random.Random(seed), list(self.trainer.get_train_dataloader())
+        while True:
+            for batch in order.sample(batches, len(batches)):
+                yield self.trainer._prepare_inputs(batch)
 
     def loss(self, inputs: dict) -> torch.Tensor:
         return self.trainer.compute_loss(self.trainer.model, inputs)
