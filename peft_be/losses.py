@@ -27,7 +27,7 @@ class OutputHead:
             from its config.
         chunk_size (`int`, *optional*):
             Tokens whose logits exist at the same time. The loss needs about `5 * 4 * chunk_size * V` bytes. `None` takes as
-            many as make 2^23 logits, but at least 16, so that the memory of the loss does not grow with V.
+            many as make 2^23 logits, but at least 16, so that its buffers do not grow with V.
     """
 
     def __init__(self, model: PreTrainedModel, chunk_size: int | None = None):

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from peft_be.losses import CHUNK_LOGITS
-
 
 TINY = ("--queries", 4, "--answer-length", 4, "--batch-size", 2)
 
@@ -173,7 +171,8 @@ def test_peak_memory_in_processes_of_their_own(run_script, tiny_dir):
     values = ("--axes", "vocab", "--vocab-values", 49152, 262144)
     small, large = run_script("scaling.py", "--model", tiny_dir, *options, *values)["axes"]["vocab"]
     growth = {side: large["peak_bytes"][side] - small["peak_bytes"][side] for side in small["peak_bytes"]}
-    assert abs(growth["ours"]) < 4 * CHUNK_LOGITS  # one buffer of float32 logits
+    # Our buffers have one size for all V; what still grows is the workspace of the matrix products
+    assert growth["ours"] < 0.2 * growth["plain, answers"]
     assert large["peak_bytes"]["ours"] < 0.5 * large["peak_bytes"]["plain, answers"]
     assert large["peak_bytes"]["plain, answers"] < large["peak_bytes"]["plain"]
 
