@@ -6,43 +6,46 @@ from typing import Annotated, Optional
 import typer
 
 from .common import console, progress_bars, resumable
+from .options import (
+    AE,
+    KDWeight,
+    LearningRate,
+    MaxAnswerLength,
+    MaxSteps,
+    Model,
+    Overwrite,
+    Resume,
+    Seed,
+    Slot,
+    Temperature,
+)
 
 
 def compress(
     prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
     queries: Annotated[Path, typer.Option(help="What users may ask: .txt, one a line, or .jsonl.")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    model: Annotated[str, typer.Option(help="smollm2, a folder, or a Hub id.")] = "smollm2",
+    model: Model = "smollm2",
     test_queries: Annotated[
         Optional[Path], typer.Option(help="Queries kept for peft-be eval: their duplicates are not trained on.")
     ] = None,
-    ae: Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")] = None,
+    ae: AE = None,
     num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows.")] = 1,
-    slot: Annotated[
-        str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")
-    ] = "system",
-    kd_weight: Annotated[
-        Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1; the paper has 0.9.", show_default="1.0")
-    ] = None,
-    temperature: Annotated[
-        Optional[float], typer.Option(help="tau of Eq. 3; the paper has 2.", show_default="1.0")
-    ] = None,
-    learning_rate: Annotated[
-        Optional[float], typer.Option(help="Of AdamW, in units of the start rows' RMS.", show_default="0.2")
-    ] = None,
-    max_steps: Annotated[Optional[int], typer.Option(help="Number of steps.", show_default="600")] = None,
+    slot: Slot = "system",
+    kd_weight: KDWeight = None,
+    temperature: Temperature = None,
+    learning_rate: LearningRate = None,
+    max_steps: MaxSteps = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Answers a step.", show_default="2")] = None,
-    max_answer_length: Annotated[
-        Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")
-    ] = None,
+    max_answer_length: MaxAnswerLength = None,
     reconstruction_steps: Annotated[int, typer.Option(help="Steps of stage 1 alone before the rest.")] = 0,
     reconstruction_interval: Annotated[
         Optional[int], typer.Option(help="Reconstruct at every n-th step only.", show_default="32")
     ] = None,
     max_minutes: Annotated[Optional[float], typer.Option(help="Time for all of it, model loading excluded.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 42,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the folder.")] = False,
+    seed: Seed = 42,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compress a prompt into one learned token."""
     # Imported here, so that --help needs no torch

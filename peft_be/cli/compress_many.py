@@ -7,6 +7,19 @@ import typer
 from rich.table import Table
 
 from .common import console, progress_bars, resumable
+from .options import (
+    AE,
+    KDWeight,
+    LearningRate,
+    MaxAnswerLength,
+    MaxSteps,
+    Model,
+    Overwrite,
+    Resume,
+    Seed,
+    Slot,
+    Temperature,
+)
 
 
 def compress_many(
@@ -17,30 +30,20 @@ def compress_many(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the adapters, each in a folder of its name.")],
-    model: Annotated[str, typer.Option(help="smollm2, a folder, or a Hub id.")] = "smollm2",
-    ae: Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")] = None,
+    model: Model = "smollm2",
+    ae: AE = None,
     num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows of each prompt.")] = 1,
-    slot: Annotated[
-        str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")
-    ] = "system",
+    slot: Slot = "system",
     group_size: Annotated[int, typer.Option(min=1, help="Prompts that learn together.")] = 8,
-    kd_weight: Annotated[
-        Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1; the paper has 0.9.", show_default="1.0")
-    ] = None,
-    temperature: Annotated[
-        Optional[float], typer.Option(help="tau of Eq. 3; the paper has 2.", show_default="1.0")
-    ] = None,
-    learning_rate: Annotated[
-        Optional[float], typer.Option(help="Of AdamW, in units of the start rows' RMS.", show_default="0.2")
-    ] = None,
-    max_steps: Annotated[Optional[int], typer.Option(help="Number of steps.", show_default="600")] = None,
+    kd_weight: KDWeight = None,
+    temperature: Temperature = None,
+    learning_rate: LearningRate = None,
+    max_steps: MaxSteps = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Answers of a prompt in a step.", show_default="2")] = None,
-    max_answer_length: Annotated[
-        Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 42,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the folder.")] = False,
+    max_answer_length: MaxAnswerLength = None,
+    seed: Seed = 42,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compress many prompts in one run, with one model in memory."""
     from ..compress_many import compress_prompts, load_manifest

@@ -6,21 +6,22 @@ from typing import Annotated, Optional
 import typer
 
 from .common import console, progress_bars, resumable
+from .options import Model, Overwrite, Resume, Seed
 
 
 def pretrain_ae(
     corpus: Annotated[Path, typer.Option(help="JSONL file with a `text` in each row.")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    model: Annotated[str, typer.Option(help="smollm2, a folder, or a Hub id.")] = "smollm2",
+    model: Model = "smollm2",
     max_steps: Annotated[int, typer.Option(help="Number of steps.")] = 200,
     learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.01")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Passages a step.", show_default="4")] = None,
     max_passage_length: Annotated[
         Optional[int], typer.Option(help="Longer texts are cut, in tokens.", show_default="256")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 42,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the folder.")] = False,
+    seed: Seed = 42,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train the universal [AE] token of a backbone (stage 0)."""
     from ..compress import pretrain_ae as run

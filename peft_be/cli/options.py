@@ -1,0 +1,27 @@
+"""Options that several commands have, with one meaning and one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+Model = Annotated[str, typer.Option(help="smollm2, a folder, or a Hub id.")]
+AE = Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")]
+Slot = Annotated[str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")]
+KDWeight = Annotated[
+    Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1; the paper has 0.9.", show_default="1.0")
+]
+Temperature = Annotated[Optional[float], typer.Option(help="tau of Eq. 3; the paper has 2.", show_default="1.0")]
+LearningRate = Annotated[
+    Optional[float], typer.Option(help="Of AdamW, in units of the start rows' RMS.", show_default="0.2")
+]
+MaxSteps = Annotated[Optional[int], typer.Option(help="Number of steps.", show_default="600")]
+MaxAnswerLength = Annotated[
+    Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")
+]
+Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run in the folder.")]
