@@ -149,11 +149,7 @@ def compress_prompt(
         training_args = {**RECIPE, **training_args}
         reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
         ae_row = find_ae_row(ae, model, tokenizer, model_name, reconstructs)
-        vocab_size = model.get_input_embeddings().num_embeddings
-        config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, reconstructs, slot=slot)
-        peft_model = get_peft_model(model, config)
-        if ae_row is not None:
-            peft_model.base_model.set_ae_row("default", ae_row)
+        peft_model = add_adapter(model, tokenizer, num_be_tokens, ae_row, slot)
 
         logs = []
         if reconstruction_steps:
@@ -192,14 +188,9 @@ def compress_prompt(
             time.perf_counter() - start,
             logs,
         )
-        config.provenance = {
-            **provenance(model, tokenizer),
-            "prompt_sha256": settings["prompt"],
-            "prompt_tokens": len(trainer.renderers["default"].prompt_ids),
-            "stages": (["stage 1"] if reconstruction_steps else []) + [stage],
-        }
-        peft_model.save_pretrained(run.directory)
-        write_card(run.directory, config, report)
+        stages = (["stage 1"] if reconstruction_steps else []) + [stage]
+        prompt_tokens = len(trainer.renderers["default"].prompt_ids)
+        save_adapter(peft_model, tokenizer, run.directory, prompt, prompt_tokens, stages, report)
         run.finish(report)
         return Compression(run.directory, peft_model, tokenizer, report)
 
@@ -300,6 +291,43 @@ def find_ae_row(
             "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
         )
     return load_ae_row(directory, model, tokenizer)
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_be_tokens: int,
+    ae_row: torch.Tensor | None,
+    slot: str,
+) -> PeftModel:
+    """The model with a new adapter of `num_be_tokens` rows, which has an [AE] row too if one is given."""
+    vocab_size = model.get_input_embeddings().num_embeddings
+    config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, ae_row is not None, slot=slot)
+    peft_model = get_peft_model(model, config)
+    if ae_row is not None:
+        peft_model.base_model.set_ae_row("default", ae_row)
+    return peft_model
+
+
+def save_adapter(
+    peft_model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    prompt: str | list[dict[str, str]],
+    prompt_tokens: int,
+    stages: list[str],
+    report: dict,
+) -> None:
+    """Write rows, configuration and card of a compressed prompt."""
+    config = peft_model.peft_config["default"]
+    config.provenance = {
+        **provenance(peft_model.get_base_model(), tokenizer),
+        "prompt_sha256": sha256(prompt),
+        "prompt_tokens": prompt_tokens,
+        "stages": stages,
+    }
+    peft_model.save_pretrained(directory)
+    write_card(directory, config, report)
 
 
 def training_report(

@@ -11,19 +11,18 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .card import write_card
 from .compress import (
     PATIENCE,
     RECIPE,
     OnProgress,
+    add_adapter,
     find_ae_row,
     load_base,
-    provenance,
     report_to,
+    save_adapter,
     sha256,
     stage_name,
     train,
@@ -36,7 +35,6 @@ from .training import BEDistillConfig, BEDistillTrainer
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest
 from .training.run import RunFolder, write_json
-from .tuner import BETokenConfig
 
 
 @dataclass
@@ -212,12 +210,8 @@ class _Batch:
         if record.is_file():
             return json.loads(record.read_text())
         k, start = self.settings["num_be_tokens"], time.perf_counter()
-        vocab_size = self.model.get_input_embeddings().num_embeddings
-        common = {"use_ae_token": self.ae_row is not None, "slot": self.settings["slot"]}
-        config = BETokenConfig.for_tokenizer(self.tokenizer, vocab_size, k * len(group), **common)
-        peft_model = get_peft_model(self.model, config)
-        if self.ae_row is not None:
-            peft_model.base_model.set_ae_row("default", self.ae_row)
+        slot = self.settings["slot"]
+        peft_model = add_adapter(self.model, self.tokenizer, k * len(group), self.ae_row, slot)
         args = {"answer_cache_dir": str(cache_dir() / "teacher"), **self.training_args}
         queries = {
             split: Dataset.from_dict(
@@ -251,10 +245,7 @@ class _Batch:
             self.model = peft_model.unload()
         seconds = (time.perf_counter() - start) / len(group)
 
-        config = BETokenConfig.for_tokenizer(self.tokenizer, vocab_size, k, **common)
-        single = get_peft_model(self.model, config)
-        if self.ae_row is not None:
-            single.base_model.set_ae_row("default", self.ae_row)
+        single = add_adapter(self.model, self.tokenizer, k, self.ae_row, slot)
         for number, (job, splits) in enumerate(group):
             if job.name in trainer.failed:
                 continue
@@ -280,15 +271,9 @@ class _Batch:
                 seconds,
                 log,
             )
-            config.provenance = {
-                **provenance(self.model, self.tokenizer),
-                "prompt_sha256": sha256(job.prompt),
-                "prompt_tokens": len(trainer.renderers[job.name].prompt_ids),
-                "stages": [stage],
-            }
             directory = self.run.directory / job.name
-            single.save_pretrained(directory)
-            write_card(directory, config, report)
+            prompt_tokens = len(trainer.renderers[job.name].prompt_ids)
+            save_adapter(single, self.tokenizer, directory, job.prompt, prompt_tokens, [stage], report)
             write_json(directory / RunFolder.RESULT, report)
         self.model = single.unload()
         write_json(record, trainer.failed)
