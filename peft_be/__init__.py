@@ -19,6 +19,7 @@ _LAZY = {
     "evaluate_fidelity": "evaluation",
     "export_merged": "serving",
     "load_adapter": "models",
+    "load_adapters": "models",
     "load_model": "models",
     "load_prompt": "prompting",
     "load_queries": "data",

@@ -89,9 +89,30 @@ def load_model(
 
 
 def read_report(directory: str | Path) -> dict:
-    """What `training.json` says of the training of an adapter, named as in [`load_adapter`]; empty where there is none."""
-    path = find_adapter(directory) / "training.json"
+    """What `training.json` in the folder of an adapter says of its training; empty where there is none."""
+    path = Path(directory) / "training.json"
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_adapter(directory: str | Path) -> tuple[Path, BETokenConfig]:
+    """
+    The folder of an adapter, named as in [`load_adapter`], and its configuration.
+
+    Raises:
+        `FileNotFoundError`: there is no adapter in the folder.
+        `ValueError`: its configuration is damaged.
+        `OSError`: the Hub cannot be reached.
+    """
+    directory = find_adapter(directory)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (directory / name).is_file():
+            unfinished = (directory / "training" / "settings.json").is_file()
+            hint = "its training is not finished: go on with --resume" if unfinished else "check the path"
+            raise FileNotFoundError(f"There is no adapter in '{directory}' ({name} is missing): {hint}.")
+    try:
+        return directory, BETokenConfig.from_pretrained(directory)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"'{directory / 'adapter_config.json'}' is damaged: {error}.") from error
 
 
 def load_adapter(
@@ -113,27 +134,48 @@ def load_adapter(
         `ValueError`: the adapter is damaged, or belongs to another backbone, tokenizer or chat template.
         `OSError`: the base model cannot be loaded, or the Hub cannot be reached.
     """
-    directory = find_adapter(directory)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (directory / name).is_file():
-            unfinished = (directory / "training" / "settings.json").is_file()
-            hint = "its training is not finished: go on with --resume" if unfinished else "check the path"
-            raise FileNotFoundError(f"There is no adapter in '{directory}' ({name} is missing): {hint}.")
-    try:
-        config = BETokenConfig.from_pretrained(directory)
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"'{directory / 'adapter_config.json'}' is damaged: {error}.") from error
-    if model is None:
-        model = read_report(directory).get("model", config.base_model_name_or_path)
-    base, tokenizer = load_model(model)
-    check_tokenizer(config, tokenizer, allow_template_change)
-    try:
-        return PeftModel.from_pretrained(base, directory).eval(), tokenizer
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"'{directory / 'adapter_model.safetensors'}' cannot be loaded ({str(error).splitlines()[0]}): the file is "
-            "damaged, train or download it again."
-        ) from error
+    return load_adapters({"default": directory}, model, allow_template_change)
+
+
+def load_adapters(
+    directories: dict[str, str | Path], model: str | None = None, allow_template_change: bool = False
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """
+    Load a base model with several adapters on it, and the base model's tokenizer. The first adapter is active.
+
+    Args:
+        directories (`dict[str, str | Path]`):
+            The adapters by the names that they get in the model, each named as in [`load_adapter`].
+        model (`str`, *optional*):
+            The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.
+        allow_template_change (`bool`, *optional*, defaults to `False`):
+            Accept another chat template than that of the training.
+
+    The errors raised are those of [`load_adapter`], and a `ValueError` where the adapters belong to different base models.
+    """
+    adapters = {name: read_adapter(directory) for name, directory in directories.items()}
+    first, config = next(iter(adapters.values()))
+    for directory, other in adapters.values():
+        if other.base_model_name_or_path != config.base_model_name_or_path:
+            raise ValueError(
+                f"'{directory}' belongs to {other.base_model_name_or_path}, and '{first}' to "
+                f"{config.base_model_name_or_path}: use them apart."
+            )
+    base, tokenizer = load_model(model or read_report(first).get("model", config.base_model_name_or_path))
+    peft_model = None
+    for name, (directory, config) in adapters.items():
+        check_tokenizer(config, tokenizer, allow_template_change)
+        try:
+            if peft_model is None:
+                peft_model = PeftModel.from_pretrained(base, directory, adapter_name=name)
+            else:
+                peft_model.load_adapter(directory, adapter_name=name)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"'{directory / 'adapter_model.safetensors'}' cannot be loaded ({str(error).splitlines()[0]}): the file is "
+                "damaged, train or download it again."
+            ) from error
+    return peft_model.eval(), tokenizer
 
 
 def fastest_dtype(device: str) -> torch.dtype:

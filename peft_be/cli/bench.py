@@ -28,6 +28,7 @@ def bench(
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
     from ..data import load_queries
     from ..evaluation import bench_inference
+    from ..hub import find_adapter
     from ..models import load_adapter, read_report
     from ..prompting import load_prompt
 
@@ -37,6 +38,7 @@ def bench(
         raise ValueError(f"--batch-sizes takes whole numbers separated by commas, got '{batch_sizes}'.") from None
     text, asked = load_prompt(prompt), load_queries(queries) if queries else None
     check_json_file(json_file)
+    directory = find_adapter(directory)
     peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
     with progress_bars() as on_progress:
         result = bench_inference(

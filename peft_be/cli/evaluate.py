@@ -31,11 +31,13 @@ def evaluate(
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
     from ..data import load_queries, query_key
     from ..evaluation import evaluate_fidelity
+    from ..hub import find_adapter
     from ..models import load_adapter, read_report
     from ..prompting import load_prompt
     from ..training.ae_row import load_ae_row, shipped_ae
 
     text, asked = load_prompt(prompt), load_queries(queries)
+    directory = find_adapter(directory)
     seen = set(read_report(directory).get("seen_queries", []))
     fresh = [query for query in asked if query_key(query) not in seen]
     if len(fresh) < len(asked):

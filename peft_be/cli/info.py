@@ -11,14 +11,9 @@ from .common import console
 
 def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")]) -> None:
     """Show what an adapter is and where it comes from."""
-    from ..hub import find_adapter
-    from ..models import read_report
-    from ..tuner import BETokenConfig
+    from ..models import read_adapter, read_report
 
-    directory = find_adapter(directory)
-    if not (directory / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"There is no adapter in '{directory}': check the path.")
-    config = BETokenConfig.from_pretrained(directory)
+    directory, config = read_adapter(directory)
     rows = {
         "base model": config.base_model_name_or_path,
         "[BE] rows": config.num_be_tokens,

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models import load_adapter
-from ..prompting import check_tokenizer
+from ..models import load_adapters
 from ..tuner import BETokenConfig
 from ..tuner.model import untie_output_embedding
 from ..tuner.token_ids import find_unused_token_ids
@@ -59,8 +58,8 @@ def export_merged(
 
     Args:
         adapters (`dict[str, str | os.PathLike]`):
-            Folders of adapters of one base model, by names: letters, digits, `.`, `_` and `-`. A name becomes the token
-            `<|be_NAME|>`.
+            Adapters of one base model, each a folder or a name on the Hub as in [`load_adapter`], by names: letters, digits,
+            `.`, `_` and `-`. A name becomes the token `<|be_NAME|>`.
         output_dir (`str` or `os.PathLike`):
             Folder for the checkpoint; new or empty. `be_tokens.json` in it tells the tokens.
         model (`str`, *optional*):
@@ -74,6 +73,7 @@ def export_merged(
     Raises:
         `ValueError`: no adapter, unusable names, an unknown `default`, or adapters of different bases.
         `FileNotFoundError`: there is no adapter in a folder.
+        `OSError`: the base model cannot be loaded, or the Hub cannot be reached.
         `FileExistsError`: `output_dir` is not empty.
     """
     output_dir = Path(output_dir)
@@ -87,22 +87,14 @@ def export_merged(
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 
+    # PEFT allows no dot in a name
+    own_names = {name: str(number) for number, name in enumerate(adapters)}
+    peft_model, tokenizer = load_adapters({own_names[name]: folder for name, folder in adapters.items()}, model)
     rows, slots = {}, {}
-    (first, directory), *others = adapters.items()
-    peft_model, tokenizer = load_adapter(directory, model)
-    _check_exportable(peft_model.peft_config["default"], directory, default == first)
-    rows[first], slots[first] = peft_model.base_model.get_rows("default"), peft_model.peft_config["default"].slot
-    for name, directory in others:
-        config = BETokenConfig.from_pretrained(directory)
-        check_tokenizer(config, tokenizer)
-        if config.base_model_name_or_path != peft_model.peft_config["default"].base_model_name_or_path:
-            raise ValueError(
-                f"'{directory}' belongs to {config.base_model_name_or_path}, the first adapter to "
-                f"{peft_model.peft_config['default'].base_model_name_or_path}: export them apart."
-            )
+    for name, directory in adapters.items():
+        config = peft_model.peft_config[own_names[name]]
         _check_exportable(config, directory, default == name)
-        peft_model.load_adapter(directory, adapter_name=name)
-        rows[name], slots[name] = peft_model.base_model.get_rows(name), config.slot
+        rows[name], slots[name] = peft_model.base_model.get_rows(own_names[name]), config.slot
     base = peft_model.unload()
 
     texts = {

@@ -66,7 +66,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
 )
 def test_the_checkpoint_says_what_the_adapters_say(smollm2_tokenizer, tmp_path, padding, ks, tied):
     base = save_base(tmp_path / "base", smollm2_tokenizer, padding, tied)
-    adapters = {f"p{i}": save_adapter(base, tmp_path / f"p{i}", k) for i, k in enumerate(ks)}
+    adapters = {f"p.{i}": save_adapter(base, tmp_path / f"p{i}", k) for i, k in enumerate(ks)}
     tokens = export_merged(adapters, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -127,6 +127,8 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
     base = save_base(tmp_path / "base", smollm2_tokenizer)
     folder = save_adapter(base, tmp_path / "a", slot="prefix")
     other = save_adapter(save_base(tmp_path / "other", smollm2_tokenizer), tmp_path / "b")
+    damaged = save_adapter(base, tmp_path / "damaged")
+    (damaged / "adapter_model.safetensors").write_bytes(b"{}")
     out = tmp_path / "out"
     for adapters, options, error, message in (
         ({}, {}, ValueError, "no adapter"),
@@ -134,7 +136,9 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
         ({"a": tmp_path / "nowhere"}, {}, FileNotFoundError, "no adapter"),
         ({"a": folder}, {"default": "c"}, ValueError, "not among the adapters"),
         ({"a": folder}, {"default": "a"}, ValueError, "slot 'prefix'"),
-        ({"a": folder, "b": other}, {}, ValueError, "export them apart"),
+        ({"a": folder, "b": other}, {}, ValueError, "use them apart"),
+        ({"a": folder, "b": tmp_path / "nowhere"}, {}, FileNotFoundError, "no adapter"),
+        ({"a": folder, "b": damaged}, {}, ValueError, "damaged"),
     ):
         with pytest.raises(error, match=message):
             export_merged(adapters, out, **options)
