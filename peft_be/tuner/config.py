@@ -47,6 +47,9 @@ class BETokenConfig(PeftConfig):
         vocab_size (`int`, *optional*):
             Number of rows of the base model's input embedding. Recorded when the adapter is created and checked on
             load.
+        embed_scale (`float`, *optional*, defaults to `1.0`):
+            What the base model's input embedding multiplies its rows by, those of the adapter too (Gemma). Recorded when the
+            adapter is created, for engines that take embeddings as they are.
         target_modules (`str` or `list[str]`, *optional*):
             Name of the embedding module, only for models without `get_input_embeddings`. Must stay `None` for
             transformers models, whose input embedding is always the target: PEFT would save the full embedding matrix
@@ -107,6 +110,10 @@ class BETokenConfig(PeftConfig):
     vocab_size: int | None = field(
         default=None,
         metadata={"help": "Rows of the base model's input embedding. Recorded at creation, checked on load."},
+    )
+    embed_scale: float = field(
+        default=1.0,
+        metadata={"help": "What the base model's input embedding multiplies its rows by. Recorded at creation."},
     )
     target_modules: list[str] | str | None = field(
         default=None,

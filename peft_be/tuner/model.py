@@ -78,6 +78,7 @@ class BETokenModel(BaseTuner):
                 f"rows, but the given model has hidden size {hidden_size} and {vocab_size} embedding rows."
             )
         peft_config.hidden_size, peft_config.vocab_size = hidden_size, vocab_size
+        peft_config.embed_scale = float(getattr(embedding, "embed_scale", 1.0))
 
         # Gemma 3n and 4 look the same ids up in a second table, of per-layer embeddings.
         text_config = model_config.get("text_config") or model_config

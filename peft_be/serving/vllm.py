@@ -1,0 +1,173 @@
+"""[BE] in requests to a vLLM server of the unmodified base model, which takes embeddings in the place of text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from ..models import read_adapter
+from ..prompting import PromptRenderer, check_tokenizer
+from ..prompting.messages import check_query
+from ..tuner import BETokenConfig
+
+
+@dataclass
+class PromptEmbeds:
+    """
+    A prompt's [BE], as vLLM takes it. Neither the base model nor vLLM is needed to make requests.
+
+    The server needs `--enable-prompt-embeds`, which is for users that are trusted. Its prefix cache is used as for text. The
+    cache's keys leave out which positions of a request are embeddings and which are text (vLLM issue 56655), so that two
+    requests can share a key only if one has text where the other has a row of zeros: such rows are refused here.
+
+    Args:
+        config ([`BETokenConfig`]): the adapter's configuration.
+        rows (`torch.Tensor`): what the first layer reads at the positions of [BE], `[k, d]`.
+
+    Raises:
+        `ValueError`: a row is zero or not finite.
+
+    Example:
+
+    ```py
+    >>> from openai import OpenAI
+    >>> from peft_be.serving.vllm import PromptEmbeds
+
+    >>> pirate = PromptEmbeds.from_pretrained("my-prompts/pirate")
+    >>> client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")
+    >>> client.chat.completions.create(model="base", messages=pirate.messages("Where is the rum?"))
+    ```
+    """
+
+    config: BETokenConfig
+    rows: torch.Tensor
+
+    def __post_init__(self):
+        if not self.rows.isfinite().all() or not self.rows.any(-1).all():
+            raise ValueError("A [BE] row is zero or not finite: the adapter is damaged or was not trained.")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike) -> PromptEmbeds:
+        """
+        Read an adapter, and nothing of its base model.
+
+        Args:
+            directory (`str` or `os.PathLike`):
+                The adapter's folder, or its name on the Hub: `user/repo`, or `user/repo/folder`.
+
+        Raises:
+            `FileNotFoundError`: there is no adapter.
+            `ValueError`: it is damaged, or holds an [AE] row only.
+        """
+        directory, config = read_adapter(directory)
+        file = directory / "adapter_model.safetensors"
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"'{file}' cannot be read ({error}): train or download the adapter again.") from error
+        rows = [tensor for name, tensor in tensors.items() if name.endswith("be_token_embedding.weight")]
+        if not rows:
+            raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
+        return cls(config, rows[0] * config.embed_scale)
+
+    def messages(self, query: str | list[dict[str, str]]) -> list[dict]:
+        """
+        The messages of a chat request, for `/v1/chat/completions` and for `LLM.chat`: the system message is [BE].
+
+        Args:
+            query (`str` or `list[dict]`): the user's turn, or user and assistant messages that end in it.
+
+        Raises:
+            `ValueError`: `query` is not such a query, or [BE] stands in slot `prefix`, where no message can be.
+        """
+        if self.config.slot != "system":
+            raise ValueError(
+                f"This adapter was trained with slot '{self.config.slot}', where no chat message can be: use prompt_embeds()."
+            )
+        part = {"type": "prompt_embeds", "data": encode(self.rows)}
+        return [{"role": "system", "content": [part]}, *check_query(query)]
+
+    def prompt_embeds(
+        self,
+        query: str | list[dict[str, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        embedding: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        The whole input as embeddings, `[n, d]`: for `/v1/completions`, encoded by [`encode`], and for `LLM.generate`.
+
+        The text is rendered as in training: unlike the server, this reads no special tokens in what users write.
+
+        Args:
+            query (`str` or `list[dict]`): the user's turn, or user and assistant messages that end in it.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the base model's.
+            embedding (`Callable`): ids to embeddings, as the base model's `get_input_embeddings()`.
+
+        Raises:
+            `ValueError`: `query` is not such a query, or tokenizer or chat template are not those of the training.
+        """
+        check_tokenizer(self.config, tokenizer)
+        ids = torch.tensor(PromptRenderer.for_adapter(self.config, tokenizer).be(query))
+        places = [(ids == be_id).nonzero().item() for be_id in self.config.be_token_ids]
+        ids[places] = 0  # [BE] may have ids that the embedding has not
+        with torch.no_grad():
+            embeds = embedding(ids).clone()
+        embeds[places] = self.rows.to(embeds)
+        return embeds
+
+
+class PromptDirectory(Mapping[str, PromptEmbeds]):
+    """
+    The prompts of a server: a folder with an adapter in each subfolder, as `peft-be compress-many` leaves it. Each is read
+    when it is first asked for, so that thousands cost nothing, and new ones are found while the server runs.
+
+    Args:
+        directory (`str` or `os.PathLike`): the folder.
+
+    Raises:
+        `FileNotFoundError`: there is no such folder.
+
+    Example:
+
+    ```py
+    >>> prompts = PromptDirectory("my-prompts")
+    >>> client.chat.completions.create(model="base", messages=prompts["refunds"].messages("Where is my money?"))
+    ```
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise FileNotFoundError(f"There is no folder '{directory}' with adapters: check the path.")
+        self._prompts: dict[str, PromptEmbeds] = {}
+
+    def __getitem__(self, name: str) -> PromptEmbeds:
+        if name not in self._prompts:
+            # A name may come from a request: it must not lead out of the folder
+            if name not in set(self):
+                raise KeyError(f"There is no adapter '{name}' in '{self.directory}'.")
+            self._prompts[name] = PromptEmbeds.from_pretrained(self.directory / name)
+        return self._prompts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.parent.name for path in self.directory.glob("*/adapter_config.json")))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def encode(embeds: torch.Tensor) -> str:
+    """Embeddings `[n, d]` as vLLM reads them from a request: a file of `torch.save`, in base64."""
+    buffer = io.BytesIO()
+    # A copy: a part of a tensor would be saved with all the rest of it
+    torch.save(embeds.detach().cpu().clone(), buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
