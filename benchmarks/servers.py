@@ -37,7 +37,7 @@ class Server:
             return response.read().decode()
 
 
-def vllm_server(python: str, model: str, *options: str, kv_gib: float = 1, timeout: float = 600):
+def vllm_server(python: str, model: str, *options: str, kv_gib: int = 1, timeout: float = 600):
     """
     A vLLM server of `model` that calls it `base`, as a context manager that gives a [`Server`].
 
@@ -45,7 +45,7 @@ def vllm_server(python: str, model: str, *options: str, kv_gib: float = 1, timeo
         python (`str`): the interpreter of an environment with vLLM in it.
         model (`str`): folder or Hub id.
         *options (`str`): further options of `vllm serve`.
-        kv_gib (`float`, *optional*, defaults to `1`): memory for the KV cache on CPU, in GiB.
+        kv_gib (`int`, *optional*, defaults to `1`): memory for the KV cache on CPU, in whole GiB.
         timeout (`float`, *optional*, defaults to `600`): how long it may take to start, in seconds.
     """
     # The same as `vllm serve`, which some builds for CPU cannot run for want of their package's name
