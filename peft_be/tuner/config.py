@@ -7,7 +7,7 @@ from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
 
 from .card import write_card
-from .registration import add_enum_member
+from .registration import SAVED_NAME, add_enum_member
 from .token_ids import find_unused_token_ids
 
 
@@ -173,7 +173,8 @@ class BETokenConfig(PeftConfig):
         Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out. Beside saved
         rows, the model card is written, too: PEFT has written an empty form by then.
         """
-        saved = self if self.saves_ae_token else replace(self, use_ae_token=False, ae_token_id=None)
+        saved = replace(self, **({} if self.saves_ae_token else {"use_ae_token": False, "ae_token_id": None}))
+        saved.peft_type = SAVED_NAME
         super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)
         if any((Path(save_directory) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
             write_card(save_directory, saved)
