@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import time
@@ -17,16 +15,14 @@ from peft import PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 from transformers import ProgressCallback as ProgressBarCallback
 
-from .card import write_card
 from .data import QuerySplits, query_key, split_queries
 from .models import DEFAULT_MODEL, cache_dir, load_model
-from .prompting import chat_template_fingerprint, tokenizer_fingerprint
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.ae_row import load_ae_row, shipped_ae
 from .training.callbacks import ProgressCallback, StopOnInterrupt, steps_in_time
+from .training.provenance import sha256, stage_name
 from .training.run import RunFolder, last_checkpoint
 from .tuner import BETokenConfig
-from .versions import versions
 
 
 # What differs from `BEDistillConfig`, whose defaults are the paper's: distillation alone at temperature 1 comes nearer to the
@@ -188,9 +184,7 @@ def compress_prompt(
             time.perf_counter() - start,
             logs,
         )
-        stages = (["stage 1"] if reconstruction_steps else []) + [stage]
-        prompt_tokens = len(trainer.renderers["default"].prompt_ids)
-        save_adapter(peft_model, tokenizer, run.directory, prompt, prompt_tokens, stages, report)
+        peft_model.save_pretrained(run.directory)
         run.finish(report)
         return Compression(run.directory, peft_model, tokenizer, report)
 
@@ -254,8 +248,6 @@ def pretrain_ae(
         )
         report_to(on_progress, trainer, "stage 0")
         logs = train(trainer, "stage 0")
-        config = trainer.model.peft_config["default"]
-        config.provenance = {**provenance(model, tokenizer), "stages": ["stage 0"]}
         report = {
             "model": settings["model"],
             "settings": settings,
@@ -265,7 +257,6 @@ def pretrain_ae(
             "log": logs,
         }
         trainer.model.save_pretrained(run.directory)
-        write_card(run.directory, config, report)
         run.finish(report)
         return run.directory
 
@@ -307,27 +298,6 @@ def add_adapter(
     if ae_row is not None:
         peft_model.base_model.set_ae_row("default", ae_row)
     return peft_model
-
-
-def save_adapter(
-    peft_model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    prompt: str | list[dict[str, str]],
-    prompt_tokens: int,
-    stages: list[str],
-    report: dict,
-) -> None:
-    """Write rows, configuration and card of a compressed prompt."""
-    config = peft_model.peft_config["default"]
-    config.provenance = {
-        **provenance(peft_model.get_base_model(), tokenizer),
-        "prompt_sha256": sha256(prompt),
-        "prompt_tokens": prompt_tokens,
-        "stages": stages,
-    }
-    peft_model.save_pretrained(directory)
-    write_card(directory, config, report)
 
 
 def training_report(
@@ -374,20 +344,3 @@ def train(trainer: Trainer, stage: str) -> list[dict]:
         raise KeyboardInterrupt
     # Without the summary at the end, which knows of this process's steps only
     return [{"stage": stage, **entry} for entry in trainer.state.log_history if "train_loss" not in entry]
-
-
-def stage_name(kd_weight: float) -> str:
-    return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
-
-
-def provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    return {
-        "base_model_revision": getattr(model.config, "_commit_hash", None),
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "chat_template_sha256": chat_template_fingerprint(tokenizer) if tokenizer.chat_template else None,
-        "versions": versions(),
-    }
-
-
-def sha256(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

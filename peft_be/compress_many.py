@@ -22,9 +22,6 @@ from .compress import (
     find_ae_row,
     load_base,
     report_to,
-    save_adapter,
-    sha256,
-    stage_name,
     train,
     training_report,
 )
@@ -34,6 +31,7 @@ from .prompting import PromptRenderer, load_prompt
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest
+from .training.provenance import sha256, stage_name
 from .training.run import RunFolder, write_json
 
 
@@ -272,8 +270,14 @@ class _Batch:
                 log,
             )
             directory = self.run.directory / job.name
-            prompt_tokens = len(trainer.renderers[job.name].prompt_ids)
-            save_adapter(single, self.tokenizer, directory, job.prompt, prompt_tokens, [stage], report)
+            figures = {
+                "steps": best.last_step[job.name],
+                "train_queries": len(splits.train),
+                "validation_queries": len(splits.validation),
+                f"validation_{metric}": value,
+            }
+            single.peft_config["default"].provenance = trainer.provenance_of(job.name, figures)
+            single.save_pretrained(directory)
             write_json(directory / RunFolder.RESULT, report)
         self.model = single.unload()
         write_json(record, trainer.failed)

@@ -11,10 +11,16 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from peft import PeftModel
+
+from .tuner import BETokenConfig
+from .tuner.card import CARD_FILE, REPOSITORY, TAGS, body_of, is_unedited, signed
 
 
 # What an adapter consists of. Nothing else of its folder is uploaded
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "training.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", CARD_FILE)
+# Written by the jobs, and not by `save_pretrained`
+REPORT_FILE = "training.json"
 
 
 def find_adapter(name: str | os.PathLike) -> Path:
@@ -32,7 +38,7 @@ def find_adapter(name: str | os.PathLike) -> Path:
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", str(name)):
         return path
     user, repo, *folder = str(name).split("/")
-    patterns = ["/".join([*folder, file]) for file in ADAPTER_FILES]
+    patterns = ["/".join([*folder, file]) for file in (*ADAPTER_FILES, REPORT_FILE)]
     try:
         local = Path(snapshot_download(f"{user}/{repo}", allow_patterns=patterns))
     except RepositoryNotFoundError as error:
@@ -48,12 +54,14 @@ def find_adapter(name: str | os.PathLike) -> Path:
 
 
 def push_adapters(
-    directory: str | os.PathLike,
+    adapters: str | os.PathLike | PeftModel,
     repo_id: str,
     base_model: str | None = None,
     license: str | None = None,
     private: bool | None = None,
     token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
 ) -> str:
     """
     Upload an adapter to the Hub, or all adapters in the subfolders of a folder, as `compress_prompts` leaves it.
@@ -62,13 +70,16 @@ def push_adapters(
     prompt does: see the card.
 
     Args:
-        directory (`str` or `os.PathLike`): the adapter's folder, or a folder of such folders.
+        adapters (`str`, `os.PathLike` or [`~peft.PeftModel`]):
+            The adapter's folder, a folder of such folders, or a model, whose active adapter is meant.
         repo_id (`str`): `user/repo`; it is created if there is none.
         base_model (`str`, *optional*):
             The base model's Hub id. Needed where the adapter was trained on a local folder, which readers do not have.
         license (`str`, *optional*): for the card, as in the Hub's list of licences, for instance `apache-2.0`.
         private (`bool`, *optional*): whether a new repository is private; `None` is the account's default.
         token (`str`, *optional*): the access token; `None` is that of `hf auth login` or `HF_TOKEN`.
+        revision (`str`, *optional*): the branch; `None` is the main one.
+        commit_message (`str`, *optional*): `None` says how many adapters were uploaded.
 
     Returns:
         `str`: the address of the upload.
@@ -78,23 +89,29 @@ def push_adapters(
         `ValueError`: the base model is a local folder, and no `base_model` was given.
         `OSError`: the Hub refuses or cannot be reached.
     """
-    directory = Path(directory)
-    names = [""] if _is_adapter(directory) else sorted(p.name for p in directory.glob("*/") if _is_adapter(p))
-    if not names:
-        raise FileNotFoundError(
-            f"There is no finished adapter in '{directory}', and none in its folders: check the path."
-        )
-    with tempfile.TemporaryDirectory() as staged:
-        staged = Path(staged)
+    with tempfile.TemporaryDirectory() as work:
+        if isinstance(adapters, PeftModel):
+            name = adapters.active_adapter
+            directory = Path(work) / "saved"
+            adapters.save_pretrained(directory, selected_adapters=[name])
+            directory = directory if name == "default" else directory / name
+        else:
+            directory = Path(adapters)
+        names = [""] if _is_adapter(directory) else sorted(p.name for p in directory.glob("*/") if _is_adapter(p))
+        if not names:
+            raise FileNotFoundError(
+                f"There is no finished adapter in '{directory}', and none in its folders: check the path."
+            )
+        staged = Path(work) / "staged"
         for name in names:
-            _stage(directory / name, staged / name, base_model, license)
+            _stage(directory / name, staged / name, "/".join([repo_id, *filter(None, [name])]), base_model, license)
         if names != [""]:
             _write_collection_card(staged, names, repo_id, license)
         api = HfApi(token=token)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            what = "adapter" if names == [""] else f"{len(names)} adapters"
-            commit = api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=f"Upload {what}")
+            message = commit_message or f"Upload {'adapter' if names == [''] else f'{len(names)} adapters'}"
+            commit = api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message, revision=revision)
         except HfHubHTTPError as error:
             raise OSError(
                 f"The Hub refused the upload to '{repo_id}': {str(error).strip().splitlines()[0]}"
@@ -106,43 +123,46 @@ def _is_adapter(folder: Path) -> bool:
     return all((folder / file).is_file() for file in ADAPTER_FILES)
 
 
-def _stage(folder: Path, target: Path, base_model: str | None, license: str | None) -> None:
-    """A copy of the adapter's files that names the base as readers know it."""
+def _stage(folder: Path, target: Path, name: str, base_model: str | None, license: str | None) -> None:
+    """A copy of the adapter's files that names the base as readers know it, and the adapter as it is called on the Hub."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in ADAPTER_FILES:
-        shutil.copyfile(folder / file, target / file)
-    config = json.loads((target / "adapter_config.json").read_text())
-    local = config["base_model_name_or_path"]
+    for file in (*ADAPTER_FILES, REPORT_FILE):
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, target / file)
+    config = BETokenConfig.from_pretrained(target)
+    local = config.base_model_name_or_path
     if base_model is None and Path(local).is_dir():
         raise ValueError(
             f"The adapter in '{folder}' was trained on the folder '{local}', which nobody else has: pass the base model's Hub id "
             "(--base-model)."
         )
-    card = ModelCard.load(target / "README.md")
-    if license is not None:
-        card.data.license = license
     if base_model is not None:
-        config["base_model_name_or_path"] = card.data.base_model = base_model
-        (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        card.text = card.text.replace(local, base_model)
-        report = json.loads((target / "training.json").read_text())
-        report["model"] = report["settings"]["model"] = base_model
-        (target / "training.json").write_text(json.dumps(report, indent=2) + "\n")
-    card.save(target / "README.md")
+        config.base_model_name_or_path = base_model
+        config.save_pretrained(target)  # with the card, unless its text was edited
+        if (target / REPORT_FILE).is_file():
+            report = json.loads((target / REPORT_FILE).read_text())
+            report["model"] = report["settings"]["model"] = base_model
+            (target / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    card = ModelCard.load(target / CARD_FILE)
+    card.data.license = license or card.data.license
+    unedited = is_unedited(card.text)
+    text = card.text.replace(REPOSITORY, name).replace(local, base_model or local)
+    card.text = signed(body_of(text)) if unedited else text
+    card.save(target / CARD_FILE)
 
 
 def _write_collection_card(staged: Path, names: list[str], repo_id: str, license: str | None) -> None:
-    cards = {name: ModelCard.load(staged / name / "README.md") for name in names}
+    cards = {name: ModelCard.load(staged / name / CARD_FILE) for name in names}
     data = ModelCardData(
         base_model=sorted({card.data.base_model for card in cards.values()}),
         library_name="peft",
         pipeline_tag="text-generation",
-        tags=["peft_be", "behavior-equivalent-token", "prompt-compression"],
+        tags=TAGS,
         license=license,
     )
     lines = [f"- [`{name}`]({name}): {card.text.strip().splitlines()[0].lstrip('# ')}" for name, card in cards.items()]
     body = _COLLECTION.format(count=len(names), repo=repo_id, first=names[0], adapters="\n".join(lines))
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(staged / "README.md")
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(staged / CARD_FILE)
 
 
 _COLLECTION = """# {count} system prompts in learned tokens
@@ -151,7 +171,7 @@ Each folder holds an adapter made with [PEFT](https://github.com/huggingface/pef
 (Behavior-Equivalent token, [arXiv 2511.23271](https://arxiv.org/abs/2511.23271)):
 
 ```python
-import peft_be  # registers BE_TOKEN with PEFT: without it, PEFT raises KeyError: 'BE_TOKEN'
+import peft_be  # registers BE_TOKEN with PEFT: without it, loading ends in KeyError: 'BE_TOKEN ...'
 
 model, tokenizer = peft_be.load_adapter("{repo}/{first}")
 ```

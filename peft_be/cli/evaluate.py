@@ -24,6 +24,9 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
     seed: Annotated[int, typer.Option(help="Recorded in the result.")] = 42,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the scores to this file.")] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the scores into the metadata of the adapter's card.")
+    ] = False,
     allow_template_change: Annotated[
         bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
     ] = False,
@@ -35,6 +38,7 @@ def evaluate(
     from ..models import load_adapter, read_report
     from ..prompting import load_prompt
     from ..training.ae_row import load_ae_row, shipped_ae
+    from ..tuner.card import add_scores
 
     text, asked = load_prompt(prompt), load_queries(queries)
     directory = find_adapter(directory)
@@ -45,6 +49,10 @@ def evaluate(
     if not fresh:
         raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
     check_json_file(json_file)
+    if card and not (directory / "README.md").is_file():
+        raise FileNotFoundError(
+            f"There is no card (README.md) in '{directory}' to write the scores into: leave out --card."
+        )
 
     peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
     base = peft_model.get_base_model()
@@ -66,6 +74,8 @@ def evaluate(
         console.print(sample_table(sample))
     if json_file is not None:
         json_file.write_text(json.dumps(scores, indent=2) + "\n")
+    if card:
+        add_scores(directory, peft_model.peft_config["default"], scores)
 
 
 def score_table(scores: dict) -> Table:

@@ -9,6 +9,7 @@ from ..losses import OutputHead, cross_entropy
 from ..prompting.reconstruction import reconstruction_example
 from ..tuner import BETokenConfig
 from .ae_config import AEConfig
+from .provenance import origin
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
 
@@ -66,6 +67,7 @@ class AETrainer(RowTrainer):
             raise ValueError("The adapter has no [AE] row: create it with BETokenConfig(use_ae_token=True).")
         self._ae_token_id = config.ae_token_id
         self._head = OutputHead(model.get_base_model())
+        self._origin = origin(model.get_base_model(), processing_class)
         super().__init__(
             model=model,
             args=args,
@@ -82,6 +84,9 @@ class AETrainer(RowTrainer):
         return Dataset.from_dict(
             {"input_ids": [r[0] for r in rows], "labels": [r[1] for r in rows], "length": [len(r[0]) for r in rows]}
         )
+
+    def provenance(self) -> dict:
+        return {**self._origin, "stages": ["stage 0"], "training": {"steps": self.state.global_step}}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         hidden, labels = predicting(final_hidden_states(model, inputs), inputs["labels"])

@@ -31,6 +31,7 @@ from ..tuner import BETokenConfig
 from .be_distill_config import BEDistillConfig
 from .init import initial_rows, residual_growth
 from .prompt_batches import PromptBatchSampler
+from .provenance import origin, sha256, stage_name
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
 
@@ -149,7 +150,7 @@ class BEDistillTrainer(RowTrainer):
         self._tokenizer = processing_class
         self._on_teacher_progress = on_teacher_progress
         self._named = isinstance(prompt, dict)
-        prompts = prompt if self._named else {"default": prompt}
+        self._prompts = prompts = prompt if self._named else {"default": prompt}
         if not prompts or config.num_be_tokens % len(prompts):
             raise ValueError(
                 f"{len(prompts)} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
@@ -166,6 +167,10 @@ class BEDistillTrainer(RowTrainer):
         base = model.get_base_model()
         base.to(args.device)
         self._head = OutputHead(base)
+        self._origin = origin(base, processing_class)
+        earlier = config.provenance or {}
+        goes_on = args.init is None and earlier.get("prompt_sha256") == sha256(prompt)
+        self._earlier_stages = earlier["stages"] if goes_on else []
         self._pad = processing_class.pad_token_id or 0
         self._collator = RowCollator(self._pad, has_flash_attention(base))
         if args.init is not None:
@@ -186,7 +191,9 @@ class BEDistillTrainer(RowTrainer):
             rows = {"input_ids": [[self._pad]], "labels": [[-100]], "length": [1], "prompt": [0]}
             train_dataset = eval_dataset = Dataset.from_dict(rows)
         else:
-            train_dataset, eval_dataset = self._teach(base, train_dataset, eval_dataset, args)
+            queries = train_dataset, eval_dataset
+            train_dataset, eval_dataset = self._teach(base, *queries, args)
+            self._num_queries = dict(zip(("train", "validation"), map(len, queries)))
         super().__init__(
             model=model,
             args=args,
@@ -299,6 +306,32 @@ class BEDistillTrainer(RowTrainer):
         if gold is None:
             return generate_answers(base, prompts, settings, self._pad, **common)
         return answer_states(base, prompts, gold, settings.batch_size, self._pad, **common)
+
+    def provenance(self) -> dict | None:
+        if self._named:
+            return None
+        training = {"steps": self.state.global_step}
+        if self.args.kd_weight > 0:
+            training |= {f"{split}_queries": number for split, number in self._num_queries.items()}
+            if self.state.best_metric is not None and self.args.metric_for_best_model == "kl":
+                training["validation_kl"] = self.state.best_metric
+        return self.provenance_of("default", training)
+
+    def provenance_of(self, name: str, training: dict) -> dict:
+        """
+        What an adapter with the rows of one of the prompts is to say of them.
+
+        Args:
+            name (`str`): the prompt.
+            training (`dict`): figures for the model card: `steps`, `train_queries`, `validation_queries`, `validation_kl`.
+        """
+        return {
+            **self._origin,
+            "prompt_sha256": sha256(self._prompts[name]),
+            "prompt_tokens": len(self.renderers[name].prompt_ids),
+            "stages": [*self._earlier_stages, stage_name(self.args.kd_weight)],
+            "training": training,
+        }
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         if "teacher" in rows[0]:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
+
+from ..hub import push_adapters
+from ..tuner.card import CARD_FILE
 
 
 class EpochLengthSampler(LengthGroupedSampler):
@@ -24,8 +30,8 @@ class EpochLengthSampler(LengthGroupedSampler):
 
 class RowTrainer(SFTTrainer):
     """
-    What the trainers of all three stages share: a loss that is a mean over the labelled tokens of a micro-batch, and
-    checkpoints that hold the learned rows and nothing else.
+    What the trainers of all three stages share: a loss that is a mean over the labelled tokens of a micro-batch,
+    checkpoints that hold the learned rows and nothing else, and uploads that hold the adapter and nothing else.
     """
 
     _paper = {
@@ -41,7 +47,21 @@ class RowTrainer(SFTTrainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return EpochLengthSampler(size, list(dataset["length"]), self.args.seed)
 
+    def provenance(self) -> dict | None:
+        """What the adapter's configuration is to say of its rows; `None` where one adapter holds those of several prompts."""
+        raise NotImplementedError
+
+    def _record_provenance(self) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        model.peft_config[model.active_adapter].provenance = self.provenance()
+
+    def train(self, *args, **kwargs):
+        output = super().train(*args, **kwargs)
+        self._record_provenance()
+        return output
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self._record_provenance()
         # Not the tokenizer: it is the base model's, unchanged and a thousand times larger than the rows
         tokenizer, self.processing_class = self.processing_class, None
         try:
@@ -49,8 +69,75 @@ class RowTrainer(SFTTrainer):
         finally:
             self.processing_class = tokenizer
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """PEFT's card, which `save_pretrained` writes, is the right one: TRL's describes a whole fine-tuned model."""
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """
+        Add to the metadata of the card that was written with the rows. Its text is that of `save_pretrained`: TRL's describes a
+        whole fine-tuned model.
+        """
+        path = Path(self.args.output_dir) / CARD_FILE
+        if not self.is_world_process_zero() or not path.is_file():
+            return
+        card = ModelCard.load(path)
+        card.data.tags = sorted({*(card.data.tags or []), *([tags] if isinstance(tags, str) else tags or [])})
+        card.data.license = license or card.data.license
+        card.data.datasets = [dataset_name] if dataset_name else card.data.datasets
+        card.save(path)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        base_model: str | None = None,
+        **kwargs,
+    ) -> str | None:
+        """
+        Upload the adapter to `args.hub_model_id`: rows, configuration and card, as [`push_adapters`] does. What else is in
+        the output folder stays there: the teacher's answers, logs, arguments.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): of the upload.
+            blocking (`bool`, *optional*, defaults to `True`): accepted and not needed, for a few KB are uploaded.
+            token (`str`, *optional*): the access token, defaults to `args.hub_token`.
+            revision (`str`, *optional*): the branch, defaults to `args.hub_revision`.
+            private (`bool`, *optional*): whether a new repository is private.
+            base_model (`str`, *optional*): the base model's Hub id, as in [`push_adapters`].
+            kwargs: `tags`, `license` and `dataset_name` for the card's metadata.
+
+        Returns:
+            `str`: the address of the upload; `None` in processes other than the first.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token or self.args.hub_token, private=private)
+        self.save_model(_internal_call=True)
+        self.create_model_card(**kwargs)
+        return self._push(self.args.output_dir, commit_message, token, revision, base_model)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy != HubStrategy.END:
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+
+    def _push(self, folder: str, message: str, token=None, revision=None, base_model=None) -> str | None:
+        if not self.is_world_process_zero():
+            return None
+        return push_adapters(
+            folder,
+            self.hub_model_id,
+            base_model=base_model,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            commit_message=message,
+        )
 
 
 @dataclass

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from peft.config import PeftConfig
-from peft.utils import PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
 
-from .registration import add_enum_member
+from .card import write_card
+from .registration import SAVED_NAME, add_enum_member
 from .token_ids import find_unused_token_ids
 
 
@@ -174,6 +176,12 @@ class BETokenConfig(PeftConfig):
         return self.use_ae_token and (self.save_ae_token or self.num_be_tokens == 0)
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
-        """Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out."""
-        saved = self if self.saves_ae_token else replace(self, use_ae_token=False, ae_token_id=None)
+        """
+        Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out. Beside saved
+        rows, the model card is written, too: PEFT has written an empty form by then.
+        """
+        saved = replace(self, **({} if self.saves_ae_token else {"use_ae_token": False, "ae_token_id": None}))
+        saved.peft_type = SAVED_NAME
         super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)
+        if any((Path(save_directory) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+            write_card(save_directory, saved)

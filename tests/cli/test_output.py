@@ -2,8 +2,10 @@
 
 import json
 
+from huggingface_hub import ModelCard
 
-def test_compress_then_bench(cli, job):
+
+def test_compress_then_bench_and_evaluate(cli, job):
     code, out, err = cli(*job.with_(max_minutes=1))
     assert code == 0, err
     assert "{'" not in out  # the trainer's own logging
@@ -14,6 +16,13 @@ def test_compress_then_bench(cli, job):
     result = json.loads(figures.read_text())
     assert result["training_seconds"] == json.loads((job.folder / "out" / "training.json").read_text())["seconds"]
     assert [batch["batch_size"] for batch in result["batches"]] == [1, 2]
+    code, _, err = cli(
+        "eval", job.folder / "out", "--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt",
+        "--max-answer-length", 4, "--card",
+    )  # fmt: skip
+    assert code == 0, err
+    results = ModelCard.load(job.folder / "out" / "README.md").data.eval_results
+    assert {"validation queries", "2 held-out queries"} == {result.dataset_name for result in results}
     for text in ("first token, ms", "KV cache, MB", "NormFLOPs", "are paid"):
         assert text in out
 

@@ -54,6 +54,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self._body()
         parts = self._start()
+        if parts == ["api", "validate-yaml"]:
+            text = json.loads(body)["content"]
+            metadata = yaml.safe_load(text.split("---")[1])
+            errors = [] if isinstance(metadata, dict) else [{"message": "metadata must be a mapping"}]
+            return self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._json({"error": "Invalid username or password."}, 401)
         if parts == ["api", "repos", "create"]:
@@ -66,11 +71,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.repos[name] = {}
             self.hub.commits[name] = hashlib.sha1(name.encode()).hexdigest()
             return self._json({"url": f"{self.hub.url}/{name}", "name": name})
-        if parts == ["api", "validate-yaml"]:
-            text = json.loads(body)["content"]
-            metadata = yaml.safe_load(text.split("---")[1])
-            errors = [] if isinstance(metadata, dict) else [{"message": "metadata must be a mapping"}]
-            return self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
         repo, action = "/".join(parts[2:4]), parts[4]
         if repo not in self.hub.repos:
             return self._missing()
@@ -96,6 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._read(self._start())
 
     def _read(self, parts):
+        if parts == ["api", "models"]:
+            found = [{"id": repo, "modelId": repo, "tags": _tags(files)} for repo, files in self.hub.repos.items()]
+            wanted = set(self.query.get("filter", []))
+            return self._json([entry for entry in found if wanted <= set(entry["tags"])])
         if parts[:2] == ["api", "models"]:
             repo = "/".join(parts[2:4])
             if repo not in self.hub.repos:
@@ -147,6 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _tags(files: dict[str, bytes]) -> list[str]:
+    """What a list of models can be filtered by, from the metadata of the card."""
+    metadata = yaml.safe_load(files["README.md"].decode().split("---")[1]) if "README.md" in files else {}
+    return [*metadata.get("tags", []), *([metadata["library_name"]] if "library_name" in metadata else [])]
 
 
 def _etag(content: bytes) -> str:

@@ -64,13 +64,19 @@ def test_push_list_and_load(hub, adapters, tmp_path):
     card = ModelCard(hub.repos["me/keeper"]["README.md"].decode())
     assert card.data.license == "mit" and card.data.base_model == "org/tiny" and card.data.library_name == "peft"
     assert "peft_be" in card.data.tags and "import peft_be" in card.text and "Not a secret" in card.text
+    assert 'load_adapter("me/keeper")' in card.text and card.data.eval_results[0].metric_type == "kl"
     assert str(base) not in "".join(content.decode(errors="ignore") for content in hub.repos["me/keeper"].values())
 
     # A reader with nothing of ours
     script = f"""
-import json, peft_be
+import peft_be
+from huggingface_hub import HfApi, ModelCard
 from peft import PeftModel
 from safetensors.torch import save_file
+assert [model.id for model in HfApi().list_models(filter=["peft", "peft_be"])] == ["me/keeper"]
+assert not list(HfApi().list_models(filter="lora"))
+print("FILES", *sorted(HfApi().list_repo_files("me/keeper")))
+ModelCard.load("me/keeper").validate()
 model, tokenizer = peft_be.load_model({str(base)!r})
 model = PeftModel.from_pretrained(model, "me/keeper")
 save_file({{"rows": model.base_model.get_rows("default")}}, {str(tmp_path / "rows.safetensors")!r})
@@ -79,6 +85,7 @@ save_file({{"rows": model.base_model.get_rows("default")}}, {str(tmp_path / "aga
 """
     code, out = peft_be(hub, tmp_path / "reader", code=script, token=None)
     assert code == 0, out
+    assert f"FILES {' '.join(sorted(FILES))}" in out
     (expected,) = load_file(folder / "one" / "adapter_model.safetensors").values()
     for name in ("rows", "again"):
         assert (load_file(tmp_path / f"{name}.safetensors")["rows"] == expected).all()
@@ -128,3 +135,77 @@ def test_bad_pushes_and_loads(hub, adapters, tmp_path):
 
     code, out = peft_be(Gone, tmp_path, "info", "me/nothing")
     assert code == 1 and "check path and network" in out
+
+
+def test_a_trainer_and_a_model_push_the_adapter_with_its_card(hub, adapters, tmp_path):
+    _, base = adapters
+    script = f"""
+import peft_be
+from datasets import Dataset
+from peft_be import BEDistillConfig, BEDistillTrainer
+model, tokenizer = peft_be.load_model({str(base)!r})
+queries = Dataset.from_dict({{"query": {QUERIES!r}}})
+# What an unpatched Trainer would upload, too
+args = BEDistillConfig({str(tmp_path / "out")!r}, kd_weight=1.0, max_steps=2, eval_steps=1, save_steps=1, max_answer_length=4)
+args.push_to_hub, args.hub_model_id = True, "me/trained"
+model.name_or_path = model.config._name_or_path = "org/tiny"
+trainer = BEDistillTrainer(
+    model, args, {PROMPT!r}, train_dataset=queries, eval_dataset=queries.select([0]), processing_class=tokenizer
+)
+trainer.train()
+trainer.push_to_hub(license="mit", tags="lighthouse")
+peft_be.push_adapters(trainer.model, "me/model")
+"""
+    code, out = peft_be(hub, tmp_path, code=script)
+    assert code == 0, out
+    expected = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for name, files in hub.repos.items():
+        assert set(files) == FILES - {"training.json"}, name
+        (tmp_path / "rows").write_bytes(files["adapter_model.safetensors"])
+        assert all((load_file(tmp_path / "rows")[key] == rows).all() for key, rows in expected.items())
+        card = ModelCard(files["README.md"].decode())
+        assert card.text.startswith("# A prompt of ") and f'load_adapter("{name}")' in card.text
+        assert "2 steps on 6 queries" in card.text and card.data.eval_results[0].dataset_name == "validation queries"
+        assert json.loads(files["adapter_config.json"])["provenance"]["tokenizer_sha256"]
+    card = ModelCard(hub.repos["me/trained"]["README.md"].decode())
+    assert card.data.license == "mit" and "lighthouse" in card.data.tags
+    # At both saves, and at the end
+    assert sum("me/trained/commit" in request for request in hub.requests) == 3
+
+
+ROUTES = {
+    "PEFT": "from peft import PeftModel; model = PeftModel.from_pretrained(base(), 'me/keeper')",
+    "AutoPeft": "from peft import AutoPeftModelForCausalLM as Auto; model = Auto.from_pretrained('me/keeper')",
+    "transformers": "model = AutoModelForCausalLM.from_pretrained('me/keeper')",
+    "load_adapter": "model = base(); model.load_adapter('me/keeper')",
+    "pipeline": "from transformers import pipeline; model = pipeline('text-generation', 'me/keeper', tokenizer=BASE).model",
+}
+
+
+def test_every_loader_works_behind_the_import_and_names_it_without(hub, adapters, tmp_path):
+    folder, base = adapters
+    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", str(base))
+    assert code == 0, out
+    (expected,) = load_file(folder / "one" / "adapter_model.safetensors").values()
+    head = f"""
+from transformers import AutoModelForCausalLM
+BASE = {str(base)!r}
+base = lambda: AutoModelForCausalLM.from_pretrained(BASE)
+def rows(model):
+    return next(p for name, p in model.named_parameters() if "be_token_embedding" in name).flatten().tolist()
+"""
+    tries = "".join(
+        f"""
+try:
+    {line}
+    print("ROUTE {name}", rows(model) == {expected.flatten().tolist()})
+except KeyError as error:
+    print("ROUTE {name}", error)
+"""
+        for name, line in ROUTES.items()
+    )
+    code, out = peft_be(hub, tmp_path / "reader", code=head + tries, token=None)
+    assert code == 0, out
+    assert all(f"ROUTE {name} 'BE_TOKEN (import peft_be first" in out for name in ROUTES), out
+    code, out = peft_be(hub, tmp_path / "reader", code="import peft_be\n" + head + tries, token=None)
+    assert code == 0 and all(f"ROUTE {name} True" in out for name in ROUTES), out

@@ -1,0 +1,29 @@
+"""What the configuration of an adapter records of its making."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..prompting import chat_template_fingerprint, tokenizer_fingerprint
+from ..versions import versions
+
+
+def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """What rows belong to: the base model's revision, fingerprints of tokenizer and template, and the versions used."""
+    return {
+        "base_model_revision": getattr(model.config, "_commit_hash", None),
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+        "chat_template_sha256": chat_template_fingerprint(tokenizer) if tokenizer.chat_template else None,
+        "versions": versions(),
+    }
+
+
+def stage_name(kd_weight: float) -> str:
+    return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
+
+
+def sha256(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
