@@ -12,7 +12,9 @@ extras = {
     # see the Makefile, which leaves out its dependencies
     "gguf": ["gguf>=0.10"],
     "flash": ["flash-attn>=2.7"],
-    "test": ["gguf>=0.10", "hypothesis", "pytest", "ruff"],
+    "demo": ["gradio>=6"],
+    # playwright drives a Chromium that is installed (on Debian: apt-get install chromium); without one these tests skip
+    "test": ["gguf>=0.10", "gradio>=6", "hypothesis", "playwright", "pytest", "ruff"],
 }
 
 setup(

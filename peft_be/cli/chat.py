@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -47,31 +45,12 @@ def chat(
 
 def _answer(model, tokenizer, ids: list[int], max_new_tokens: int, temperature: float) -> str:
     """Stream an answer to the console, and return it."""
-    import torch
-    from transformers import TextIteratorStreamer
+    from ..evaluation import stream_answer
 
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    inputs = torch.tensor([ids], device=model.device)
-    thread = threading.Thread(
-        target=model.generate,
-        kwargs={
-            "input_ids": inputs,
-            "attention_mask": torch.ones_like(inputs),
-            "max_new_tokens": max_new_tokens,
-            "pad_token_id": tokenizer.pad_token_id or 0,
-            "streamer": streamer,
-            **sampling,
-        },
-    )
-    start, first, text = time.perf_counter(), None, ""
-    thread.start()
-    for piece in streamer:
-        if piece and first is None:
-            first = time.perf_counter() - start
-        text += piece
-        console.print(piece, end="", markup=False, highlight=False)
-    thread.join()
-    wait = "" if first is None else f", first token after {1000 * first:.0f} ms"
-    console.print(f"\n({len(ids)} input tokens{wait})", style="dim", markup=False)
-    return text
+    shown = ""
+    for answer in stream_answer(model, tokenizer, ids, max_new_tokens, temperature):
+        console.print(answer.text[len(shown) :], end="", markup=False, highlight=False)
+        shown = answer.text
+    wait = f"first token after {answer.ttft_ms:.0f} ms"
+    console.print(f"\n({answer.input_tokens} input tokens, {wait})", style="dim", markup=False)
+    return shown

@@ -9,6 +9,7 @@ from .chat import chat
 from .common import run_cleanly
 from .compress import compress
 from .compress_many import compress_many
+from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .info import info
@@ -28,6 +29,7 @@ app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(export)
 app.command()(chat)
+app.command()(demo)
 app.command()(info)
 app.command()(push)
 app.command("pretrain-ae")(pretrain_ae)

@@ -70,7 +70,7 @@ def time_requests(
     token = forward(ids)
     first = time.perf_counter()
     ones = mask.new_ones(len(prompts), 1)
-    size = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+    size = cache_bytes(cache)
     tokens = sum(map(len, prompts)) - shared * (len(prompts) - 1)
     for _ in range(new_tokens):
         mask = torch.cat([mask, ones], dim=1)
@@ -81,6 +81,11 @@ def time_requests(
         decode_tokens_per_s=len(prompts) * new_tokens / seconds if new_tokens else None,
         kv_bytes=round(size / mask.shape[0] / width * tokens),
     )
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """Size of all keys and values that a cache holds."""
+    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
 def time_to_first_token(model: PreTrainedModel, prompts: list[list[int]], repeats: int = 3) -> float:

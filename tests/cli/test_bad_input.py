@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import sys
 
 import pytest
 import torch
@@ -221,3 +223,16 @@ def test_out_of_memory(cli, job, monkeypatch):
 
     monkeypatch.setattr(BEDistillTrainer, "compute_loss", explode)
     fails(cli(*job.with_(kd_weight=1)), "Out of memory", "--batch-size")
+
+
+def test_a_page_that_cannot_be_served(cli, job, adapter, monkeypatch):
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    fails(cli("demo", job.folder / "nowhere"), "no adapter", "check the path")
+    fails(cli("demo", adapter, "--prompt", job.folder / "missing.txt"), "no prompt file")
+    two = ["--prompt", job.folder / "prompt.txt"] * 2
+    fails(cli("demo", adapter, *two), "1 adapters and 2 prompts")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        fails(cli("demo", adapter, "--port", port), f"127.0.0.1:{port}", "choose another --port")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    fails(cli("demo", adapter), "needs Gradio", "pip install")

@@ -1,6 +1,8 @@
 """What a run prints and writes when all goes well."""
 
+import io
 import json
+import re
 
 from huggingface_hub import ModelCard
 
@@ -32,3 +34,15 @@ def test_bench_refuses_batch_sizes_that_are_no_numbers(cli, job):
     options = ["--prompt", job.folder / "prompt.txt", "--batch-sizes", "1,many"]
     code, _, err = cli("bench", job.folder / "out", *options)
     assert code == 1 and "--batch-sizes takes whole numbers" in err
+
+
+def test_chat_with_both_forms(cli, job, monkeypatch):
+    assert cli(*job.arguments)[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\nAnd [bold]now[/]?\n\n"))
+    options = ["--compare", job.folder / "prompt.txt", "--max-new-tokens", 3]
+    code, out, err = cli("chat", job.folder / "out", *options)
+    assert code == 0, err
+    assert out.count("[BE]: ") == out.count("full prompt: ") == 2
+    counts = [int(n) for n in re.findall(r"\((\d+) input tokens, first token after \d+ ms\)", out)]
+    # The second turn reads the first one, too
+    assert counts[0] < counts[1] and counts[0] < counts[2] < counts[3]

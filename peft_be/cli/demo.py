@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .common import console
+
+
+def demo(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Adapters of one base model: folders, or names on the Hub.")
+    ],
+    prompt: Annotated[
+        Optional[list[Path]],
+        typer.Option(help="The prompt that was compressed; one for each adapter, in their order."),
+    ] = None,
+    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the whole network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
+    allow_template_change: Annotated[
+        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
+    ] = False,
+) -> None:
+    """Serve a page that answers one question with the full prompt, with [BE] and with no prompt. Ctrl-C ends it."""
+    from ..prompting import load_prompt
+    from ..serving.comparison import PromptComparison
+    from ..serving.page import check_address, import_gradio, launch_page, wait
+
+    # What can fail at once does so before the model is loaded
+    import_gradio()
+    check_address(host, port)
+    prompts = [load_prompt(path) for path in prompt or []]
+    comparison = PromptComparison(directories, prompts, model, allow_template_change)
+    page = launch_page(comparison, host, port)
+    console.print(f"The page is at [bold]{page.local_url}[/]. Ctrl-C ends it.", highlight=False)
+    wait(page)

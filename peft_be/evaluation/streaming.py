@@ -1,0 +1,127 @@
+"""An answer to one request, token by token, with what it cost."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from .latency import cache_bytes
+
+
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """
+    An answer as far as it is written.
+
+    Attributes:
+        input_tokens (`int`): length of the rendered prompt.
+        ids (`list[int]`): the answer's tokens, with the end-of-turn token if the answer reached it.
+        text (`str`): the tokens as text, without special tokens and without a character that is not complete yet.
+        ttft_ms (`float`): from the rendered prompt to the first token, in milliseconds.
+        kv_bytes (`int`): keys and values of the rendered prompt.
+    """
+
+    input_tokens: int
+    ids: list[int]
+    text: str
+    ttft_ms: float
+    kv_bytes: int
+
+
+def stream_answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+) -> Iterator[StreamedAnswer]:
+    """
+    Answer one rendered prompt with the model's own generation settings, and yield the answer whenever it has a new token.
+
+    The model writes in a thread of its own. Closing the generator stops it behind the token that it is at; an error of the
+    model is raised here.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the causal LM.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        ids (`list[int]`): a rendered prompt.
+        max_new_tokens (`int`): longest answer, in tokens.
+        temperature (`float`, *optional*, defaults to `0.0`): `0.0` is greedy decoding.
+
+    Yields:
+        [`StreamedAnswer`]
+    """
+    cache = DynamicCache(config=model.config)
+    steps = _Steps(cache)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    inputs = torch.tensor([ids], device=model.device)
+
+    def generate():
+        try:
+            model.generate(
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                past_key_values=cache,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id or 0,
+                streamer=steps,
+                stopping_criteria=[steps.stopped],
+                **sampling,
+            )
+        except Exception as error:
+            steps.queue.put(error)
+        else:
+            steps.queue.put(None)
+
+    thread = threading.Thread(target=generate)
+    start = time.perf_counter()
+    thread.start()
+    answer: list[int] = []
+    try:
+        while (step := steps.queue.get()) is not None:
+            if isinstance(step, Exception):
+                raise step
+            answer.append(step)
+            text = tokenizer.decode(answer, skip_special_tokens=True).rstrip("\ufffd")
+            ttft = 1000 * (steps.first - start)
+            yield StreamedAnswer(len(ids), list(answer), text, ttft, steps.kv_bytes)
+    finally:
+        steps.stop.set()
+        thread.join()
+
+
+class _Steps(BaseStreamer):
+    """Takes the tokens from `generate` to the queue of another thread, and the wish to stop the other way."""
+
+    def __init__(self, cache: DynamicCache):
+        self.cache = cache
+        self.queue: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+        self.stop = threading.Event()
+        self.has_input = False
+        self.first: float | None = None  # when the first token came
+        self.kv_bytes = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.has_input:  # the rendered prompt comes first
+            self.has_input = True
+            return
+        if self.first is None:
+            # By now the cache holds the rendered prompt and nothing else
+            self.first, self.kv_bytes = time.perf_counter(), cache_bytes(self.cache)
+        self.queue.put(value.item())
+
+    def end(self) -> None:
+        pass
+
+    def stopped(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        """A stopping criterion. Where the program ends in the middle of an answer, nobody is left to close the generator."""
+        stop = self.stop.is_set() or not threading.main_thread().is_alive()
+        return input_ids.new_full((len(input_ids),), stop, dtype=torch.bool)
