@@ -22,7 +22,7 @@ from reference import DEMO
 from servers import Server, vllm_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from peft_be import PromptRenderer, export_merged, load_adapter, load_queries
+from peft_be import PromptRenderer, export_gguf, export_merged, load_adapter, load_queries
 from peft_be.models import resolve_model
 from peft_be.prompting.messages import check_query
 from peft_be.serving.vllm import PromptEmbeds, encode
@@ -44,6 +44,23 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], length: int) -> lis
 def of_vllm(server: Server, path: str, requests: Iterable[dict], args: argparse.Namespace) -> list[list[int]]:
     settings = {"model": "base", "temperature": 0, "max_tokens": args.max_new_tokens, "return_token_ids": True}
     return [server.post(path, {**settings, **request})["choices"][0]["token_ids"] for request in requests]
+
+
+def of_llama(path: str, chats: list[list[dict]], tokenizer, length: int) -> list[list[int]]:
+    from llama_cpp import Llama
+
+    llama = Llama(path, n_ctx=2048, verbose=False)
+    answers = []
+    for chat in chats:
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        answer = []
+        # The most probable token, and no penalty for repetition, which is on by default
+        for token in llama.generate(llama.tokenize(text.encode(), False, True), top_k=1, repeat_penalty=1.0):
+            answer.append(token)
+            if len(answer) == length or token == llama.token_eos():
+                break
+        answers.append(answer)
+    return answers
 
 
 @torch.no_grad()
@@ -103,6 +120,10 @@ def main() -> None:
                 whole = (rows.prompt_embeds(query, tokenizer, embedding) for query in queries)
                 requests = ({"prompt_embeds": encode(embeds)} for embeds in whole)
                 answers["vLLM, all embeddings"] = of_vllm(server, "/v1/completions", requests, args)
+        if args.gguf:
+            token = export_gguf({"a": args.adapter}, args.gguf, f"{folder}/be.gguf", model=args.model)["a"]
+            chats = [[{"role": "system", "content": token.text}, *query] for query in queries]
+            answers["llama.cpp"] = of_llama(f"{folder}/be.gguf", chats, tokenizer, args.max_new_tokens)
 
     report = {}
     for name, own in answers.items():
