@@ -107,15 +107,15 @@ def train(model: str, precision: str, prompt, queries: list, steps: int, length:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", type=Path)
-    parser.add_argument("--prompt", type=Path, required=True)
-    parser.add_argument("--queries", type=Path, required=True, help="held-out queries")
+    parser.add_argument("adapter")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--queries", required=True, help="held-out queries")
     parser.add_argument("--model", help="base model, by default that of the adapter")
     parser.add_argument("--max-queries", type=int, default=24)
     parser.add_argument("--answer-length", type=int, default=32)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--train-steps", type=int, default=0, help="length of the two further trainings")
-    parser.add_argument("--train-queries", type=Path, help="their queries")
+    parser.add_argument("--train-queries", help="their queries")
     parser.add_argument("--max-train-queries", type=int, default=96)
     parser.add_argument("--seed", type=int, default=42, help="of the trainings")
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
@@ -156,10 +156,9 @@ def main() -> None:
             + "  ".join(f"{label}: {value['kl']:.4f} ({value['kl_gap_closed']:.3f})" for label, value in row.items()),
             flush=True,
         )
-        device = base.device
+        write_report(args, base.device, num_answer_tokens=sum(map(len, answers)), results=results)
         del base, log_p
         gc.collect()
-    write_report(args, device, num_answer_tokens=sum(map(len, answers)), results=results)
 
 
 if __name__ == "__main__":
