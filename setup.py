@@ -12,7 +12,8 @@ extras = {
     # see the Makefile, which leaves out its dependencies
     "gguf": ["gguf>=0.10"],
     "flash": ["flash-attn>=2.7"],
-    "test": ["gguf>=0.10", "hypothesis", "pytest", "ruff"],
+    "quantised": ["bitsandbytes>=0.48"],
+    "test": ["bitsandbytes>=0.48", "gguf>=0.10", "hypothesis", "pytest", "ruff"],
 }
 
 setup(

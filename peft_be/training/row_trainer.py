@@ -88,6 +88,12 @@ class RowTrainer(SFTTrainer):
         """
         Add to the metadata of the card that was written with the rows. Its text is that of `save_pretrained`: TRL's describes a
         whole fine-tuned model.
+
+        Args:
+            model_name (`str`, *optional*): not used; the base class passes it.
+            dataset_name (`str`, *optional*): Hub id of the queries.
+            tags (`str` or `list[str]`, *optional*): further tags.
+            license (`str`, *optional*): as in the Hub's list of licences.
         """
         path = Path(self.args.output_dir) / CARD_FILE
         if not self.is_world_process_zero() or not path.is_file():
