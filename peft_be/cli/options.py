@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 
-Model = Annotated[str, typer.Option(help="smollm2, a folder, or a Hub id.")]
+Model = Annotated[str, typer.Option(help="smollm2, a folder, a GGUF file, or a Hub id.")]
 AE = Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")]
 Slot = Annotated[str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")]
 KDWeight = Annotated[

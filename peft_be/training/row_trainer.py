@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -39,6 +40,14 @@ class RowTrainer(SFTTrainer):
         "id": "2511.23271",
     }
     loss_is_scaled_for_ga = False
+
+    def __init__(self, model: PeftModel, **kwargs):
+        rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(model=model, **kwargs)
+        # On a quantised base TRL rounds what learns to bfloat16, in which small updates are lost. Rows are read in the base's dtype
+        for name, parameter in model.named_parameters():
+            if name in rows and parameter.dtype != rows[name].dtype:
+                parameter.data = rows[name].to(parameter.device)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -79,6 +88,12 @@ class RowTrainer(SFTTrainer):
         """
         Add to the metadata of the card that was written with the rows. Its text is that of `save_pretrained`: TRL's describes a
         whole fine-tuned model.
+
+        Args:
+            model_name (`str`, *optional*): not used; the base class passes it.
+            dataset_name (`str`, *optional*): Hub id of the queries.
+            tags (`str` or `list[str]`, *optional*): further tags.
+            license (`str`, *optional*): as in the Hub's list of licences.
         """
         path = Path(self.args.output_dir) / CARD_FILE
         if not self.is_world_process_zero() or not path.is_file():

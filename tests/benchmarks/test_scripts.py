@@ -5,6 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
+
+from peft_be import BETokenConfig, load_model
 
 
 TINY = ("--queries", 4, "--answer-length", 4, "--batch-size", 2)
@@ -185,3 +188,24 @@ def test_training_memory(run_script, tiny_dir):
     (result,) = run_script("training.py", "--model", tiny_dir, *settings, "--memory")["results"]
     assert set(result["peak_bytes"]) == {"reference", "cartridge", "ours"}
     assert all(1e6 < size < 1e9 for size in result["peak_bytes"].values())
+
+
+def test_precision(run_script, tiny_dir, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base, _ = load_model(str(tiny_dir))
+    model = get_peft_model(base, BETokenConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "prompt.txt").write_text("You are a lighthouse keeper. You never leave the island.")
+    (tmp_path / "queries.txt").write_text("".join(f"What did you see on day {i}?\n" for i in range(6)))
+    files = ("--prompt", tmp_path / "prompt.txt", "--queries", tmp_path / "queries.txt")
+    training = ("--train-steps", 2, "--train-queries", tmp_path / "queries.txt")
+    report = run_script(
+        "precision.py", tmp_path / "adapter", *files, *training, "--max-queries", 2, "--answer-length", 4
+    )
+    results = report["results"]
+    assert list(results) == ["float32", "bfloat16", "float16", "q8_0", "q4_0", "int8", "nf4"]
+    assert results["float32"]["drift"] == 0 < results["q8_0"]["drift"] < results["q4_0"]["drift"]
+    for result in results.values():
+        assert list(result["rows"])[-2:] == ["2 steps on float32", "2 steps on nf4"] and len(result["rows"]) == 5
+        for row in result["rows"].values():
+            assert row["kl_gap_closed"] == pytest.approx(1 - row["kl"] / result["kl_no_prompt"])
