@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console()
 
-# What a wrong input, a full disk or a missing file raises. Anything else is a bug and keeps its traceback.
-EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError)
+# What a wrong input, a full disk, a missing file or package raises. Anything else is a bug and keeps its traceback.
+EXPECTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError)
 
 
 def run_cleanly(app: typer.Typer) -> None:

@@ -1,6 +1,8 @@
 """The learned rows where models are served."""
 
-from .merged import MergedToken, export_merged
+from .gguf import export_gguf
+from .merged import export_merged
+from .tokens import MergedToken
 
 
-__all__ = ["MergedToken", "export_merged"]
+__all__ = ["MergedToken", "export_gguf", "export_merged"]
