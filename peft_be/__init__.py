@@ -19,6 +19,7 @@ _LAZY = {
     "compress_prompt": "compress",
     "compress_prompts": "compress_many",
     "evaluate_fidelity": "evaluation",
+    "export_gguf": "serving",
     "export_merged": "serving",
     "load_adapter": "models",
     "load_adapters": "models",

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console()
 
-# What a wrong input, a full disk, a missing file or a missing package raises. Anything else is a bug and keeps its traceback.
+# What a wrong input, a full disk, a missing file or package raises. Anything else is a bug and keeps its traceback.
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -8,23 +9,45 @@ import typer
 from .common import console
 
 
+class Format(str, Enum):
+    hf = "hf"
+    gguf = "gguf"
+
+
 def export(
     directories: Annotated[list[Path], typer.Argument(help="Folders of adapters of one base model.")],
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint, or the GGUF file to write.")],
     model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
     default: Annotated[
         Optional[str],
         typer.Option(help="Folder name of the adapter that is the system message where a chat has none."),
     ] = None,
+    format: Annotated[
+        Format, typer.Option(help="hf: a transformers checkpoint; gguf: a GGUF file for llama.cpp.")
+    ] = Format.hf,
+    base: Annotated[
+        Optional[Path], typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf.")
+    ] = None,
 ) -> None:
-    """Write a transformers checkpoint in which [BE] is an ordinary special token, for any engine."""
-    from ..serving import export_merged
+    """Write a model in which [BE] is an ordinary special token: a transformers checkpoint or a GGUF file."""
+    from ..serving import export_gguf, export_merged
 
     names = [directory.absolute().name for directory in directories]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise ValueError(f"Tokens are named like the folders, and more than one is called {', '.join(repeated)}.")
-    tokens = export_merged(dict(zip(names, directories)), output, model=model, default=default)
+    adapters = dict(zip(names, directories))
+    if format is Format.hf:
+        if base is not None:
+            raise ValueError("--base is the GGUF file that --format gguf adds to: give that, too, or leave it out.")
+        tokens = export_merged(adapters, output, model=model, default=default)
+    elif base is None:
+        raise ValueError(
+            "--format gguf adds to a GGUF file: give it as --base. If there is none, export with --format hf and convert "
+            "that with llama.cpp's convert_hf_to_gguf.py."
+        )
+    else:
+        tokens = export_gguf(adapters, base, output, model=model, default=default)
     for name, token in tokens.items():
         where = "as the system message" if token.slot == "system" else "in front of the user's turn"
         console.print(f"[bold]{name}[/]: {token.text} {where} (ids {token.ids})", highlight=False)

@@ -1,7 +1,9 @@
 """The learned rows where models are served."""
 
-from .merged import MergedToken, export_merged
+from .gguf import export_gguf
+from .merged import export_merged
+from .tokens import MergedToken
 from .vllm import PromptDirectory, PromptEmbeds
 
 
-__all__ = ["MergedToken", "PromptDirectory", "PromptEmbeds", "export_merged"]
+__all__ = ["MergedToken", "PromptDirectory", "PromptEmbeds", "export_gguf", "export_merged"]

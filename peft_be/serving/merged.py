@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..models import load_adapters
-from ..tuner import BETokenConfig
 from ..tuner.model import untie_output_embedding
 from ..tuner.token_ids import find_unused_token_ids
+from .tokens import MergedToken, check_names, load_rows, never_row, with_default_system
 
 
 TOKENS_FILE = "be_tokens.json"
-# What the output embedding is to give a [BE] token wherever the model is: e^-100 beside an ordinary best token
-NEVER_LOGIT = -100.0
-
-
-@dataclass
-class MergedToken:
-    """
-    A prompt's [BE] in a merged checkpoint.
-
-    Attributes:
-        text (`str`): what to write where the prompt stood; the tokenizer reads it as the ids below.
-        ids (`list[int]`): the ids of its k rows.
-        slot (`str`): `"system"`: the text is the system message; `"prefix"`: it stands in front of the user's turn, where
-            no chat message can be, so that it needs a prompt that is put together by hand.
-    """
-
-    text: str
-    ids: list[int]
-    slot: str
 
 
 def export_merged(
@@ -77,108 +55,34 @@ def export_merged(
         `FileExistsError`: `output_dir` is not empty.
     """
     output_dir = Path(output_dir)
-    for name in adapters:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-            raise ValueError(f"'{name}' cannot be part of a token's name: use letters, digits, '.', '_' and '-'.")
-    if not adapters:
-        raise ValueError("There is no adapter to export.")
-    if default is not None and default not in adapters:
-        raise ValueError(f"The default '{default}' is not among the adapters: {', '.join(adapters)}.")
+    check_names(adapters, default)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 
-    # PEFT allows no dot in a name
-    own_names = {name: str(number) for number, name in enumerate(adapters)}
-    peft_model, tokenizer = load_adapters({own_names[name]: folder for name, folder in adapters.items()}, model)
-    rows, slots = {}, {}
-    for name, directory in adapters.items():
-        config = peft_model.peft_config[own_names[name]]
-        _check_exportable(config, directory, default == name)
-        rows[name], slots[name] = peft_model.base_model.get_rows(own_names[name]), config.slot
-    base = peft_model.unload()
-
-    texts = {
-        name: [f"<|be_{name}|>"] if len(r) == 1 else [f"<|be_{name}_{i}|>" for i in range(len(r))]
-        for name, r in rows.items()
-    }
-    wanted = [text for name in rows for text in texts[name]]
-    taken = [text for text in wanted if text in tokenizer.get_vocab()]
-    if taken:
-        raise ValueError(f"The tokenizer has a token {taken[0]} already: name the adapter otherwise.")
+    base, tokenizer, found = load_rows(adapters, model, default)
+    found.check_texts_are_new(tokenizer.get_vocab())
     untie_output_embedding(base)
     never = never_row(base)
-    tokenizer, ids = _name_tokens(tokenizer, base.get_input_embeddings().num_embeddings, wanted, output_dir)
+    tokenizer, ids = _name_tokens(tokenizer, base.get_input_embeddings().num_embeddings, found.all_texts, output_dir)
     if max(ids) >= base.get_input_embeddings().num_embeddings:
         base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
     table, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
     with torch.no_grad():
         at = torch.tensor(ids, device=table.device)
-        table.index_copy_(0, at, torch.cat(list(rows.values())).to(table))
+        table.index_copy_(0, at, torch.cat(list(found.rows.values())).to(table))
         head.index_copy_(0, at, never.to(head).expand(len(ids), -1))
     suppressed = base.generation_config.suppress_tokens or []
     base.generation_config.suppress_tokens = sorted({*suppressed, *ids})
 
-    tokens, left = {}, list(ids)
-    for name in rows:
-        own, left = left[: len(texts[name])], left[len(texts[name]) :]
-        tokens[name] = MergedToken("".join(texts[name]), own, slots[name])
+    tokens = found.tokens(ids)
     if default is not None:
-        tokenizer.chat_template = _with_default_system(tokenizer.chat_template, tokens[default].text)
+        tokenizer.chat_template = with_default_system(tokenizer.chat_template, tokens[default].text)
     base.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     (output_dir / TOKENS_FILE).write_text(
         json.dumps({name: asdict(token) for name, token in tokens.items()}, indent=2) + "\n"
     )
     return tokens
-
-
-def _check_exportable(config: BETokenConfig, directory: str | os.PathLike, is_default: bool) -> None:
-    if not config.num_be_tokens:
-        raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
-    if is_default and config.slot != "system":
-        raise ValueError(
-            f"'{directory}' was trained with slot '{config.slot}': only one of slot 'system' can be a default system message."
-        )
-
-
-@torch.no_grad()
-def never_row(model: PreTrainedModel, num_sequences: int = 16, length: int = 96) -> torch.Tensor:
-    """
-    A row of the output embedding whose logit is about -100 wherever the model is, `[d]`, float32.
-
-    It is the least-squares solution over the final hidden states of texts that the model writes itself, sampled without
-    limits, and of random tokens, where contexts are as strange as can be. Half of the texts are kept to check it: the states
-    of trained models have enough in common, those of a random model have not, which is warned of.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
-        num_sequences (`int`, *optional*, defaults to `16`): sequences of each kind.
-        length (`int`, *optional*, defaults to `96`): their length, in tokens.
-    """
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    start = model.config.get_text_config().bos_token_id
-    start = start[0] if isinstance(start, list) else start or 0
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        begin = torch.full((num_sequences, 1), start, device=model.device)
-        written = model.generate(
-            begin, attention_mask=torch.ones_like(begin), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
-            min_new_tokens=length, max_new_tokens=length,
-        )  # fmt: skip
-        noise = torch.randint(vocab_size, written.shape).to(model.device)
-    states = [model.get_decoder()(input_ids=ids, use_cache=False)[0].double() for ids in (written, noise)]
-    fit, check = (torch.cat([s[half::2].flatten(0, 1) for s in states]) for half in (0, 1))
-    covariance = fit.T @ fit / len(fit)
-    ridge = 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=fit.dtype, device=fit.device)
-    row = torch.linalg.solve(covariance + ridge, NEVER_LOGIT * fit.mean(0))
-    highest = (check @ row).max().item()
-    if highest > NEVER_LOGIT / 4:
-        warnings.warn(
-            f"The output row of [BE] scores up to {highest:.0f} in this model, where {NEVER_LOGIT:.0f} was wanted: engines "
-            "that do not read `suppress_tokens` of the generation config might write [BE].",
-            stacklevel=3,
-        )
-    return row.float()
 
 
 def _name_tokens(
@@ -224,9 +128,3 @@ def _replaced(value, names: dict[str, str]):
     if isinstance(value, list):
         return [_replaced(item, names) for item in value]
     return names.get(value, value) if isinstance(value, str) else value
-
-
-def _with_default_system(template: str, text: str) -> str:
-    """A chat template that puts `text` in front as the system message where a chat has none."""
-    first = "{%- if not messages or messages[0]['role'] != 'system' -%}"
-    return f"{first}{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}{{%- endif -%}}{template}"

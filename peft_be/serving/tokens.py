@@ -1,0 +1,155 @@
+"""What the exports have in common: the adapters of one base, and the special tokens that they become."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models import load_adapters
+from ..tuner import BETokenConfig
+
+
+# What the output embedding is to give a [BE] token wherever the model is: e^-100 beside an ordinary best token
+NEVER_LOGIT = -100.0
+
+
+@dataclass
+class MergedToken:
+    """
+    A prompt's [BE] in an exported model.
+
+    Attributes:
+        text (`str`): what to write where the prompt stood; the tokenizer reads it as the ids below.
+        ids (`list[int]`): the ids of its k rows.
+        slot (`str`): `"system"`: the text is the system message; `"prefix"`: it stands in front of the user's turn, where
+            no chat message can be, so that it needs a prompt that is put together by hand.
+    """
+
+    text: str
+    ids: list[int]
+    slot: str
+
+
+@dataclass
+class AdapterRows:
+    """
+    The [BE] of several adapters, by their names.
+
+    Attributes:
+        rows (`dict[str, torch.Tensor]`): k rows each, of shape (k, d), float32.
+        slots (`dict[str, str]`): where they stand in the prompt.
+    """
+
+    rows: dict[str, torch.Tensor]
+    slots: dict[str, str]
+
+    def texts(self, name: str) -> list[str]:
+        """How the k tokens of an adapter are spelled."""
+        k = len(self.rows[name])
+        return [f"<|be_{name}|>"] if k == 1 else [f"<|be_{name}_{i}|>" for i in range(k)]
+
+    @property
+    def all_texts(self) -> list[str]:
+        return [text for name in self.rows for text in self.texts(name)]
+
+    def check_texts_are_new(self, vocab: Iterable[str]) -> None:
+        taken = set(vocab)
+        for text in self.all_texts:
+            if text in taken:
+                raise ValueError(f"There is a token {text} already: name the adapter otherwise.")
+            taken.add(text)
+
+    def tokens(self, ids: list[int]) -> dict[str, MergedToken]:
+        """The tokens by adapter, given the ids of `all_texts`."""
+        tokens, left = {}, list(ids)
+        for name, rows in self.rows.items():
+            own, left = left[: len(rows)], left[len(rows) :]
+            tokens[name] = MergedToken("".join(self.texts(name)), own, self.slots[name])
+        return tokens
+
+
+def check_names(adapters: dict[str, str | os.PathLike], default: str | None) -> None:
+    """Check that there are adapters, that tokens can be called like them, and that `default` is one of them."""
+    for name in adapters:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+            raise ValueError(f"'{name}' cannot be part of a token's name: use letters, digits, '.', '_' and '-'.")
+    if not adapters:
+        raise ValueError("There is no adapter to export.")
+    if default is not None and default not in adapters:
+        raise ValueError(f"The default '{default}' is not among the adapters: {', '.join(adapters)}.")
+
+
+def load_rows(
+    adapters: dict[str, str | os.PathLike], model: str | None, default: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AdapterRows]:
+    """The plain base model of the adapters, its tokenizer, and their rows; arguments as in [`export_merged`]."""
+    # PEFT allows no dot in a name
+    own_names = {name: str(number) for number, name in enumerate(adapters)}
+    peft_model, tokenizer = load_adapters({own_names[name]: folder for name, folder in adapters.items()}, model)
+    found = AdapterRows({}, {})
+    for name, directory in adapters.items():
+        config = peft_model.peft_config[own_names[name]]
+        _check_exportable(config, directory, default == name)
+        found.rows[name], found.slots[name] = peft_model.base_model.get_rows(own_names[name]), config.slot
+    return peft_model.unload(), tokenizer, found
+
+
+def _check_exportable(config: BETokenConfig, directory: str | os.PathLike, is_default: bool) -> None:
+    if not config.num_be_tokens:
+        raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
+    if is_default and config.slot != "system":
+        raise ValueError(
+            f"'{directory}' was trained with slot '{config.slot}': only one of slot 'system' can be a default system message."
+        )
+
+
+@torch.no_grad()
+def never_row(model: PreTrainedModel, num_sequences: int = 16, length: int = 96) -> torch.Tensor:
+    """
+    A row of the output embedding whose logit is about -100 wherever the model is, `[d]`, float32.
+
+    It is the least-squares solution over the final hidden states of texts that the model writes itself, sampled without
+    limits, and of random tokens, where contexts are as strange as can be. Half of the texts are kept to check it: the states
+    of trained models have enough in common, those of a random model have not, which is warned of.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
+        num_sequences (`int`, *optional*, defaults to `16`): sequences of each kind.
+        length (`int`, *optional*, defaults to `96`): their length, in tokens.
+    """
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    start = model.config.get_text_config().bos_token_id
+    start = start[0] if isinstance(start, list) else start or 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begin = torch.full((num_sequences, 1), start, device=model.device)
+        written = model.generate(
+            begin, attention_mask=torch.ones_like(begin), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+            min_new_tokens=length, max_new_tokens=length,
+        )  # fmt: skip
+        noise = torch.randint(vocab_size, written.shape).to(model.device)
+    states = [model.get_decoder()(input_ids=ids, use_cache=False)[0].double() for ids in (written, noise)]
+    fit, check = (torch.cat([s[half::2].flatten(0, 1) for s in states]) for half in (0, 1))
+    covariance = fit.T @ fit / len(fit)
+    ridge = 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=fit.dtype, device=fit.device)
+    row = torch.linalg.solve(covariance + ridge, NEVER_LOGIT * fit.mean(0))
+    highest = (check @ row).max().item()
+    if highest > NEVER_LOGIT / 4:
+        warnings.warn(
+            f"The output row of [BE] scores up to {highest:.0f} in this model, where {NEVER_LOGIT:.0f} was wanted: engines "
+            "that do not read `suppress_tokens` of the generation config might write [BE].",
+            stacklevel=3,
+        )
+    return row.float()
+
+
+def with_default_system(template: str, text: str) -> str:
+    """A chat template that puts `text` in front as the system message where a chat has none."""
+    first = "{%- if not messages or messages[0]['role'] != 'system' -%}"
+    return f"{first}{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}{{%- endif -%}}{template}"
