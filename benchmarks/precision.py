@@ -34,11 +34,12 @@ from peft_be.teacher import AnswerSettings, answer_states, generate_answers, sha
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTISED = {
-    "int8": {"load_in_8bit": True},
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32},
+    "int8": {"load_in_8bit": True},
 }
 BLOCKS = {"q8_0": "Q8_0", "q4_0": "Q4_0"}
-PRECISIONS = (*DTYPES, *BLOCKS, *QUANTISED)
+# CPUs without bfloat16 units need minutes for the 16-bit ones: the others come first
+PRECISIONS = ("float32", *QUANTISED, *BLOCKS, "bfloat16", "float16")
 
 
 def load(model: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -133,8 +134,10 @@ def main() -> None:
 
     model = PeftModel.from_pretrained(base, adapter)
     rows = {"the adapter": model.base_model.get_rows("default").float()}
-    for dtype in ("bfloat16", "float16"):
-        rows[f"the adapter, stored in {dtype}"] = rows["the adapter"].to(DTYPES[dtype]).float()
+    rounded = {
+        f"the adapter, stored in {dtype}": rows["the adapter"].to(DTYPES[dtype]).float()
+        for dtype in ("bfloat16", "float16")
+    }
     del base, model
     if args.train_steps:
         asked = load_queries(args.train_queries)[: args.max_train_queries]
@@ -146,7 +149,8 @@ def main() -> None:
     results, reference = {}, None
     for precision in dict.fromkeys(["float32", *args.precisions]):
         base, _ = load(name, precision)
-        results[precision], log_p = measure(base, renderer, queries, answers, rows, adapter)
+        measured = rows | rounded if precision == "float32" else rows
+        results[precision], log_p = measure(base, renderer, queries, answers, measured, adapter)
         reference = log_p if reference is None else reference
         drift = (reference.exp() * (reference - log_p)).sum(-1).double().mean().item()
         results[precision]["drift"] = drift
