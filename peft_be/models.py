@@ -183,9 +183,15 @@ def load_adapters(
                 f"{config.base_model_name_or_path}: use them apart."
             )
     base, tokenizer = load_model(model or read_report(first).get("model", config.base_model_name_or_path))
-    peft_model = None
+    peft_model, checked = None, set()
     for name, (directory, config) in adapters.items():
-        check_tokenizer(config, tokenizer, allow_template_change)
+        # Hundreds of adapters have the same fingerprints, and those of a tokenizer take half a second
+        fingerprints = tuple(
+            (config.provenance or {}).get(f"{part}_sha256") for part in ("tokenizer", "chat_template")
+        )
+        if fingerprints not in checked:
+            check_tokenizer(config, tokenizer, allow_template_change)
+            checked.add(fingerprints)
         try:
             if peft_model is None:
                 peft_model = PeftModel.from_pretrained(base, directory, adapter_name=name)

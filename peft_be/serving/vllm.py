@@ -6,7 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ class PromptEmbeds:
 
     config: BETokenConfig
     rows: torch.Tensor
+    _renderer: PromptRenderer | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         if not self.rows.isfinite().all() or not self.rows.any(-1).all():
@@ -115,8 +116,11 @@ class PromptEmbeds:
         Raises:
             `ValueError`: `query` is not such a query, or tokenizer or chat template are not those of the training.
         """
-        check_tokenizer(self.config, tokenizer)
-        ids = torch.tensor(PromptRenderer.for_adapter(self.config, tokenizer).be(query))
+        if self._renderer is None or self._renderer.tokenizer is not tokenizer:
+            # Half a second for a large vocabulary: not with every request
+            check_tokenizer(self.config, tokenizer)
+            self._renderer = PromptRenderer.for_adapter(self.config, tokenizer)
+        ids = torch.tensor(self._renderer.be(query))
         places = [(ids == be_id).nonzero().item() for be_id in self.config.be_token_ids]
         ids[places] = 0  # [BE] may have ids that the embedding has not
         with torch.no_grad():
