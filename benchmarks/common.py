@@ -23,7 +23,7 @@ from peft_be.versions import machine, versions
 
 
 # Not part of a measurement's settings
-_NOT_SETTINGS = ("json", "only", "resume")
+_NOT_SETTINGS = ("json", "only", "resume", "vllm")
 
 
 def synchronize(device: torch.device) -> None:
@@ -92,7 +92,14 @@ def in_own_process(script: str, options: dict[str, Any]) -> int:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(args).items() if key not in _NOT_SETTINGS}
+    return {key: _without_folder(value) for key, value in vars(args).items() if key not in _NOT_SETTINGS}
+
+
+def _without_folder(value):
+    """Where a file lies on this machine is nobody's business, and no setting either."""
+    if isinstance(value, list):
+        return [_without_folder(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def write_report(args: argparse.Namespace, device: torch.device, **results) -> None:
