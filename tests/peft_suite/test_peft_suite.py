@@ -84,6 +84,9 @@ NEEDS_HUB = "The test loads adapters from the Hub, which need a network and belo
 EMBEDDING_LEARNS = (
     "The test asserts that the output of the input embedding requires no gradient. PEFT skips it for trainable tokens."
 )
+SAVED_NAME_IS_A_HINT = (
+    "The test reads the method's raw name, which says in a saved file that peft_be must be imported."
+)
 OTHER_METHODS = "The test is specific to other methods and skips itself for all others."
 
 TestPeftConfig = retarget(
@@ -94,6 +97,7 @@ TestPeftConfig = retarget(
         "test_from_pretrained_cache_dir": NEEDS_HUB,
         "test_save_pretrained_with_runtime_config": NEEDS_HUB,
         "test_config_layers_to_transform_index_zero": NO_LAYERS_TO_TRANSFORM,
+        "test_from_json_file": SAVED_NAME_IS_A_HINT,
     },
 )
 

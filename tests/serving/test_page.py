@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,10 @@ def serve(folders):
     pages = []
 
     def start(prompts):
-        pages.append(launch_page(PromptComparison(folders, prompts), port=free_port()))
+        comparison = PromptComparison(folders, prompts)
+        # No faster than a real model, or long answers would be over before the browser sees them
+        comparison.model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        pages.append(launch_page(comparison, port=free_port()))
         return pages[-1].local_url
 
     yield start
