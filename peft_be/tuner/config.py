@@ -175,13 +175,16 @@ class BETokenConfig(PeftConfig):
         """Whether a saved adapter contains the [AE] row."""
         return self.use_ae_token and (self.save_ae_token or self.num_be_tokens == 0)
 
+    def to_dict(self) -> dict:
+        """The configuration as plain JSON, with a `peft_type` that says what PEFT needs to read it."""
+        return {**super().to_dict(), "peft_type": SAVED_NAME}
+
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """
         Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out. Beside saved
         rows, the model card is written, too: PEFT has written an empty form by then.
         """
-        saved = replace(self, **({} if self.saves_ae_token else {"use_ae_token": False, "ae_token_id": None}))
-        saved.peft_type = SAVED_NAME
+        saved = self if self.saves_ae_token else replace(self, use_ae_token=False, ae_token_id=None)
         super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)
         if any((Path(save_directory) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
             write_card(save_directory, saved)
