@@ -97,7 +97,6 @@ TestPeftConfig = retarget(
         "test_from_pretrained_cache_dir": NEEDS_HUB,
         "test_save_pretrained_with_runtime_config": NEEDS_HUB,
         "test_config_layers_to_transform_index_zero": NO_LAYERS_TO_TRANSFORM,
-        "test_from_json_file": SAVED_NAME_IS_A_HINT,
     },
 )
 
