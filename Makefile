@@ -48,7 +48,7 @@ test: install
 
 # The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, Debian's package chromium
 slow: install
-	PEFT_BE_VLLM=$$(ls $(VLLM_VENV)/bin/python 2>/dev/null) $(BIN)/python -m pytest -q -m slow
+	PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -q -m slow
 
 lint: install
 	$(BIN)/ruff check .
