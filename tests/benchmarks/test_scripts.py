@@ -9,6 +9,8 @@ from peft import get_peft_model
 
 from peft_be import BETokenConfig, load_model
 
+from ..serving.test_merged import save_adapter
+
 
 TINY = ("--queries", 4, "--answer-length", 4, "--batch-size", 2)
 
@@ -21,6 +23,25 @@ def test_training(run_script, tiny_dir):
         assert result["speedup"] == pytest.approx(rates["ours, teacher included"] / rates["reference"])
         assert rates["ours, teacher included"] < rates["ours, steps alone"]
         assert rates["cartridge, answers included"] < rates["cartridge, steps alone"]
+
+
+@pytest.mark.filterwarnings("ignore:The output row of")
+def test_engines(run_script, tiny_dir, tmp_path):
+    adapter = save_adapter(str(tiny_dir), tmp_path / "a")
+    options = ("--model", tiny_dir, "--requests", 2, "--max-new-tokens", 4)
+    report = run_script("engines.py", adapter, *options)
+    assert report["engines"] == {"transformers, merged checkpoint": {"identical": 2, "of": 2, "apart": []}}
+    assert report["args"]["adapter"] == "a"  # and nothing of where it lies
+
+
+def test_a_divergence_has_the_margin_of_the_reference(tiny_model):
+    from engines import divergence, greedy
+
+    (expected,) = greedy(tiny_model, [[1, 50, 60]], 4)
+    assert divergence(tiny_model, [1, 50, 60], expected, expected) is None
+    other = [*expected[:2], (expected[2] + 1) % 100, expected[3]]
+    found = divergence(tiny_model, [1, 50, 60], expected, other)
+    assert found["position"] == 2 and found["margin"] > 0
 
 
 def time_to_kl(run_script, tiny_dir, *options):
