@@ -265,7 +265,7 @@ def test_the_command_with_the_real_model(visit, tmp_path, smollm2_dir):
             ask(tab, "Who are you?", 500)
             tab.wait_for_function("/Answer tokens\\s+\\d/.test(document.querySelector('#form-full').innerText)")
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=300) == 0
             assert process.stdout.read() == ""
         finally:
             process.kill()
