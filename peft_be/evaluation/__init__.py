@@ -1,7 +1,7 @@
-from .fidelity import evaluate_fidelity
+from .fidelity import Fidelity, FidelityScorer, evaluate_fidelity
 from .inference import bench_inference
 from .latency import time_to_first_token
 from .streaming import StreamedAnswer, stream_answer
 
 
-__all__ = ["StreamedAnswer", "bench_inference", "evaluate_fidelity", "stream_answer", "time_to_first_token"]
+__all__ = ["Fidelity", "FidelityScorer", "StreamedAnswer", "bench_inference", "evaluate_fidelity", "stream_answer", "time_to_first_token"]

@@ -1,20 +1,122 @@
-"""How closely the model with [BE] behaves like the model with the full prompt, on held-out queries."""
+"""How closely the model behaves like the model with the full prompt, with [BE] or anything else in the prompt's place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..losses import OutputHead, divergence
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
-from ..teacher import Answer, AnswerSettings, answer_states, generate_answers, share_prefix
+from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_states, generate_answers, share_prefix
 from ..versions import versions
 from .latency import time_to_first_token
+
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Fidelity:
+    """
+    How closely one stand-in follows the full prompt.
+
+    Attributes:
+        kl (`float`): KL(full prompt || stand-in) at temperature 1 over the full vocabulary, nats, as a mean over all tokens of
+            the full prompt's answers.
+        query_kl (`list[float]`): the same for each query's answer.
+        top1_agreement (`float`): share of these tokens at which both find the same token the most probable.
+        answer_rouge_l (`float`): ROUGE-L (F) of the stand-in's own greedy answers against the full prompt's, mean over queries.
+        answers (`list[str]`): these greedy answers.
+    """
+
+    kl: float
+    query_kl: list[float]
+    top1_agreement: float
+    answer_rouge_l: float
+    answers: list[str]
+
+
+class FidelityScorer:
+    """
+    Scores what stands in for a prompt P on held-out queries. The teacher, the model with P itself, answers them once,
+    greedily; every stand-in is scored on these same answers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT (`PeftModel.get_base_model()` gives it).
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        prompts (`list[list[int]]`): the queries behind P, as ids.
+        max_answer_length (`int`, *optional*, defaults to `64`): longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `32`): queries processed together.
+        on_progress (`Callable[[str, int, int], None]`, *optional*): called with what is being done, the queries done, and
+            their total.
+
+    Attributes:
+        teacher (`list[Answer]`): P's answers.
+        texts (`list[str]`): the same as text.
+
+    Raises:
+        `ValueError`: no queries.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[int]],
+        max_answer_length: int = 64,
+        batch_size: int = 32,
+        on_progress: OnProgress | None = None,
+    ):
+        if not prompts:
+            raise ValueError("There are no queries to evaluate on.")
+        self._model, self._tokenizer, self._on_progress = model, tokenizer, on_progress
+        self._settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
+        self.head = OutputHead(model)
+        self.teacher = self._generate(prompts, share_prefix(model, prompts), "full prompt")
+        self.texts = self._decode(self.teacher)
+        self._top = top_tokens(self.teacher, self.head)
+
+    @torch.no_grad()
+    def score(self, prompts: list[list[int]], prefix: SharedPrefix | None = None, label: str = "stand-in") -> Fidelity:
+        """
+        Args:
+            prompts (`list[list[int]]`): the same queries behind the stand-in, as ids.
+            prefix ([`SharedPrefix`], *optional*): keys and values of what all `prompts` start with.
+            label (`str`, *optional*): what to call it in the progress.
+        """
+        prefix = prefix or share_prefix(self._model, prompts)
+        answers = self._generate(prompts, prefix, label)
+        ids = [answer.ids for answer in self.teacher]
+        batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
+        report = self._report(f"KL, {label}")
+        states = answer_states(self._model, prompts, ids, batch, pad, prefix=prefix, on_progress=report)
+        per_token = [divergence(s.hidden, t.hidden, self.head).double() for s, t in zip(states, self.teacher)]
+        texts, rouge = self._decode(answers), RougeScorer(["rougeL"])
+        rouge_l = [rouge.score(full, text)["rougeL"].fmeasure for full, text in zip(self.texts, texts)]
+        return Fidelity(
+            kl=torch.cat(per_token).mean().item(),
+            query_kl=[kl.mean().item() for kl in per_token],
+            top1_agreement=(top_tokens(states, self.head) == self._top).double().mean().item(),
+            answer_rouge_l=sum(rouge_l) / len(rouge_l),
+            answers=texts,
+        )
+
+    def _generate(self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str) -> list[Answer]:
+        pad, report = self._tokenizer.pad_token_id or 0, self._report(f"answers, {label}")
+        return generate_answers(self._model, prompts, self._settings, pad, prefix=prefix, on_progress=report)
+
+    def _decode(self, answers: list[Answer]) -> list[str]:
+        return [self._tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+
+    def _report(self, what: str) -> Callable[[int, int], None] | None:
+        return self._on_progress and partial(self._on_progress, what)
 
 
 @torch.no_grad()
@@ -27,14 +129,11 @@ def evaluate_fidelity(
     max_answer_length: int = 64,
     batch_size: int = 32,
     seed: int = 42,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[dict, list[dict]]:
     """
-    Compare no prompt and [BE] with the full prompt.
-
-    The teacher, the same model with the full prompt, writes greedy answers. KL is at temperature 1 over the full
-    vocabulary, KL(teacher || student), as a mean over all tokens of these answers; `kl_gap_closed` is
-    `1 - kl.be / kl.no_prompt`, where no prompt means the template with no system message from the user.
+    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`,
+    where no prompt means the template with no system message from the user.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -62,66 +161,39 @@ def evaluate_fidelity(
     Raises:
         `ValueError`: no queries.
     """
-    if not queries:
-        raise ValueError("There are no queries to evaluate on.")
     config = model.peft_config[model.active_adapter]
     base = model.get_base_model()
     was_training = model.training
     model.eval()
-    head, pad = OutputHead(base), tokenizer.pad_token_id or 0
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt)
+    full = [renderer.full(query) for query in queries]
+    scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
     prompts = {
-        "full": [renderer.full(query) for query in queries],
         "no_prompt": [renderer.no_prompt(query) for query in queries],
         "be": [renderer.be(query) for query in queries],
     }
-    settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
-
-    def progress(what: str):
-        return None if on_progress is None else lambda done, total: on_progress(what, done, total)
-
-    answers = {}
-    for name, label in (("full", "full prompt"), ("be", "[BE]"), ("no_prompt", "no prompt")):
-        prefix = share_prefix(base, prompts[name])
-        answers[name] = generate_answers(
-            base, prompts[name], settings, pad, prefix=prefix, on_progress=progress(f"answers, {label}")
-        )
-    teacher = answers["full"]
-    teacher_ids = [answer.ids for answer in teacher]
-    teacher_top = top_tokens(teacher, head)
-    texts = {name: [tokenizer.decode(a.ids, skip_special_tokens=True) for a in answers[name]] for name in answers}
-    rouge = RougeScorer(["rougeL"])
-
-    kl, agreement, rouge_l = {}, {}, {}
-    for name in ("no_prompt", "be"):
-        states = answer_states(base, prompts[name], teacher_ids, batch_size, pad, on_progress=progress(f"KL, {name}"))
-        per_token = [divergence(s.hidden, t.hidden, head) for s, t in zip(states, teacher)]
-        kl[name] = torch.cat(per_token).double().mean().item()
-        agreement[name] = (top_tokens(states, head) == teacher_top).double().mean().item()
-        scores = [rouge.score(full, text)["rougeL"].fmeasure for full, text in zip(texts["full"], texts[name])]
-        rouge_l[name] = sum(scores) / len(scores)
-
+    labels = {"no_prompt": "no prompt", "be": "[BE]"}
+    scores = {name: scorer.score(prompts[name], label=labels[name]) for name in prompts}
+    kl = {name: score.kl for name, score in scores.items()}
     result = {
         "model": config.base_model_name_or_path,
         "prompt_tokens": len(renderer.prompt_ids),
         "be_tokens": config.num_be_tokens,
         "compression_ratio": len(renderer.prompt_ids) / config.num_be_tokens,
         "num_queries": len(queries),
-        "num_answer_tokens": sum(map(len, teacher_ids)),
+        "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
         "kl": kl,
         "kl_gap_closed": 1 - kl["be"] / kl["no_prompt"],
-        "top1_agreement": agreement,
-        "answer_rouge_l": rouge_l,
-        "reconstruction": reconstruction_scores(model, tokenizer, renderer.prompt_ids, ae_row, head),
-        "ttft_ms": {name: time_to_first_token(base, prompts[name][:3]) for name in ("full", "no_prompt", "be")},
+        "top1_agreement": {name: score.top1_agreement for name, score in scores.items()},
+        "answer_rouge_l": {name: score.answer_rouge_l for name, score in scores.items()},
+        "reconstruction": reconstruction_scores(model, tokenizer, renderer.prompt_ids, ae_row, scorer.head),
+        "ttft_ms": {name: time_to_first_token(base, ids[:3]) for name, ids in {"full": full, **prompts}.items()},
         "seed": seed,
         "versions": versions(),
     }
     model.train(was_training)
-    samples = [
-        {"query": query, **{name: texts[name][i] for name in ("full", "be", "no_prompt")}}
-        for i, query in enumerate(queries)
-    ]
+    texts = {"full": scorer.texts, **{name: scores[name].answers for name in ("be", "no_prompt")}}
+    samples = [{"query": query, **{name: texts[name][i] for name in texts}} for i, query in enumerate(queries)]
     return result, samples
 
 

@@ -1,0 +1,19 @@
+"""The two ends of every comparison: P itself, and nothing."""
+
+from __future__ import annotations
+
+from .method import Job, Method, StandIn
+
+
+class FullPrompt(Method):
+    """P itself."""
+
+    def fit(self, job: Job) -> StandIn:
+        return StandIn(prompt=job.prompt)
+
+
+class NoPrompt(Method):
+    """The conversation alone, with the template's default system turn if it has one."""
+
+    def fit(self, job: Job) -> StandIn:
+        return StandIn()

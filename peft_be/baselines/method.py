@@ -1,0 +1,136 @@
+"""What can stand in the place of a prompt, and the one interface of all methods that make such a thing."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data import QuerySplits
+from ..prompting import PromptRenderer
+from ..teacher import SharedPrefix
+
+
+OnProgress = Callable[[str, int, int, dict], None]
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass
+class Job:
+    """
+    What every method is given: a prompt to replace, on one model, with the same queries and the same budget.
+
+    Attributes:
+        model ([`~transformers.PreTrainedModel`]): the frozen causal LM, not wrapped by PEFT.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        prompt (`str` or `list[dict]`): P.
+        splits ([`QuerySplits`]): training and validation queries. Test queries are not a method's business.
+        directory (`Path`): the method's own empty or half-filled folder, for work in progress.
+        seed (`int`): of everything random.
+        max_steps (`int`, *optional*): training steps; `None` is the method's own default.
+        max_minutes (`float`, *optional*): time for the training, the teacher's work included.
+        max_answer_length (`int`): longest answer of the teacher, in tokens.
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called with what is being done, the work done,
+            its total, and the latest logged values.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
+    splits: QuerySplits
+    directory: Path
+    seed: int = 42
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    max_answer_length: int = 64
+    on_progress: OnProgress | None = None
+
+
+@dataclass
+class StandIn:
+    """
+    What a method puts in the place of P: a shorter prompt, learned rows, or learned keys and values; with nothing set, no
+    prompt at all.
+
+    Attributes:
+        prompt (`str` or `list[dict]`, *optional*): a prompt, read where P would be.
+        rows (`torch.Tensor` of shape `[k, d]`, *optional*): learned input embeddings.
+        slot (`str`, *optional*, defaults to `"system"`): where the rows stand, as in [`BETokenConfig`].
+        prefix ([`SharedPrefix`], *optional*): learned keys and values in front of the conversation without P.
+        log (`list[dict]`, *optional*): the log of the training.
+    """
+
+    prompt: Prompt | None = None
+    rows: torch.Tensor | None = None
+    slot: str = "system"
+    prefix: SharedPrefix | None = None
+    log: list[dict] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def placed(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[Callable[[str | list[dict]], list[int]]]:
+        """
+        Context in which `model`, not wrapped by PEFT, reads the stand-in. Gives a function from a query to ids; with
+        learned keys and values, the first `prefix.length` ids stand for these.
+        """
+        if self.rows is not None:
+            # Imported here: methods that learn nothing do not need the training
+            from ..compress import add_adapter
+
+            peft_model = add_adapter(model, tokenizer, len(self.rows), None, self.slot).eval()
+            peft_model.base_model.set_rows("default", self.rows)
+            try:
+                yield PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer).be
+            finally:
+                peft_model.unload()
+        elif self.prefix is not None:
+            renderer, ids = PromptRenderer(tokenizer), [tokenizer.pad_token_id or 0] * self.prefix.length
+            yield lambda query: ids + renderer.no_prompt(query)
+        elif self.prompt is not None:
+            yield PromptRenderer(tokenizer, self.prompt).full
+        else:
+            yield PromptRenderer(tokenizer).no_prompt
+
+    def num_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Positions in the context that stand for P."""
+        if self.rows is not None:
+            return len(self.rows)
+        if self.prefix is not None:
+            return self.prefix.length
+        return 0 if self.prompt is None else len(PromptRenderer(tokenizer, self.prompt).prompt_ids)
+
+    def num_bytes(self) -> int:
+        """What has to be kept beside the base model: float32 numbers, or UTF-8 text."""
+        if self.rows is not None:
+            return 4 * self.rows.numel()
+        if self.prefix is not None:
+            return 4 * sum(states.numel() for states in self.prefix.keys + self.prefix.values)
+        messages = [{"content": self.prompt}] if isinstance(self.prompt, str) else self.prompt or []
+        return sum(len(message["content"].encode()) for message in messages)
+
+
+class Method(ABC):
+    """
+    A way to replace a prompt by something shorter.
+
+    Attributes:
+        trains (`bool`): whether steps and minutes of the [`Job`] matter to it.
+    """
+
+    trains = False
+
+    @abstractmethod
+    def fit(self, job: Job) -> StandIn:
+        """
+        Make the stand-in.
+
+        Raises:
+            `ValueError`: the job's prompt or queries do not suit the method; the message says why.
+            `ImportError`: an optional package is missing; the message says how to install it.
+        """
