@@ -4,4 +4,12 @@ from .latency import time_to_first_token
 from .streaming import StreamedAnswer, stream_answer
 
 
-__all__ = ["Fidelity", "FidelityScorer", "StreamedAnswer", "bench_inference", "evaluate_fidelity", "stream_answer", "time_to_first_token"]
+__all__ = [
+    "Fidelity",
+    "FidelityScorer",
+    "StreamedAnswer",
+    "bench_inference",
+    "evaluate_fidelity",
+    "stream_answer",
+    "time_to_first_token",
+]
