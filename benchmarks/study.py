@@ -1,10 +1,15 @@
 """
-Studies of the recipe that grow: each cell of a manifest is one compression, scored on its validation queries.
+Studies that grow: each cell of a manifest is one method, trained on one prompt and scored.
 
-A manifest has one cell a line: `{"variant": "...", "seed": 42, "args": {...}}`, where `args` go to `compress_prompt`, and
-optionally `"prompt"` and `"queries"`, files relative to the manifest (by default the demo's). Finished cells are appended
-to the results and skipped from then on; an interrupted cell goes on where it stopped. The table is made from the results
-alone. Test queries are not looked at.
+A manifest has one cell a line, `{"variant": "...", "seed": 42, "args": {...}}`, and optionally
+- `method`, as in `peft-be compare` (`"be"`), whose further arguments are `args`;
+- `prompt` and `queries`, files relative to the manifest (the demo's);
+- `test_queries`, a file of held-out queries, which are then scored on. Without it, the validation queries are: sweeps of the
+  recipe must not look at test queries;
+- `max_steps` or `max_minutes`, the budget of the training.
+
+Finished cells are appended to the results and skipped from then on; an interrupted cell goes on where it stopped. The
+table is made from the results alone.
 
 Example:
 
@@ -19,20 +24,20 @@ import hashlib
 import json
 import shutil
 import statistics
-import time
 from pathlib import Path
 
-import torch
-
-from peft_be import compress_prompt
+from peft_be.baselines import Job
+from peft_be.baselines.compare import SPLIT_SEED, run_method
 from peft_be.data import load_queries, split_queries
-from peft_be.losses import OutputHead, divergence
+from peft_be.evaluation import FidelityScorer
+from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
-from peft_be.teacher import Answer, AnswerSettings, answer_states, generate_answers, share_prefix
 from peft_be.versions import machine, versions
 
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
+# What makes two cells the same
+IDENTITY = ("variant", "method", "seed", "args", "prompt", "queries", "test_queries", "max_steps", "max_minutes")
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -40,64 +45,38 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def key(cell: dict) -> str:
-    """What makes two cells the same."""
-    return json.dumps(
-        {name: cell.get(name) for name in ("variant", "seed", "args", "prompt", "queries")}, sort_keys=True
-    )
-
-
-def teacher_answers(model, tokenizer, renderer: PromptRenderer, queries: list, answer_length: int) -> list[Answer]:
-    """The full prompt's greedy answers to `queries`."""
-    prompts = [renderer.full(query) for query in queries]
-    settings = AnswerSettings(max_new_tokens=answer_length)
-    return generate_answers(model, prompts, settings, tokenizer.pad_token_id or 0, share_prefix(model, prompts))
-
-
-@torch.no_grad()
-def answers_kl(model, prompts: list[list[int]], teacher: list[Answer]) -> float:
-    """KL(teacher || the model behind `prompts`), nats a token, over the teacher's answers."""
-    head = OutputHead(model)
-    states = answer_states(model, prompts, [answer.ids for answer in teacher], batch_size=16)
-    return torch.cat([divergence(s.hidden, t.hidden, head) for s, t in zip(states, teacher)]).double().mean().item()
-
-
-def no_prompt_kl(model, tokenizer, prompt, queries: list, answer_length: int) -> float:
-    """KL(full prompt || no prompt), nats a token, over the greedy answers to `queries`."""
-    renderer = PromptRenderer(tokenizer, prompt)
-    teacher = teacher_answers(model, tokenizer, renderer, queries, answer_length)
-    return answers_kl(model, [renderer.no_prompt(query) for query in queries], teacher)
+    return json.dumps({name: cell.get(name) for name in IDENTITY}, sort_keys=True)
 
 
 def run(cell: dict, manifest: Path, folder: Path) -> dict:
-    prompt, queries, test = DEMO / "prompt.txt", DEMO / "train_queries.jsonl", DEMO / "test_queries.jsonl"
-    if "prompt" in cell:
-        prompt, queries, test = manifest.parent / cell["prompt"], manifest.parent / cell["queries"], None
-    prompt, queries = load_prompt(prompt), load_queries(queries)
-    test = load_queries(test) if test else None
+    files = {name: manifest.parent / cell[name] for name in ("prompt", "queries", "test_queries") if name in cell}
+    # The demo's test queries are held out where a cell does not look at them, too
+    held_out = files.get("test_queries", None if "prompt" in cell else DEMO / "test_queries.jsonl")
+    settings = dict(cell.get("args", {}))
+    length = settings.pop("max_answer_length", 64)
+    model, tokenizer = load_model(settings.pop("model", "smollm2"))
+    prompt = load_prompt(files.get("prompt", DEMO / "prompt.txt"))
+    queries = load_queries(files.get("queries", DEMO / "train_queries.jsonl"))
+    splits = split_queries(queries, load_queries(held_out) if held_out else None, seed=SPLIT_SEED)
+    scored_on = "test" if "test_queries" in cell else "validation"
+    scored = getattr(splits, scored_on)
+
     work = folder / hashlib.sha256(key(cell).encode()).hexdigest()[:16]
-    start = time.perf_counter()
-    result = compress_prompt(
-        prompt,
-        queries,
-        work,
-        test_queries=test,
-        seed=cell["seed"],
-        resume=(work / "training" / "settings.json").exists(),
-        **cell["args"],
-    )
-    seconds = time.perf_counter() - start
-    validation = split_queries(queries, test, seed=cell["seed"]).validation
-    model, tokenizer = result.model.get_base_model(), result.tokenizer
-    no_prompt = no_prompt_kl(model, tokenizer, prompt, validation, cell["args"].get("max_answer_length", 64))
-    curve = [(entry["step"], entry["eval_kl"]) for entry in result.report["log"] if "eval_kl" in entry]
-    best = min(kl for _, kl in curve)
-    shutil.rmtree(work)
+    budget = {"max_steps": cell.get("max_steps"), "max_minutes": cell.get("max_minutes"), "max_answer_length": length}
+    job = Job(model, tokenizer, prompt, splits, work, seed=cell["seed"], **budget)
+    renderer = PromptRenderer(tokenizer, prompt)
+    scorer = FidelityScorer(model, tokenizer, [renderer.full(query) for query in scored], length)
+    no_prompt = scorer.kl([renderer.no_prompt(query) for query in scored])
+    result = run_method(cell.get("method", "be"), settings, job, scorer, scored)
+    shutil.rmtree(work, ignore_errors=True)
+    del result["answers"]
     return {
         **cell,
-        "kl": {"no_prompt": no_prompt, "be": best},
-        "kl_gap_closed": 1 - best / no_prompt,
-        "curve": curve,
-        "seconds": seconds,
+        **result,
+        "kl": {"no_prompt": no_prompt, "be": result["kl"]},
+        "kl_gap_closed": 1 - result["kl"] / no_prompt,
+        "prompt_tokens": len(renderer.prompt_ids),
+        "scored_on": scored_on,
         "machine": machine(model.device),
         "versions": versions(),
     }

@@ -31,12 +31,12 @@ from common import settings, synchronize, timed, write_report
 from datasets import Dataset
 from peft import get_peft_model
 from reference import DEMO, LEARNING_RATE, Reference, prompt_of_length
-from study import answers_kl, teacher_answers
 from transformers import PrinterCallback, TrainerCallback
 
 from peft_be import BEDistillConfig, BEDistillTrainer
 from peft_be.compress import RECIPE
 from peft_be.data import load_queries, query_key
+from peft_be.evaluation import FidelityScorer
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer
 from peft_be.tuner import BETokenConfig
@@ -52,16 +52,16 @@ class HeldOut:
 
     def __init__(self, model, tokenizer, prompt: str, queries: list[str], answer_length: int):
         config = BETokenConfig.for_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings)
-        self.base, self.peft_model = model, get_peft_model(model, config)
+        self.peft_model = get_peft_model(model, config)
         renderer = PromptRenderer.for_adapter(self.peft_model.peft_config["default"], tokenizer, prompt)
-        self.teacher = teacher_answers(model, tokenizer, renderer, queries, answer_length)
+        self._scorer = FidelityScorer(model, tokenizer, [renderer.full(query) for query in queries], answer_length)
         self.prompts = [renderer.be(query) for query in queries]
-        self.no_prompt_kl = answers_kl(model, [renderer.no_prompt(query) for query in queries], self.teacher)
+        self.no_prompt_kl = self._scorer.kl([renderer.no_prompt(query) for query in queries])
 
     def kl(self, row: torch.Tensor) -> float:
         """KL(full prompt || the row of [BE] in its place), nats a token."""
         self.peft_model.base_model.set_rows("default", row.detach().reshape(1, -1))
-        return answers_kl(self.base, self.prompts, self.teacher)
+        return self._scorer.kl(self.prompts)
 
 
 def run_reference(reference: Reference, held_out: HeldOut, args: argparse.Namespace) -> dict:

@@ -55,7 +55,7 @@ class Compression:
 
 def compress_prompt(
     prompt: str | list[dict[str, str]],
-    queries: list,
+    queries: list | QuerySplits,
     output_dir: str | os.PathLike,
     *,
     model: str | PreTrainedModel = DEFAULT_MODEL,
@@ -78,8 +78,8 @@ def compress_prompt(
     Args:
         prompt (`str` or `list[dict]`):
             P: a system text, or the chat messages in front of the user's turn.
-        queries (`list`):
-            What users may ask; no answers needed. A tenth, 48 at most, is held out to choose the checkpoint by.
+        queries (`list` or [`QuerySplits`]):
+            What users may ask; no answers needed. Of a list, a tenth, 48 at most, is held out to choose the checkpoint by.
         output_dir (`str` or `os.PathLike`):
             Folder of the adapter. An unfinished run keeps its work there.
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"smollm2"`):
@@ -122,7 +122,7 @@ def compress_prompt(
         `FloatingPointError`: the loss is not a finite number.
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
-    splits = split_queries(queries, test_queries, seed=seed)
+    splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=seed)
     # Settings out of range are found before anything is loaded or written
     BEDistillConfig(str(output_dir), seed=seed, **training_args)
     settings = {
@@ -144,6 +144,7 @@ def compress_prompt(
 
         training_args = {**RECIPE, **training_args}
         reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
+        reconstructs = reconstructs and training_args.get("use_ae_token", True)
         ae_row = find_ae_row(ae, model, tokenizer, model_name, reconstructs)
         peft_model = add_adapter(model, tokenizer, num_be_tokens, ae_row, slot)
 

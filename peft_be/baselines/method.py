@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import QuerySplits
+from ..models import cache_dir
 from ..prompting import PromptRenderer
-from ..teacher import SharedPrefix
+from ..teacher import Answer, AnswerSettings, SharedPrefix, cached_answers, share_prefix
 
 
 OnProgress = Callable[[str, int, int, dict], None]
@@ -50,6 +51,23 @@ class Job:
     max_answer_length: int = 64
     on_progress: OnProgress | None = None
 
+    def teacher_answers(self, split: str) -> list[Answer]:
+        """P's greedy answers to the queries of a split, with hidden states: those that [`BEDistillTrainer`] learns from."""
+        renderer = PromptRenderer(self.tokenizer, self.prompt)
+        prompts = [renderer.full(query) for query in getattr(self.splits, split)]
+        report = self.on_progress and (
+            lambda done, total: self.on_progress(f"teacher, {split} queries", done, total, {})
+        )
+        return cached_answers(
+            self.model,
+            prompts,
+            AnswerSettings(max_new_tokens=self.max_answer_length),
+            self.tokenizer.pad_token_id or 0,
+            cache_dir() / "teacher",
+            prefix=share_prefix(self.model, prompts),
+            on_progress=report,
+        )
+
 
 @dataclass
 class StandIn:
@@ -61,7 +79,8 @@ class StandIn:
         prompt (`str` or `list[dict]`, *optional*): a prompt, read where P would be.
         rows (`torch.Tensor` of shape `[k, d]`, *optional*): learned input embeddings.
         slot (`str`, *optional*, defaults to `"system"`): where the rows stand, as in [`BETokenConfig`].
-        prefix ([`SharedPrefix`], *optional*): learned keys and values in front of the conversation without P.
+        prefix ([`SharedPrefix`], *optional*): learned keys and values of all that stands in front of the user's turn.
+        reconstruction (`dict`, *optional*): how much of P a method brings back that learned to, see [`reconstruction_scores`].
         log (`list[dict]`, *optional*): the log of the training.
     """
 
@@ -69,6 +88,7 @@ class StandIn:
     rows: torch.Tensor | None = None
     slot: str = "system"
     prefix: SharedPrefix | None = None
+    reconstruction: dict | None = None
     log: list[dict] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -90,8 +110,9 @@ class StandIn:
             finally:
                 peft_model.unload()
         elif self.prefix is not None:
-            renderer, ids = PromptRenderer(tokenizer), [tokenizer.pad_token_id or 0] * self.prefix.length
-            yield lambda query: ids + renderer.no_prompt(query)
+            ids = [tokenizer.pad_token_id or 0] * self.prefix.length
+            users_turn = render_users_turn(model, tokenizer)
+            yield lambda query: ids + users_turn(query)
         elif self.prompt is not None:
             yield PromptRenderer(tokenizer, self.prompt).full
         else:
@@ -115,15 +136,34 @@ class StandIn:
         return sum(len(message["content"].encode()) for message in messages)
 
 
+def render_users_turn(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str | list[dict]], list[int]]:
+    """A function from a query to the ids of the conversation without any system turn or anything else in front of it."""
+    stand_in = model.get_input_embeddings().num_embeddings  # an id that no text has
+    renderer = PromptRenderer(tokenizer, be_token_ids=[stand_in], slot="prefix")
+
+    def render(query: str | list[dict]) -> list[int]:
+        ids = renderer.be(query)
+        return ids[ids.index(stand_in) + 1 :]
+
+    return render
+
+
 class Method(ABC):
     """
     A way to replace a prompt by something shorter.
 
     Attributes:
         trains (`bool`): whether steps and minutes of the [`Job`] matter to it.
+        is_random (`bool`): whether its result depends on the seed.
     """
 
     trains = False
+
+    @property
+    def is_random(self) -> bool:
+        return self.trains
 
     @abstractmethod
     def fit(self, job: Job) -> StandIn:

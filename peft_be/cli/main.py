@@ -7,6 +7,7 @@ import typer
 from .bench import bench
 from .chat import chat
 from .common import run_cleanly
+from .compare import compare
 from .compress import compress
 from .compress_many import compress_many
 from .demo import demo
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(compress)
 app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(bench)
 app.command()(export)
 app.command()(chat)

@@ -15,6 +15,7 @@ from ..losses import OutputHead, divergence
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
 from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_states, generate_answers, share_prefix
+from ..tuner.layer import BETokenEmbedding
 from ..versions import versions
 from .latency import time_to_first_token
 
@@ -83,6 +84,10 @@ class FidelityScorer:
         self.texts = self._decode(self.teacher)
         self._top = top_tokens(self.teacher, self.head)
 
+    def use(self, model: PreTrainedModel) -> None:
+        """Go on with another object of the same model."""
+        self._model, self.head = model, OutputHead(model)
+
     @torch.no_grad()
     def score(self, prompts: list[list[int]], prefix: SharedPrefix | None = None, label: str = "stand-in") -> Fidelity:
         """
@@ -93,11 +98,7 @@ class FidelityScorer:
         """
         prefix = prefix or share_prefix(self._model, prompts)
         answers = self._generate(prompts, prefix, label)
-        ids = [answer.ids for answer in self.teacher]
-        batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
-        report = self._report(f"KL, {label}")
-        states = answer_states(self._model, prompts, ids, batch, pad, prefix=prefix, on_progress=report)
-        per_token = [divergence(s.hidden, t.hidden, self.head).double() for s, t in zip(states, self.teacher)]
+        states, per_token = self._follow(prompts, prefix, label)
         texts, rouge = self._decode(answers), RougeScorer(["rougeL"])
         rouge_l = [rouge.score(full, text)["rougeL"].fmeasure for full, text in zip(self.texts, texts)]
         return Fidelity(
@@ -107,6 +108,21 @@ class FidelityScorer:
             answer_rouge_l=sum(rouge_l) / len(rouge_l),
             answers=texts,
         )
+
+    @torch.no_grad()
+    def kl(self, prompts: list[list[int]]) -> float:
+        """[`Fidelity`]'s `kl` alone, of the same queries behind a stand-in. No answer has to be written for it."""
+        return torch.cat(self._follow(prompts, None, "stand-in")[1]).mean().item()
+
+    def _follow(
+        self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str
+    ) -> tuple[list[Answer], list[torch.Tensor]]:
+        """The teacher's answers behind other prompts: their hidden states, and the KL of each token."""
+        ids = [answer.ids for answer in self.teacher]
+        batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
+        report = self._report(f"KL, {label}")
+        states = answer_states(self._model, prompts, ids, batch, pad, prefix=prefix, on_progress=report)
+        return states, [divergence(s.hidden, t.hidden, self.head).double() for s, t in zip(states, self.teacher)]
 
     def _generate(self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str) -> list[Answer]:
         pad, report = self._tokenizer.pad_token_id or 0, self._report(f"answers, {label}")
@@ -175,6 +191,10 @@ def evaluate_fidelity(
     labels = {"no_prompt": "no prompt", "be": "[BE]"}
     scores = {name: scorer.score(prompts[name], label=labels[name]) for name in prompts}
     kl = {name: score.kl for name, score in scores.items()}
+    reconstruction = {"token_accuracy": None, "greedy_prefix_match": None}
+    if ae_row is not None:
+        rows = model.base_model.get_rows(model.active_adapter)
+        reconstruction = reconstruction_scores(base, tokenizer, rows, ae_row, renderer.prompt_ids, scorer.head)
     result = {
         "model": config.base_model_name_or_path,
         "prompt_tokens": len(renderer.prompt_ids),
@@ -186,7 +206,7 @@ def evaluate_fidelity(
         "kl_gap_closed": 1 - kl["be"] / kl["no_prompt"],
         "top1_agreement": {name: score.top1_agreement for name, score in scores.items()},
         "answer_rouge_l": {name: score.answer_rouge_l for name, score in scores.items()},
-        "reconstruction": reconstruction_scores(model, tokenizer, renderer.prompt_ids, ae_row, scorer.head),
+        "reconstruction": reconstruction,
         "ttft_ms": {name: time_to_first_token(base, ids[:3]) for name, ids in {"full": full, **prompts}.items()},
         "seed": seed,
         "versions": versions(),
@@ -205,33 +225,47 @@ def top_tokens(answers: list[Answer], head: OutputHead) -> torch.Tensor:
 
 @torch.no_grad()
 def reconstruction_scores(
-    model: PeftModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: list[int],
+    rows: torch.Tensor,
     ae_row: torch.Tensor | None,
+    prompt_ids: list[int],
     head: OutputHead,
-) -> dict[str, float | None]:
+) -> dict:
     """
-    How much of P `[BE][AE]` brings back (Eq. 2).
+    How much of P the rows bring back (Eq. 2).
 
-    `token_accuracy` is the share of P's tokens that are the most probable one when all before them are given;
-    `greedy_prefix_match` is the share of P that greedy decoding writes before its first mistake, which is where the first
-    token is wrong: up to there both see the same text.
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        rows (`torch.Tensor` of shape `[k, d]`): [BE].
+        ae_row (`torch.Tensor` of shape `[1, d]`, *optional*): [AE]. `None` reads `[BE] -> P`, as a memory token does.
+        prompt_ids (`list[int]`): P.
+        head ([`OutputHead`]): of the model.
+
+    Returns:
+        `dict`: `token_accuracy` is the share of P's tokens that are the most probable one when all before them are given;
+            `greedy_prefix_match` is the share of P that greedy decoding writes before its first mistake, which is where the
+            first token is wrong: up to there both see the same text; `curve` has, for up to 100 lengths, `[n, share of P's
+            first n tokens that are the most probable one]`.
     """
-    if ae_row is None:
-        return {"token_accuracy": None, "greedy_prefix_match": None}
-    base = model.get_base_model()
-    rows = model.base_model.get_rows(model.active_adapter)
-    table = base.get_input_embeddings().get_base_layer()
-    # Ids that stand in for the rows, whose embeddings are then put in by hand: the adapter need not hold an [AE] row
-    ids, labels = reconstruction_example(tokenizer, [-1] * len(rows), -1, prompt_ids)
-    ids = torch.tensor([ids], device=base.device)
-    special = torch.cat([rows, ae_row.to(rows)])
+    table = model.get_input_embeddings()
+    table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
+    # Ids that stand in for the rows, whose embeddings are then put in by hand: no adapter need hold them
+    ids, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
+    ids = torch.tensor([ids], device=model.device)
+    special = rows.to(model.device) if ae_row is None else torch.cat([rows, ae_row.to(rows)]).to(model.device)
     scale = getattr(table, "embed_scale", None)
     embeds = table(ids.clamp(min=0))
     embeds[ids == -1] = (special if scale is None else special * scale).to(embeds.dtype)
-    hidden = base.get_decoder()(inputs_embeds=embeds, use_cache=False)[0][0, -len(prompt_ids) - 1 : -1]
+    hidden = model.get_decoder()(inputs_embeds=embeds, use_cache=False)[0][0, -len(prompt_ids) - 1 : -1]
     predicted = top_tokens([Answer(0, prompt_ids, hidden)], head)
-    right = (predicted == torch.tensor(prompt_ids, device=predicted.device)).tolist()
-    first_mistake = right.index(False) if False in right else len(right)
-    return {"token_accuracy": sum(right) / len(right), "greedy_prefix_match": first_mistake / len(right)}
+    right = (predicted == torch.tensor(prompt_ids, device=predicted.device)).double().cpu()
+    so_far = right.cumsum(0) / torch.arange(1, len(right) + 1)
+    wrong = (right == 0).nonzero()
+    lengths = sorted({round(n) for n in torch.linspace(1, len(right), min(100, len(right))).tolist()})
+    return {
+        "token_accuracy": so_far[-1].item(),
+        "greedy_prefix_match": (wrong[0].item() if len(wrong) else len(right)) / len(right),
+        "curve": [[n, so_far[n - 1].item()] for n in lengths],
+    }

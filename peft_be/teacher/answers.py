@@ -248,6 +248,36 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def cached_answers(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    settings: AnswerSettings,
+    pad_token_id: int,
+    directory: str | os.PathLike,
+    gold: list[list[int]] | None = None,
+    prefix: SharedPrefix | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """
+    The teacher's answers to `prompts`, or its hidden states for `gold` answers, kept in `directory` for whoever asks the
+    same of the same model again.
+
+    Args:
+        directory (`str` or `os.PathLike`): folder of the [`AnswerCache`]s.
+        gold (`list[list[int]]`, *optional*): token ids of given answers, in the place of the model's own.
+
+    The other arguments are those of [`generate_answers`].
+    """
+    asked = vars(settings) if gold is None else {"batch_size": settings.batch_size}
+    if settings.temperature == 0:  # greedy answers are the same for every seed
+        asked = {name: value for name, value in asked.items() if name != "seed"}
+    key = {"model": model_fingerprint(model), "prompts": prompts, "gold": gold, "settings": asked}
+    common = {"prefix": prefix, "cache": AnswerCache(directory, key), "on_progress": on_progress}
+    if gold is None:
+        return generate_answers(model, prompts, settings, pad_token_id, **common)
+    return answer_states(model, prompts, gold, settings.batch_size, pad_token_id, **common)
+
+
 def _run(
     compute: Callable[[int, list[int]], list[Answer]],
     batches: list[list[int]],

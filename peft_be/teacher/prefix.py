@@ -100,6 +100,13 @@ class SharedPrefix:
         self.keys = [layer.keys[0] for layer in cache.layers]
         self.values = [layer.values[0] for layer in cache.layers]
 
+    @classmethod
+    def from_states(cls, keys: list[torch.Tensor], values: list[torch.Tensor]) -> SharedPrefix:
+        """A prefix of given keys and values, for instance learned ones, in the shapes of the attributes."""
+        prefix = cls.__new__(cls)
+        prefix.length, prefix.keys, prefix.values = keys[0].shape[-2], list(keys), list(values)
+        return prefix
+
     def new_cache(self) -> DynamicCache:
         """An empty cache for the tokens behind the prefix. Valid inside [`~SharedPrefix.attached`] only."""
         cache = DynamicCache()

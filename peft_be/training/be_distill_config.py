@@ -30,6 +30,10 @@ class BEDistillConfig(SFTConfig):
         reconstruction_interval (`int`, *optional*, defaults to `1`):
             Between 0 and 1 of `kd_weight`: reconstruct P at every n-th step only, with n times the weight. The expected
             gradient is the same, and a long P costs an n-th.
+        use_ae_token (`bool`, *optional*, defaults to `True`):
+            Whether reconstruction asks with [AE]. `False` is the memory token, `[BE] -> P`: the ablation of section 3.
+        hard_labels (`bool`, *optional*, defaults to `False`):
+            Learn the answers' tokens instead of the teacher's distributions: prompt tuning. Validation stays the KL.
         max_kd_tokens (`int`, *optional*):
             Distil the first tokens of an answer only. `None` is the whole answer. The authors' scripts stop at 32.
         max_answer_length (`int`, *optional*, defaults to `64`):
@@ -62,6 +66,8 @@ class BEDistillConfig(SFTConfig):
     beta: float = field(default=0.0, metadata={"help": "0 is the forward KL, 1 the reverse KL, between them the JSD."})
     scale_by_temperature_squared: bool = field(default=False, metadata={"help": "Multiply Eq. 3 by tau^2."})
     reconstruction_interval: int = field(default=1, metadata={"help": "Reconstruct at every n-th step only."})
+    use_ae_token: bool = field(default=True, metadata={"help": "Whether reconstruction asks with [AE]."})
+    hard_labels: bool = field(default=False, metadata={"help": "Learn the answers' tokens: prompt tuning."})
     max_kd_tokens: int | None = field(default=None, metadata={"help": "Distil the first tokens of an answer only."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer of the teacher, in tokens."})
     num_answers: int = field(default=1, metadata={"help": "Answers of the teacher to each query."})

@@ -19,12 +19,9 @@ from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
 from ..teacher import (
     Answer,
-    AnswerCache,
     AnswerSettings,
     SharedPrefix,
-    answer_states,
-    generate_answers,
-    model_fingerprint,
+    cached_answers,
     share_prefix,
 )
 from ..tuner import BETokenConfig
@@ -138,11 +135,14 @@ class BEDistillTrainer(RowTrainer):
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
         if not isinstance(model, PeftModel):
             vocab_size = model.get_input_embeddings().num_embeddings
-            config = BETokenConfig.for_tokenizer(processing_class, vocab_size, use_ae_token=args.kd_weight < 1)
+            config = BETokenConfig.for_tokenizer(
+                processing_class, vocab_size, use_ae_token=args.kd_weight < 1 and args.use_ae_token
+            )
             model = get_peft_model(model, config)
         self._adapter = model.active_adapter
         config = model.peft_config[self._adapter]
-        if args.kd_weight < 1 and config.ae_token_id is None:
+        ae_token_id = config.ae_token_id if args.use_ae_token else None
+        if args.kd_weight < 1 and args.use_ae_token and ae_token_id is None:
             raise ValueError(
                 "Reconstruction (kd_weight below 1) needs a trained [AE] row: create the adapter with use_ae_token=True "
                 "and set the row, or train with kd_weight=1."
@@ -179,9 +179,7 @@ class BEDistillTrainer(RowTrainer):
         self._reconstruction = {}
         if args.kd_weight < 1:
             for name, renderer in self.renderers.items():
-                row = reconstruction_example(
-                    processing_class, renderer.be_token_ids, config.ae_token_id, renderer.prompt_ids
-                )
+                row = reconstruction_example(processing_class, renderer.be_token_ids, ae_token_id, renderer.prompt_ids)
                 check_length(base, len(row[0]), "its reconstruction")
                 batch = self._collator([dict(zip(("input_ids", "labels"), row))])
                 self._reconstruction[name] = {key: tensor.to(args.device) for key, tensor in batch.items()}
@@ -295,17 +293,8 @@ class BEDistillTrainer(RowTrainer):
             texts = list(dataset["answer"])
             encoded = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             gold = [(ids + eos)[: args.max_answer_length] for ids in encoded]
-        key = {
-            "model": model_fingerprint(base),
-            "prompts": prompts,
-            "gold": gold,
-            "settings": vars(settings) if gold is None else {"batch_size": settings.batch_size},
-        }
-        cache = AnswerCache(args.answer_cache_dir or Path(args.output_dir) / "teacher", key)
-        common = {"prefix": prefix, "cache": cache, "on_progress": on_progress}
-        if gold is None:
-            return generate_answers(base, prompts, settings, self._pad, **common)
-        return answer_states(base, prompts, gold, settings.batch_size, self._pad, **common)
+        directory = args.answer_cache_dir or Path(args.output_dir) / "teacher"
+        return cached_answers(base, prompts, settings, self._pad, directory, gold, prefix, on_progress)
 
     def provenance(self) -> dict | None:
         if self._named:
@@ -383,7 +372,7 @@ class BEDistillTrainer(RowTrainer):
         names = list(self.renderers)
         losses: dict[str, torch.Tensor] = {}
         if args.kd_weight > 0:
-            kd, numbers = self._kd_losses(model, inputs, args.temperature, args.beta)
+            kd, numbers = self._answer_losses(model, inputs)
             if args.scale_by_temperature_squared:
                 kd = kd * args.temperature**2
             means = {names[number]: kd[numbers == number].mean() for number in inputs["prompt"].unique().tolist()}
@@ -419,6 +408,13 @@ class BEDistillTrainer(RowTrainer):
         if finite:
             self._metrics["train"][what].append(sum(finite) / len(finite))
         return {name: loss for name, loss in losses.items() if name not in self.failed}
+
+    def _answer_losses(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training asks of the N answer tokens of a batch, and the numbers of their prompts, both `[N]`."""
+        if not self.args.hard_labels:
+            return self._kd_losses(model, inputs, self.args.temperature, self.args.beta)
+        student, labels = predicting(final_hidden_states(model, inputs), inputs["labels"])
+        return cross_entropy(student, labels, self._head), inputs["prompt"]
 
     def _kd_losses(self, model, inputs, temperature: float, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
         """The summands of Eq. 3 for the N answer tokens of a batch, and the numbers of their prompts, both `[N]`."""

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from peft import get_peft_model
 
 from peft_be.losses import OutputHead, cross_entropy, divergence
-from peft_be.prompting import PromptRenderer
 from peft_be.prompting.reconstruction import reconstruction_example
 from peft_be.training.row_trainer import final_hidden_states, predicting
 from peft_be.tuner import BETokenConfig
@@ -166,7 +165,6 @@ def test_the_plain_step_is_the_same_step(all_positions, smollm2, smollm2_tokeniz
 
 def test_held_out_kl_is_the_trainers(smollm2, smollm2_tokenizer, tmp_path):
     from datasets import Dataset
-    from study import answers_kl
     from time_to_kl import HeldOut
 
     from peft_be import BEDistillConfig, BEDistillTrainer
@@ -179,6 +177,4 @@ def test_held_out_kl_is_the_trainers(smollm2, smollm2_tokenizer, tmp_path):
     kl = held_out.kl(row)
     assert kl == pytest.approx(trainer.evaluate()["eval_kl"], rel=1e-3)
     assert held_out.kl(torch.zeros_like(row)) != pytest.approx(kl, rel=1e-2)
-    renderer = PromptRenderer(smollm2_tokenizer, PROMPT)
-    full = [renderer.full(query) for query in QUERIES[1:]]
-    assert answers_kl(held_out.base, full, held_out.teacher) < 1e-4 < held_out.no_prompt_kl
+    assert held_out.no_prompt_kl > 1e-4

@@ -46,7 +46,8 @@ def study(tmp_path, tiny_model, smollm2_tokenizer, monkeypatch):
 def test_cells_are_done_once(study, capsys):
     (first,) = study("--max-cells", "1")
     assert len(first["curve"]) == 2
-    assert first["kl"]["be"] == min(kl for _, kl in first["curve"])
+    # The trainer's own validation and the scorer of all methods see the same answers
+    assert first["kl"]["be"] == pytest.approx(min(kl for _, kl in first["curve"]), rel=1e-4)
     assert first["kl_gap_closed"] == pytest.approx(1 - first["kl"]["be"] / first["kl"]["no_prompt"])
     both = study()
     assert both[0] == first and [result["seed"] for result in both] == [1, 2]

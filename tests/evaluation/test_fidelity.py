@@ -91,9 +91,10 @@ def test_greedy_prefix_is_where_greedy_decoding_leaves_the_prompt(model, smollm2
     from peft_be.losses import OutputHead
 
     target = written[:4] + [written[4] + 1, 7, 8, 9]
-    row = model.base_model.get_ae_row("default")
-    scores = reconstruction_scores(model, smollm2_tokenizer, target, row, OutputHead(base))
+    rows, ae_row = model.base_model.get_rows("default"), model.base_model.get_ae_row("default")
+    scores = reconstruction_scores(base, smollm2_tokenizer, rows, ae_row, target, OutputHead(base))
     assert scores["greedy_prefix_match"] == 4 / 8
+    assert scores["curve"][3] == [4, 1.0] and scores["curve"][-1] == [8, scores["token_accuracy"]]
     assert scores["token_accuracy"] >= 4 / 8
 
 

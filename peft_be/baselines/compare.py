@@ -1,0 +1,236 @@
+"""Methods side by side: trained on the same queries under the same budget, scored on the same held-out ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import DynamicCache, PreTrainedModel
+
+from ..data import query_key, split_queries
+from ..evaluation.fidelity import FidelityScorer
+from ..evaluation.latency import time_requests
+from ..evaluation.report import html_report, markdown_table
+from ..models import DEFAULT_MODEL, load_model
+from ..prompting import PromptRenderer
+from ..training.provenance import sha256
+from ..training.run import RunFolder
+from ..versions import machine, versions
+from .method import Job, Method, OnProgress, Prompt, StandIn
+from .methods import make_method
+
+
+# Held out where no test queries are given
+NUM_TEST_QUERIES = 24
+SPLIT_SEED = 42
+# What a method may fail with by its own fault; the others go on
+FAILURES = (ValueError, OSError, ImportError, FloatingPointError, RuntimeError)
+
+
+class ComparisonFolder(RunFolder):
+    """The folder of a comparison: `results.json` and its reports, and `training/cells.jsonl` while it is unfinished."""
+
+    RESULT = "results.json"
+
+    @property
+    def cells_file(self) -> Path:
+        return self.work / "cells.jsonl"
+
+    def cells(self) -> dict[tuple[str, int | None], dict]:
+        """The finished runs by method and seed."""
+        lines = self.cells_file.read_text().splitlines() if self.cells_file.exists() else []
+        cells = [json.loads(line) for line in lines]
+        return {(cell["method"], cell["seed"]): cell for cell in cells}
+
+    def add(self, cell: dict) -> None:
+        with self.cells_file.open("a") as file:
+            file.write(json.dumps(cell) + "\n")
+
+
+def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
+    """What `results.json` says of a method: what all its runs share, and the runs."""
+    runs = [run for (name, _), run in done.items() if name == spec]
+    shared = {name: runs[0][name] for name in ("tokens", "bytes")} if runs else {"tokens": None, "bytes": None}
+    own = [{name: value for name, value in run.items() if name not in ("method", *shared)} for run in runs]
+    zero = next((run["kl"] for (name, _), run in done.items() if name == "none"), None)
+    for run in own:
+        run["kl_gap_closed"] = 1 - run["kl"] / zero if zero else None
+    return {"name": spec, "trains": method.trains, **shared, "runs": own, "error": error}
+
+
+def run_method(spec: str, settings: dict, job: Job, scorer: FidelityScorer, queries: list) -> dict:
+    """
+    Make one method's stand-in and score it.
+
+    Args:
+        spec (`str`): the method, see [`make_method`].
+        settings (`dict`): its further arguments.
+        job ([`Job`]): what it is given.
+        scorer ([`FidelityScorer`]): of `queries` behind P.
+        queries (`list`): held-out queries.
+
+    Returns:
+        `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
+            nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
+            `curve` (`[step, validation KL]`), `norm` (`[step, mean length of the rows]`) and `reconstruction`.
+    """
+    start = time.perf_counter()
+    stand_in = make_method(spec, **settings).fit(job)
+    seconds = time.perf_counter() - start
+    with stand_in.placed(job.model, job.tokenizer) as render:
+        prompts = [render(query) for query in queries]
+        fidelity = scorer.score(prompts, stand_in.prefix, spec)
+        ttft_ms, kv_bytes = request_cost(job.model, prompts[0], stand_in)
+    steps = [entry["step"] for entry in stand_in.log]
+    return {
+        **asdict(fidelity),
+        "tokens": stand_in.num_tokens(job.tokenizer),
+        "bytes": stand_in.num_bytes(),
+        "ttft_ms": ttft_ms,
+        "kv_bytes": kv_bytes,
+        "fit_seconds": seconds,
+        "steps": max(steps, default=None),
+        "curve": series(stand_in.log, "eval_kl"),
+        "norm": series(stand_in.log, "be_norm"),
+        "reconstruction": stand_in.reconstruction,
+    }
+
+
+def series(log: list[dict], name: str) -> list[list[float]]:
+    return [[entry["step"], entry[name]] for entry in log if name in entry]
+
+
+def request_cost(model: PreTrainedModel, prompt: list[int], stand_in: StandIn, repeats: int = 3) -> tuple[float, int]:
+    """Milliseconds to the first token of one request, the median of `repeats` behind a warm-up, and bytes of its KV."""
+    cache = None
+    if stand_in.prefix is not None:
+        cache = DynamicCache(config=model.config)
+        for layer, (keys, values) in enumerate(zip(stand_in.prefix.keys, stand_in.prefix.values)):
+            cache.update(keys[None], values[None], layer)
+    timings = [time_requests(model, [prompt], prefix=cache) for _ in range(repeats + 1)][1:]
+    return statistics.median(timing.ttft_ms for timing in timings), timings[0].kv_bytes
+
+
+def compare_methods(
+    prompt: Prompt,
+    queries: list,
+    output_dir: str | os.PathLike,
+    methods: list[str],
+    *,
+    model: str = DEFAULT_MODEL,
+    test_queries: list | None = None,
+    seeds: tuple[int, ...] = (42,),
+    max_steps: int | None = None,
+    max_minutes: float | None = None,
+    max_answer_length: int = 64,
+    name: str = "prompt",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict:
+    """
+    Train and score methods that replace a prompt by something shorter, all under one budget.
+
+    Every method is given the same training and validation queries; seeds change what else is random. The full prompt answers
+    the test queries once, and every method is scored on these answers. No prompt is always among the methods, as the zero
+    of the KL gap. Where time is the budget, the teacher's work on the training queries comes first and is nobody's.
+
+    Args:
+        prompt (`str` or `list[dict]`): P.
+        queries (`list`): what users may ask.
+        output_dir (`str` or `os.PathLike`): folder for `results.json`, `report.html` and `table.md`; a finished run of a method
+            is kept there until all are done.
+        methods (`list[str]`): see [`make_method`].
+        model (`str`, *optional*, defaults to `"smollm2"`): `smollm2`, a folder, a GGUF file or a Hub id.
+        test_queries (`list`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are fewer.
+        seeds (`tuple[int, ...]`, *optional*, defaults to `(42,)`): one run of each method for each; one in all for methods
+            without anything random.
+        max_steps (`int`, *optional*): training steps of each run; `None` is each method's own default.
+        max_minutes (`float`, *optional*): minutes of training of each run; `None` sets no limit.
+        max_answer_length (`int`, *optional*, defaults to `64`): longest answer, in tokens, in training and scoring.
+        name (`str`, *optional*, defaults to `"prompt"`): what the report calls P.
+        resume (`bool`, *optional*, defaults to `False`): go on with the interrupted run in `output_dir`.
+        overwrite (`bool`, *optional*, defaults to `False`): delete an earlier run in `output_dir`.
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called with what is being done, the work done, its
+            total, and the latest values.
+
+    Returns:
+        `dict`: what `results.json` holds.
+
+    Raises:
+        `ValueError`: an unknown method, no seed, too few queries, or a resumed run with other settings.
+        `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
+        `KeyboardInterrupt`: Ctrl-C; finished runs are kept, and `resume=True` goes on.
+    """
+    methods = list(dict.fromkeys(["full", "none", *methods]))
+    made = {spec: make_method(spec) for spec in methods}
+    if not seeds:
+        raise ValueError("A comparison needs at least one seed.")
+    if test_queries is None:
+        distinct = list({query_key(query): query for query in queries}.values())
+        test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation
+    splits = split_queries(queries, test_queries, seed=SPLIT_SEED)
+    settings = {
+        "prompt": sha256(prompt),
+        "queries": sha256([splits.train, splits.validation, splits.test]),
+        "model": model,
+        "methods": methods,
+        "seeds": list(seeds),
+        "max_steps": max_steps,
+        "max_minutes": max_minutes,
+        "max_answer_length": max_answer_length,
+    }
+    with ComparisonFolder(output_dir, settings, resume=resume, overwrite=overwrite) as folder:
+        base, tokenizer = load_model(model)
+        renderer = PromptRenderer(tokenizer, prompt)
+
+        def job(spec: str, seed: int, minutes: float | None = max_minutes) -> Job:
+            directory = folder.work / f"{spec.replace(':', '-')}-{seed}"
+            budget = {"max_steps": max_steps, "max_minutes": minutes, "max_answer_length": max_answer_length}
+            return Job(base, tokenizer, prompt, splits, directory, seed=seed, on_progress=on_progress, **budget)
+
+        done, errors = folder.cells(), {}
+        if any(method.trains for method in made.values()):
+            for split in ("train", "validation"):
+                job("teacher", SPLIT_SEED).teacher_answers(split)
+        full = [renderer.full(query) for query in splits.test]
+        report = on_progress and (lambda what, done, total: on_progress(what, done, total, {}))
+        scorer = FidelityScorer(base, tokenizer, full, max_answer_length, on_progress=report)
+        for spec, method in made.items():
+            for seed in seeds if method.is_random else seeds[:1]:
+                if (spec, seed) in done or spec in errors:
+                    continue
+                own = job(spec, seed)
+                try:
+                    run = run_method(spec, {}, own, scorer, splits.test)
+                except FAILURES as error:
+                    errors[spec] = " ".join(str(error).split())
+                    base, tokenizer = load_model(model)  # an adapter may be left on it
+                    scorer.use(base)
+                    continue
+                done[spec, seed] = {"method": spec, "seed": seed, **run}
+                folder.add(done[spec, seed])
+                shutil.rmtree(own.directory, ignore_errors=True)
+        results = {
+            "model": model,
+            "prompt": {"name": name, "tokens": len(renderer.prompt_ids)},
+            "num_queries": {split: len(getattr(splits, split)) for split in ("train", "validation", "test")},
+            "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
+            "max_answer_length": max_answer_length,
+            "budget": {"max_steps": max_steps, "max_minutes": max_minutes},
+            "seeds": list(seeds),
+            "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],
+            "full_answers": scorer.texts,
+            "methods": [summary(spec, made[spec], done, errors.get(spec)) for spec in methods],
+            "machine": machine(base.device),
+            "versions": versions(),
+        }
+        folder.directory.joinpath("table.md").write_text(markdown_table(results))
+        folder.directory.joinpath("report.html").write_text(html_report(results))
+        folder.finish(results)
+        return results

@@ -1,0 +1,48 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+import inspect
+
+from .be import BE
+from .bounds import FullPrompt, NoPrompt
+from .cartridge import Cartridge
+from .distillation import Distillation
+from .method import Method
+from .paper import PaperBE
+from .reconstruction import MemoryToken, Reconstruction
+from .soft_prompt import SoftPrompt
+
+
+METHODS: dict[str, type[Method]] = {
+    "full": FullPrompt,
+    "none": NoPrompt,
+    "be": BE,
+    "be-paper": PaperBE,
+    "distillation": Distillation,
+    "reconstruction": Reconstruction,
+    "memory-token": MemoryToken,
+    "soft-prompt": SoftPrompt,
+    "cartridge": Cartridge,
+}
+
+
+def make_method(spec: str, **settings) -> Method:
+    """
+    A method by its name.
+
+    Args:
+        spec (`str`): a name in `METHODS`, or `name:n` for n tokens in the place of the method's default.
+        **settings: further arguments of the method.
+
+    Raises:
+        `ValueError`: unknown name, a number that is none, or a number for a method without tokens to count.
+    """
+    name, _, number = spec.partition(":")
+    if name not in METHODS:
+        raise ValueError(f"Unknown method '{name}': choose one of {', '.join(METHODS)}.")
+    if number:
+        if not number.isdecimal() or "num_tokens" not in inspect.signature(METHODS[name]).parameters:
+            raise ValueError(f"'{spec}' is no method: '{name}:8' is for methods with a number of tokens, here 8.")
+        settings["num_tokens"] = int(number)
+    return METHODS[name](**settings)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .common import console, progress_bars, resumable
+from .options import MaxAnswerLength, Model, Overwrite, Resume
+
+
+SMALL_SET = "be,soft-prompt,distillation,memory-token,truncation:64,self-information:64"
+
+
+def compare(
+    prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
+    queries: Annotated[Path, typer.Option(help="What users may ask: .txt, one a line, or .jsonl.")],
+    output: Annotated[Path, typer.Option(help="Folder for results.json, report.html and table.md.")],
+    methods: Annotated[
+        str,
+        typer.Option(help="Names with commas between them; name:8 for 8 tokens. Full and no prompt are always there."),
+    ] = SMALL_SET,
+    model: Model = "smollm2",
+    test_queries: Annotated[
+        Optional[Path], typer.Option(help="Held-out queries to score on; by default 24 of the queries.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method that has something random in it.")] = 1,
+    max_steps: Annotated[
+        Optional[int], typer.Option(min=1, help="Training steps of each run; by default each method's own.")
+    ] = None,
+    max_minutes: Annotated[Optional[float], typer.Option(help="Minutes of training of each run.")] = None,
+    max_answer_length: MaxAnswerLength = None,
+    seed: Annotated[int, typer.Option(help="The first of the seeds; the others follow it.")] = 42,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare ways to replace a prompt: trained, scored and reported under one budget."""
+    from ..baselines.compare import compare_methods
+    from ..data import load_queries
+    from ..prompting import load_prompt
+
+    text, asked = load_prompt(prompt), load_queries(queries)
+    held_out = load_queries(test_queries) if test_queries else None
+    with resumable(output), progress_bars() as on_progress:
+        compare_methods(
+            text,
+            asked,
+            output,
+            [spec.strip() for spec in methods.split(",") if spec.strip()],
+            model=model,
+            test_queries=held_out,
+            seeds=tuple(range(seed, seed + seeds)),
+            max_steps=max_steps,
+            max_minutes=max_minutes,
+            max_answer_length=max_answer_length or 64,
+            name=prompt.stem,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    console.print((output / "table.md").read_text(), markup=False)
+    console.print(f"Report: [bold]{output / 'report.html'}[/]")
