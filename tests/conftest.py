@@ -10,6 +10,8 @@ import torch  # noqa: E402
 
 from peft_be.memory import keep_freed_memory  # noqa: E402
 
+from .tiny import tiny_llama  # noqa: E402
+
 
 keep_freed_memory()
 
@@ -52,21 +54,4 @@ def smollm2(smollm2_dir):
 
 @pytest.fixture
 def tiny_model(smollm2_tokenizer):
-    """A random Llama that speaks the real tokenizer: for shapes, gradients and whole runs in seconds."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(smollm2_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    return tiny_llama(smollm2_tokenizer)

@@ -4,7 +4,8 @@ import sys
 import warnings
 
 import pytest
-import torch
+
+from ..tiny import save_tiny_llama
 
 
 PROMPT = (
@@ -16,28 +17,7 @@ QUERIES = [f"What did you see on day {i}?" for i in range(12)]
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory, smollm2_tokenizer):
     """A folder with a random Llama and the real tokenizer, as `--model` takes it."""
-    return save_tiny(tmp_path_factory.mktemp("models") / "tiny", smollm2_tokenizer)
-
-
-def save_tiny(folder, tokenizer, hidden_size=32):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", smollm2_tokenizer)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from .conftest import QUERIES, save_tiny
+from ..tiny import save_tiny_llama
+from .conftest import QUERIES
 
 
 def fails(result, *words):
@@ -167,24 +168,24 @@ def test_damaged_adapters(cli, job, adapter):
 
 
 def test_adapters_of_something_else(cli, job, adapter, smollm2_tokenizer):
-    wide = save_tiny(job.folder / "wide", smollm2_tokenizer, hidden_size=64)
+    wide = save_tiny_llama(job.folder / "wide", smollm2_tokenizer, width=64)
     fails(cli(*evaluation(job, model=wide)), "hidden size 32", "hidden size 64")
 
     from transformers import AutoTokenizer
 
     other = AutoTokenizer.from_pretrained(job.folder / "wide")
     other.chat_template = other.chat_template.replace("SmolLM", "BigLM")
-    template = save_tiny(job.folder / "template", other)
+    template = save_tiny_llama(job.folder / "template", other)
     fails(cli(*evaluation(job, model=template)), "another chat template")
     assert cli(*evaluation(job, model=template), "--allow-template-change")[0] == 0
     other.add_tokens(["<new>"])
-    other = save_tiny(job.folder / "tokenizer", other)
+    other = save_tiny_llama(job.folder / "tokenizer", other)
     fails(cli(*evaluation(job, model=other), "--allow-template-change"), "another tokenizer")
 
 
 def test_ae_rows_of_something_else(cli, job, adapter, smollm2_tokenizer):
     fails(cli(*evaluation(job, ae=adapter)), "has no [AE] row")
-    wide = save_tiny(job.folder / "wide", smollm2_tokenizer, hidden_size=64)
+    wide = save_tiny_llama(job.folder / "wide", smollm2_tokenizer, width=64)
     corpus = write(
         job.folder / "corpus.jsonl", "".join(json.dumps({"text": f"{q} " * 30}) + "\n" for q in QUERIES * 4)
     )

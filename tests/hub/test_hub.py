@@ -24,10 +24,10 @@ FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "train
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory, smollm2_tokenizer):
     """A folder with the adapters `one` and `two` of a tiny base, and the base's folder."""
-    from ..cli.conftest import save_tiny
+    from ..tiny import save_tiny_llama
 
     folder = tmp_path_factory.mktemp("hub")
-    base = save_tiny(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
     os.environ["PEFT_BE_CACHE"] = str(folder / "cache")
     jobs = [PromptJob(name, PROMPT + name, QUERIES) for name in ("one", "two")]
     compress_prompts(jobs, folder / "adapters", model=str(base), max_steps=2, max_answer_length=4)

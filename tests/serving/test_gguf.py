@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_be import PromptRenderer, export_gguf, load_adapter, load_model
 
 from ..cli.conftest import cli  # noqa: F401
+from ..tiny import save_tiny_llama
 from .test_merged import CHAT, logits, save_adapter
 
 
@@ -41,26 +42,6 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-
-
-def save_base(folder, tokenizer, padding=0, tied=True, width=32):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + padding,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=tied,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def save_gguf(folder, path, type=Type.F32, architecture="llama", template=None):
@@ -134,7 +115,7 @@ def read(path):
     ids=["reserved", "padding", "both, untied", "added", "added, untied"],
 )
 def test_the_rows_are_added_and_nothing_else_changes(smollm2_tokenizer, tmp_path, padding, ks, tied, type):
-    base = save_base(tmp_path / "base", smollm2_tokenizer, padding, tied)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, padding=padding, tied=tied)
     adapters = {f"p{i}": save_adapter(base, tmp_path / f"p{i}", k) for i, k in enumerate(ks)}
     old, old_tensors = read(save_gguf(base, tmp_path / "base.gguf", type))
     tokens = export_gguf(adapters, tmp_path / "base.gguf", tmp_path / "be.gguf")
@@ -201,7 +182,7 @@ def test_rows_of_q6_k():
 
 
 def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_path):
-    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
     adapters = {"a": save_adapter(base, tmp_path / "a")}
     own = smollm2_tokenizer.chat_template
     save_gguf(base, tmp_path / "same.gguf", template="{# Fixed. #}" + own)
@@ -217,12 +198,14 @@ def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_pa
 
 
 def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):  # noqa: F811
-    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
     folder = save_adapter(base, tmp_path / "a")
     whole = save_gguf(base, tmp_path / "base.gguf")
     files = {
-        "wide": save_gguf(save_base(tmp_path / "wide", smollm2_tokenizer, width=64), tmp_path / "wide.gguf"),
-        "padded": save_gguf(save_base(tmp_path / "padded", smollm2_tokenizer, 64), tmp_path / "padded.gguf"),
+        "wide": save_gguf(save_tiny_llama(tmp_path / "wide", smollm2_tokenizer, width=64), tmp_path / "wide.gguf"),
+        "padded": save_gguf(
+            save_tiny_llama(tmp_path / "padded", smollm2_tokenizer, padding=64), tmp_path / "padded.gguf"
+        ),
         "gemma2": save_gguf(base, tmp_path / "gemma2.gguf", architecture="gemma2"),
     }
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -307,7 +290,7 @@ def quantised(path, target, file_type, **types):
     ],
 )
 def test_llama_cpp_reads_what_transformers_reads(smollm2_tokenizer, tmp_path, file_type):
-    base = save_base(tmp_path / "base", smollm2_tokenizer, width=256 if file_type == 15 else 32)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, width=256 if file_type == 15 else 32)
     folder = save_adapter(base, tmp_path / "a", k=2)
     path = save_gguf(base, tmp_path / "base.gguf")
     if file_type is not None:

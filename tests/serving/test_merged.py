@@ -5,30 +5,12 @@ import json
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
 from peft_be.prompting import chat_template_fingerprint, tokenizer_fingerprint
 
-
-def save_base(folder, tokenizer, padding=0, tied=True):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + padding,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=tied,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+from ..tiny import save_tiny_llama
 
 
 def save_adapter(base, folder, k=1, slot="system", scale=60.0):
@@ -65,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
     ids=["reserved", "padding", "both, untied", "added"],
 )
 def test_the_checkpoint_says_what_the_adapters_say(smollm2_tokenizer, tmp_path, padding, ks, tied):
-    base = save_base(tmp_path / "base", smollm2_tokenizer, padding, tied)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, padding=padding, tied=tied)
     adapters = {f"p.{i}": save_adapter(base, tmp_path / f"p{i}", k) for i, k in enumerate(ks)}
     tokens = export_merged(adapters, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -97,7 +79,7 @@ def test_the_checkpoint_says_what_the_adapters_say(smollm2_tokenizer, tmp_path, 
 
 
 def test_a_be_token_is_suppressed_and_a_model_without_a_never_row_is_named(smollm2_tokenizer, tmp_path):
-    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
     with pytest.warns(UserWarning, match="might write"):
         tokens = export_merged({"a": save_adapter(base, tmp_path / "a")}, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -110,7 +92,7 @@ def test_a_be_token_is_suppressed_and_a_model_without_a_never_row_is_named(smoll
 
 
 def test_the_default_is_the_system_message_of_chats_without_one(smollm2_tokenizer, tmp_path):
-    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
     folder = save_adapter(base, tmp_path / "a")
     tokens = export_merged({"a": folder}, tmp_path / "merged", default="a")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -124,9 +106,9 @@ def test_the_default_is_the_system_message_of_chats_without_one(smollm2_tokenize
 
 
 def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
-    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
     folder = save_adapter(base, tmp_path / "a", slot="prefix")
-    other = save_adapter(save_base(tmp_path / "other", smollm2_tokenizer), tmp_path / "b")
+    other = save_adapter(save_tiny_llama(tmp_path / "other", smollm2_tokenizer), tmp_path / "b")
     damaged = save_adapter(base, tmp_path / "damaged")
     (damaged / "adapter_model.safetensors").write_bytes(b"{}")
     out = tmp_path / "out"
