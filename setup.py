@@ -32,6 +32,8 @@ setup(
         "accelerate>=1.10",
         "datasets>=4.0",
         "huggingface_hub>=1.0",
+        # transformers needs it for chat templates, but does not install it; here it writes the reports, too
+        "jinja2>=3.1",
         "peft>=0.21,<0.22",
         "rich>=13",
         "rouge-score>=0.1.2",
