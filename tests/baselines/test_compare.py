@@ -8,7 +8,9 @@ from peft_be.baselines import SoftPrompt
 from peft_be.baselines.compare import compare_methods
 
 
-PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+PROMPT = (
+    "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
+)
 QUERIES = [f"What did you see on day {number}?" for number in range(15)]
 SETTINGS = {"max_steps": 2, "max_answer_length": 4, "seeds": (1, 2)}
 
