@@ -13,9 +13,19 @@ extras = {
     # package is installed for its weights alone: see the Makefile, which leaves out its dependencies
     "gguf": ["gguf>=0.17"],
     "flash": ["flash-attn>=2.7"],
+    "llmlingua": ["llmlingua>=0.2.2"],
     "quantised": ["bitsandbytes>=0.48"],
     # playwright drives a Chromium that is installed (on Debian: apt-get install chromium); without one these tests skip
-    "test": ["bitsandbytes>=0.48", "gguf>=0.17", "gradio>=6", "hypothesis", "playwright", "pytest", "ruff"],
+    "test": [
+        "bitsandbytes>=0.48",
+        "gguf>=0.17",
+        "gradio>=6",
+        "hypothesis",
+        "llmlingua>=0.2.2",
+        "playwright",
+        "pytest",
+        "ruff",
+    ],
 }
 
 setup(

@@ -1,27 +1,39 @@
+from .attention import AttentionSampling
 from .be import BE
 from .bounds import FullPrompt, NoPrompt
 from .cartridge import Cartridge
 from .distillation import Distillation
+from .llmlingua import LLMLingua2
 from .method import Job, Method, StandIn
 from .methods import METHODS, make_method
 from .paper import PaperBE
+from .prune_then_be import PruneThenBE
+from .pruning import Pruner
 from .reconstruction import MemoryToken, Reconstruction
+from .self_information import SelfInformation
 from .soft_prompt import SoftPrompt
+from .truncation import Truncation
 
 
 __all__ = [
+    "AttentionSampling",
     "BE",
     "Cartridge",
     "Distillation",
     "FullPrompt",
     "Job",
+    "LLMLingua2",
     "METHODS",
     "MemoryToken",
     "Method",
     "NoPrompt",
     "PaperBE",
+    "PruneThenBE",
+    "Pruner",
     "Reconstruction",
+    "SelfInformation",
     "SoftPrompt",
     "StandIn",
+    "Truncation",
     "make_method",
 ]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 
+from .attention import AttentionSampling
 from .be import BE
 from .bounds import FullPrompt, NoPrompt
 from .cartridge import Cartridge
 from .distillation import Distillation
+from .llmlingua import LLMLingua2
 from .method import Method
 from .paper import PaperBE
+from .prune_then_be import PruneThenBE
 from .reconstruction import MemoryToken, Reconstruction
+from .self_information import SelfInformation
 from .soft_prompt import SoftPrompt
+from .truncation import Truncation
 
 
 METHODS: dict[str, type[Method]] = {
@@ -24,6 +29,11 @@ METHODS: dict[str, type[Method]] = {
     "memory-token": MemoryToken,
     "soft-prompt": SoftPrompt,
     "cartridge": Cartridge,
+    "truncation": Truncation,
+    "self-information": SelfInformation,
+    "attention": AttentionSampling,
+    "llmlingua-2": LLMLingua2,
+    "prune-then-be": PruneThenBE,
 }
 
 

@@ -216,6 +216,37 @@ class PromptRenderer:
         last = next(i for i in reversed(range(len(tokens))) if tokens[i].start < end)
         return [token.id for token in tokens[first : last + 1]]
 
+    def prompt_spans(self, query: str | Messages) -> list[tuple[int, int, int] | None]:
+        """
+        What of P each id of `full(query)` stands for: the number of the message and the characters `[start, end)` of its
+        content, or `None` for the template's text and the query. Tokens may share a character.
+
+        Args:
+            query (`str` or `list[dict]`): The user's turn, or user and assistant messages that end in it.
+
+        Raises:
+            `ValueError`: if there is no P or the query is not such a query.
+        """
+        tokens, spans = self._encode_full(query)
+        slots = self._skeleton(_roles(self._prompt_messages + check_query(query))).slots
+        contents = []  # (message, start and end in the rendered text, where the message's own characters count from)
+        for slot, (start, end) in zip(
+            (s for s in slots if s.content < len(self._prompt_messages)), spans, strict=True
+        ):
+            text = _well_formed(self._prompt_messages[slot.content]["content"])
+            contents.append((slot.content, start, end, start - (len(text) - len(text.lstrip(slot.left)))))
+        return [
+            next(
+                (
+                    (message, max(token.start, start) - origin, min(token.end, end) - origin)
+                    for message, start, end, origin in contents
+                    if token.start < end and token.end > start
+                ),
+                None,
+            )
+            for token in tokens
+        ]
+
     def _encode_full(self, query: str | Messages) -> tuple[list[_Token], list[tuple[int, int]]]:
         """The tokens of the full rendering, and the characters of each content of P in it."""
         if self._prompt_messages is None:
