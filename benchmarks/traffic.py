@@ -3,9 +3,10 @@ Mixed traffic to one vLLM server: many prompts, each in full or as [BE].
 
 A number of clients send requests one after the other, each for a prompt and a question that are drawn at random: the same
 ones, in the same order, on every side. Answers have the same length. Each side has a server of its own, and starts with an
-empty prefix cache, so that what the first request of each prompt costs is counted.
+empty prefix cache, so that what the first request of each prompt costs is counted, but for `full-warm`.
 
 - full: the prompt as system message, prefix caching on, with memory for the KV of all prompts and with less;
+- full, warm: the same behind one request for each prompt, which is not counted: the best that a cache can do;
 - full, no caching: the same, prefix caching off;
 - [BE], merged: a token of a merged checkpoint as the system message;
 - [BE], prompt_embeds: the row as the system message, on the unmodified base model.
@@ -45,7 +46,7 @@ from peft_be.prompting import chat_template_fingerprint, tokenizer_fingerprint
 from peft_be.serving.vllm import PromptDirectory
 
 
-SIDES = ("full", "full-small", "full-uncached", "be-merged", "be-embeds")
+SIDES = ("full", "full-warm", "full-small", "full-uncached", "be-merged", "be-embeds")
 
 
 @dataclass
@@ -100,11 +101,15 @@ def metric(server: Server, name: str) -> float:
     return sum(map(float, values))
 
 
-def measure(server: Server, requests: list[Request], messages: Callable, args: argparse.Namespace) -> dict:
-    """Send all requests from `--clients` clients, and say what they took."""
+def measure(
+    server: Server, requests: list[Request], messages: Callable, args: argparse.Namespace, warm: bool = False
+) -> dict:
+    """Send all requests from `--clients` clients, and say what they took; if `warm`, with all prompts in the cache."""
     config = re.search(r"^vllm:cache_config_info{(.*)} ", server.get("/metrics"), re.MULTILINE)[1]
     blocks, block_size = (int(re.search(rf'\b{name}="(\d+)"', config)[1]) for name in ("num_gpu_blocks", "block_size"))
     answer(server, [{"role": "user", "content": "Hello"}], 2)  # what only the first request costs
+    for prompt in {request.prompt for request in requests} if warm else ():
+        answer(server, messages(Request(prompt, "Hello")), 1)
     hits, queries = metric(server, "prefix_cache_hits_total"), metric(server, "prefix_cache_queries_total")
     waiting, times, usage = list(reversed(requests)), [], []
     lock, errors = threading.Lock(), []
@@ -203,6 +208,7 @@ def main() -> None:
 
         sides = {
             "full": (base, ("--enable-prefix-caching",), args.kv_gib, full),
+            "full-warm": (base, ("--enable-prefix-caching",), args.kv_gib, full),
             "full-small": (base, ("--enable-prefix-caching",), args.small_kv_gib, full),
             "full-uncached": (base, ("--no-enable-prefix-caching",), args.kv_gib, full),
             "be-merged": (f"{folder}/merged", ("--enable-prefix-caching",), args.kv_gib, merged),
@@ -211,7 +217,7 @@ def main() -> None:
         for name in args.only:
             path, more, kv_gib, messages = sides[name]
             with vllm_server(args.vllm, path, *options, *more, kv_gib=kv_gib) as server:
-                side = results[name] = measure(server, requests, messages, args)
+                side = results[name] = measure(server, requests, messages, args, warm=name == "full-warm")
             print(
                 f"{name:14} {side['requests_per_second']:.2f} requests/s, {side['tokens_per_second']:.0f} tokens/s, TTFT p50 "
                 f"{side['ttft_ms']['p50']:.0f} ms, p95 {side['ttft_ms']['p95']:.0f} ms, KV of running requests at most "

@@ -38,7 +38,7 @@ def write(path, text, mode="w"):
         ("broken.json", '[{"role": "user"', ["not valid JSON"]),
         ("role.json", '[{"role": "pirate", "content": "x"}]', ["'pirate'"]),
         ("user.json", '[{"role": "user", "content": "x"}]', ["ends in a user message"]),
-        ("long.txt", "sea " * 400, ["context is 256"]),
+        ("long.txt", "sea " * 800, ["context is 512"]),
     ],
 )
 def test_prompts(cli, job, name, content, words):
