@@ -1,4 +1,5 @@
 import os
+import shutil
 
 
 # Nothing in the tests may reach for the network. Read by huggingface_hub when it is imported, thus in front of the rest
@@ -12,6 +13,12 @@ from peft_be.memory import keep_freed_memory  # noqa: E402
 
 
 keep_freed_memory()
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM_ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -70,3 +77,15 @@ def tiny_model(smollm2_tokenizer):
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pages are tested with playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
