@@ -1,4 +1,5 @@
 import os
+import shutil
 
 
 # Nothing in the tests may reach for the network. Read by huggingface_hub when it is imported, thus in front of the rest
@@ -14,6 +15,12 @@ from .tiny import tiny_llama  # noqa: E402
 
 
 keep_freed_memory()
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM_ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -55,3 +62,15 @@ def smollm2(smollm2_dir):
 @pytest.fixture
 def tiny_model(smollm2_tokenizer):
     return tiny_llama(smollm2_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pages are tested with playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()

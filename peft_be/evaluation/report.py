@@ -18,6 +18,9 @@ from .charts import DASHES, MINUS, Axis, Line, Pin, bar, line_chart, pin_chart, 
 
 
 ASSETS = Path(__file__).parent.parent / "assets" / "report"
+PAGES = Environment(
+    loader=FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+)
 MISSING = "–"
 COLOURS = 8  # in the page's style
 # Scores below this are drawn at the lower edge, or one that failed would leave no room for the others
@@ -108,7 +111,7 @@ def markdown_table(results: dict) -> str:
         `str`: markdown. Labels and errors are escaped.
     """
     rows, columns = _rows(results), _columns(results)
-    table = [["Method", *(column.heading for column in columns)]]
+    table = [["Method", *(_markdown(column.heading) for column in columns)]]
     table.append(["---", *["---:"] * len(columns)])
     for row in _shown(rows):
         cells = [row.cells[column.key] for column in columns]
@@ -134,16 +137,9 @@ def html_report(results: dict) -> str:
     rows = _rows(results)
     shown = _shown(rows)
     script, style = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
-    environment = Environment(
-        loader=FileSystemLoader(ASSETS),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     kl_none = next((row.cells["kl"].value for row in rows if row.name == "none"), None)
     reference = None if kl_none is None else (kl_none, "no prompt, test")
-    return environment.get_template("page.html").render(
+    return PAGES.get_template("page.html").render(
         title=_title(results),
         facts=_facts(results),
         columns=_columns(results),
