@@ -31,22 +31,6 @@ def test_learns_rows_for_the_pruned_prompt(make_job, tiny_model, smollm2_tokeniz
         assert render("Who are you?")
 
 
-def test_goes_on_with_an_interrupted_training(make_job):
-    expected = PruneThenBE(30, Truncation).fit(make_job(max_steps=4, max_answer_length=6)).rows
-    job = make_job(max_steps=4, max_answer_length=6)
-    job.directory = job.directory.with_name("interrupted")
-
-    def interrupt(stage, done, total, values):
-        if stage == "stage 2" and done == 2:
-            raise KeyboardInterrupt
-
-    job.on_progress = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        PruneThenBE(30, Truncation).fit(job)
-    job.on_progress = None
-    assert torch.equal(PruneThenBE(30, Truncation).fit(job).rows, expected)
-
-
 def test_budget_of_the_pruner_is_checked():
     with pytest.raises(ValueError, match="num_tokens"):
         PruneThenBE(0)
