@@ -137,7 +137,11 @@ def read_adapter(directory: str | Path) -> tuple[Path, BETokenConfig]:
 
 
 def load_adapter(
-    directory: str | Path, model: str | None = None, allow_template_change: bool = False
+    directory: str | Path,
+    model: str | None = None,
+    allow_template_change: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """
     Load a base model with an adapter of this package on it, and the base model's tokenizer.
@@ -149,17 +153,23 @@ def load_adapter(
             The base model, as in [`load_model`]. `None` is the one that the adapter was trained on.
         allow_template_change (`bool`, *optional*, defaults to `False`):
             Accept another chat template than that of the training.
+        dtype (`torch.dtype`, *optional*), device (`str`, *optional*):
+            As in [`load_model`].
 
     Raises:
         `FileNotFoundError`: there is no adapter in the folder.
         `ValueError`: the adapter is damaged, or belongs to another backbone, tokenizer or chat template.
         `OSError`: the base model cannot be loaded, or the Hub cannot be reached.
     """
-    return load_adapters({"default": directory}, model, allow_template_change)
+    return load_adapters({"default": directory}, model, allow_template_change, dtype, device)
 
 
 def load_adapters(
-    directories: dict[str, str | Path], model: str | None = None, allow_template_change: bool = False
+    directories: dict[str, str | Path],
+    model: str | None = None,
+    allow_template_change: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """
     Load a base model with several adapters on it, and the base model's tokenizer. The first adapter is active.
@@ -171,6 +181,8 @@ def load_adapters(
             The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.
         allow_template_change (`bool`, *optional*, defaults to `False`):
             Accept another chat template than that of the training.
+        dtype (`torch.dtype`, *optional*), device (`str`, *optional*):
+            As in [`load_model`].
 
     The errors raised are those of [`load_adapter`], and a `ValueError` where the adapters belong to different base models.
     """
@@ -182,7 +194,8 @@ def load_adapters(
                 f"'{directory}' belongs to {other.base_model_name_or_path}, and '{first}' to "
                 f"{config.base_model_name_or_path}: use them apart."
             )
-    base, tokenizer = load_model(model or read_report(first).get("model", config.base_model_name_or_path))
+    trained_on = read_report(first).get("model", config.base_model_name_or_path)
+    base, tokenizer = load_model(model or trained_on, dtype, device)
     peft_model, checked = None, set()
     for name, (directory, config) in adapters.items():
         # Hundreds of adapters have the same fingerprints, and those of a tokenizer take half a second

@@ -14,6 +14,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .info import info
+from .lm_eval import lm_eval
 from .pretrain_ae import pretrain_ae
 from .push import push
 
@@ -34,6 +35,11 @@ app.command()(chat)
 app.command()(demo)
 app.command()(info)
 app.command()(push)
+# All that follows goes to the harness as it is, `--help` too
+app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(lm_eval)
 app.command("pretrain-ae")(pretrain_ae)
 
 

@@ -204,6 +204,19 @@ class PromptRenderer:
         skeleton = self._skeleton(_roles(messages))
         return [token.id for token in self._encode(*self._fill(skeleton, messages))]
 
+    def answer(self, text: str) -> list[int]:
+        """
+        Ids of a text behind any of the renderings: an answer, or its start. Like contents, it cannot become a special
+        token, [BE] or [AE].
+
+        Args:
+            text (`str`): What the assistant says.
+        """
+        opening, text = self._separator, _well_formed(text)
+        mark = _Mark(token_id := self.tokenizer.convert_tokens_to_ids(opening), 0, len(opening), token_id)
+        tokens = self._encode(opening + text, [mark], [(len(opening), len(opening) + len(text))])
+        return [token.id for token in tokens[next(i for i, token in enumerate(tokens) if token.guarded) + 1 :]]
+
     @cached_property
     def prompt_ids(self) -> list[int]:
         """

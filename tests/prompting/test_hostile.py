@@ -250,3 +250,20 @@ def test_smollm2(smollm2_dir):
             ids = form(query)
             assert of(ids, forbidden) == special, query
             assert query in tokenizer.decode(ids), query
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers(tokenizers, family):
+    tokenizer = tokenizers(family)
+    be = be_ids(family, tokenizer, 2)
+    forbidden = forbidden_ids(tokenizer, be)
+    renderer = PromptRenderer(tokenizer, be_token_ids=be)
+    for text in hostile_strings(200, spellings_of(tokenizer, be), template_source(FAMILIES[family].template), seed=2):
+        ids = renderer.answer(text)
+        assert not of(ids, forbidden), text
+        assert as_decoded(family, text.strip()) in decoded(tokenizer, ids)
+    # Behind a special token an ordinary text has the ids that it has there
+    end = tokenizer.eos_token
+    whole = tokenizer(f"{end}Paris is nice.", add_special_tokens=False)["input_ids"]
+    assert renderer.answer("Paris is nice.") == whole[whole.index(tokenizer.eos_token_id) + 1 :]
+    assert renderer.answer("") == []

@@ -1,0 +1,54 @@
+"""`peft-be lm-eval` is the harness's own command, with one model more."""
+
+import json
+
+import pytest
+
+from ..serving.test_merged import save_adapter, save_base
+
+
+pytest.importorskip("lm_eval", reason="needs the lm-evaluation-harness: pip install lm-eval")
+
+TASK = """
+task: colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["~~~"], max_gen_toks: 4}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+def test_the_help_is_the_harness_own(cli):
+    code, out, _ = cli("lm-eval", "--help")
+    assert code == 0 and "usage: lm-eval" in out and "validate" in out
+    code, out, _ = cli("lm-eval", "run", "--help")
+    assert code == 0 and "--apply_chat_template" in out
+    code, _, err = cli("lm-eval", "run", "--no-such-option", "-x")
+    assert code == 2 and "--no-such-option" in err
+
+
+@pytest.mark.slow
+def test_a_run(cli, tmp_path, monkeypatch, smollm2_tokenizer):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    adapter = save_adapter(base, tmp_path / "adapter")
+    rows = [{"question": f"Which colour is number {i}?", "answer": "red"} for i in range(3)]
+    (tmp_path / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "colours.yaml").write_text(TASK.format(data=tmp_path / "colours.jsonl"))
+    run = ["lm-eval", "--model", "peft_be", "--tasks", "colours", "--include_path", tmp_path / "tasks"]
+    run += ["--output_path", tmp_path / "out", "--batch_size", "2", "--model_args"]
+    model = f"pretrained={base},adapter={adapter}"
+
+    code, out, _ = cli(*run, model, "--apply_chat_template")
+    assert code == 0 and "|colours|" in out
+    results = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("results_*.json")]
+    assert results[0]["config"]["model_args"]["adapter"] == str(adapter)
+
+    code, _, err = cli(*run, model)
+    last = err.strip().splitlines()
+    assert code == 1 and any("--apply_chat_template" in line for line in last)
