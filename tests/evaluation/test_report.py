@@ -237,6 +237,13 @@ def test_a_section_without_data_is_left_out(results, key, section):
     assert section not in sections and len(sections) == 9
 
 
+def test_a_failed_method_takes_no_place(results):
+    results["methods"].insert(2, results["methods"].pop())
+    page = Document(html_report(results))
+    assert page.text.count("closer than no prompt on") == 2 and page.text.count("Pruned") == 1
+    assert [tag for tag in page.tags if tag[0] == "span" and tag[1].get("class") == "pin m1"]
+
+
 def test_nothing_at_all():
     for results in ({}, {"methods": []}, {"methods": [{"name": "be", "error": "It failed."}]}):
         assert "No method has a result." in markdown_table(results)
