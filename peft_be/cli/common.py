@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -34,7 +35,9 @@ def run_cleanly(app: typer.Typer) -> None:
             message = "Out of memory: lower --batch-size, or give a shorter prompt or a smaller model."
         elif isinstance(error, OSError) and error.strerror and error.filename:
             message = f"{error.filename}: {error.strerror}."
-        Console(stderr=True).print(f"[bold red]Error:[/] {' '.join(message.split())}", highlight=False, soft_wrap=True)
+        # Escaped, for `pip install "peft_be[demo]"` must not lose what looks like a style
+        text = f"[bold red]Error:[/] {escape(' '.join(message.split()))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

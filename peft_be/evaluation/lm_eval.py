@@ -22,7 +22,7 @@ try:
     from lm_eval.models.utils_hf import get_dtype
 except ImportError as error:
     raise ImportError(
-        f"The lm-evaluation-harness cannot be imported ({error}): pip install 'lm-eval>=0.4.13' transformers torch"
+        f"The lm-evaluation-harness cannot be imported ({error}): pip install 'peft_be[eval]'"
     ) from error
 
 

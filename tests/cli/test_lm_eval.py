@@ -1,6 +1,7 @@
 """`peft-be lm-eval` is the harness's own command, with one model more."""
 
 import json
+import sys
 
 import pytest
 
@@ -29,6 +30,14 @@ def test_the_help_is_the_harness_own(cli):
     assert code == 0 and "--apply_chat_template" in out
     code, _, err = cli("lm-eval", "run", "--no-such-option", "-x")
     assert code == 2 and "--no-such-option" in err
+
+
+def test_without_the_harness(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
+    monkeypatch.delitem(sys.modules, "peft_be.evaluation.lm_eval", raising=False)
+    monkeypatch.delattr("peft_be.evaluation.lm_eval", raising=False)
+    code, _, err = cli("lm-eval", "--help")
+    assert code == 1 and "pip install 'peft_be[eval]'" in err and "Traceback" not in err
 
 
 @pytest.mark.slow

@@ -1,0 +1,151 @@
+"""What a task is, and how whatever stands in for a prompt is scored on it."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...baselines import StandIn
+from ...teacher import AnswerSettings, SharedPrefix, generate_answers, share_prefix
+
+
+class Task(ABC):
+    """
+    Items with a query and a reference each, and a score for answers to them. The prompt is not part of a task: it is what a
+    stand-in brings.
+
+    Args:
+        items (`list[dict]`): the items.
+        template (`str`, *optional*): how a query is made from an item's fields, in the form of `str.format`; write it as
+            the prompt's examples are written. `None` is the class's own.
+        max_answer_length (`int`, *optional*): longest answer, in tokens. `None` is the class's own.
+
+    Attributes:
+        queries (`list[str]`): one a item.
+        references (`list`): one a item.
+        stop (`tuple[str, ...]`): an answer ends in front of the first of these.
+
+    Raises:
+        `ValueError`: there are no items, or one lacks a field.
+    """
+
+    template = "{question}"
+    reference_fields: tuple[str, ...] = ("final", "answer")  # the first that an item has is its reference
+    max_answer_length = 256
+    stop: tuple[str, ...] = ()
+
+    def __init__(self, items: list[dict], template: str | None = None, max_answer_length: int | None = None):
+        if not items:
+            raise ValueError("The task has no items.")
+        self.items = items
+        self.template = template or self.template
+        self.max_answer_length = max_answer_length or self.max_answer_length
+        self.queries = [self.query(item, number) for number, item in enumerate(items, start=1)]
+        self.references = [self.reference(item, number) for number, item in enumerate(items, start=1)]
+
+    def query(self, item: dict, number: int) -> str:
+        """The query of the item, which is the `number`-th."""
+        try:
+            return self.template.format(**item)
+        except KeyError as error:
+            raise ValueError(f"Item {number} of the task has no field {error}.") from None
+
+    def reference(self, item: dict, number: int) -> Any:
+        """The reference of the item, which is the `number`-th."""
+        field = next((name for name in self.reference_fields if item.get(name) is not None), None)
+        if field is None:
+            fields = " or ".join(f"'{name}'" for name in self.reference_fields)
+            raise ValueError(f"Item {number} of the task has no field {fields}.")
+        return item[field]
+
+    @abstractmethod
+    def item_scores(self, answers: list[str]) -> dict[str, list[float]]:
+        """One score for each item by the name of each metric. The first metric is the task's score."""
+
+    def score(self, answers: list[str]) -> dict:
+        """
+        Args:
+            answers (`list[str]`): one answer an item, as the model wrote it.
+
+        Returns:
+            `dict`: `score` and `standard_error` of the first metric, `num_items`, `item_scores` of the first metric, and
+            `metrics`: score and standard error by name. The standard error is that of a mean over items; `None` for a
+            single item.
+
+        Raises:
+            `ValueError`: there are more or fewer answers than items.
+        """
+        if len(answers) != len(self.items):
+            raise ValueError(f"There are {len(answers)} answers to {len(self.items)} items.")
+        if self.stop:
+            answers = [re.split("|".join(map(re.escape, self.stop)), answer)[0] for answer in answers]
+        by_metric = self.item_scores(answers)
+        metrics = {name: _mean(scores) for name, scores in by_metric.items()}
+        first = next(iter(metrics))
+        return {
+            **metrics[first],
+            "num_items": len(self.items),
+            "item_scores": by_metric[first],
+            "metrics": metrics,
+        }
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[int]],
+        prefix: SharedPrefix | None,
+        batch_size: int,
+    ) -> dict:
+        """
+        Answer the queries greedily and score the answers.
+
+        Args:
+            model, tokenizer, batch_size: As in [`evaluate_task`].
+            prompts (`list[list[int]]`): the queries behind the stand-in, as ids.
+            prefix ([`SharedPrefix`], *optional*): keys and values of what all `prompts` start with.
+        """
+        settings = AnswerSettings(max_new_tokens=self.max_answer_length, batch_size=batch_size)
+        pad, answers, size = tokenizer.pad_token_id or 0, [], 4 * batch_size
+        # In parts, for an answer comes with its hidden states, which nobody needs here
+        for start in range(0, len(prompts), size):
+            part = generate_answers(model, prompts[start : start + size], settings, pad, prefix=prefix)
+            answers += [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in part]
+        return {**self.score(answers), "answers": answers}
+
+
+@torch.no_grad()
+def evaluate_task(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stand_in: StandIn,
+    batch_size: int = 32,
+) -> dict:
+    """
+    Score what stands in for a prompt on a task. Pass `StandIn(prompt=...)` for the full prompt and `StandIn()` for none.
+
+    Args:
+        task ([`Task`]): the task.
+        model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        stand_in ([`StandIn`]): the stand-in.
+        batch_size (`int`, *optional*, defaults to `32`): queries processed together.
+
+    Returns:
+        `dict`: what [`Task.score`] gives, and the `answers`, as the model wrote them; none for a task that scores given
+        texts.
+    """
+    with stand_in.placed(model, tokenizer) as render:
+        prompts = [render(query) for query in task.queries]
+        return task.run(model, tokenizer, prompts, stand_in.prefix or share_prefix(model, prompts), batch_size)
+
+
+def _mean(scores: list[float]) -> dict[str, float | None]:
+    error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None
+    return {"score": statistics.fmean(scores), "standard_error": error}
