@@ -18,8 +18,6 @@ from .pruning import Pruner, Word, context_length, mean_over_tokens
 
 # Queries whose answers' first tokens do the looking
 NUM_QUERIES = 8
-# Exponent of a word's frequency: below 1, as a word that is there ten times is not ten times as important
-GAMMA = 0.5
 # Least probability with which a sentence survives the roulette
 MIN_SURVIVAL = 0.1
 # Behind all survivors in the ranking: more than logarithms of weights and Gumbel noise can differ by
@@ -33,8 +31,8 @@ class AttentionSampling(Pruner):
     importance sampling, arXiv 2504.16574).
 
     - Tokens: the importance of a word is the attention it receives from the position that is about to write the answer, mean
-      over its tokens, all layers and heads and some training queries, times `TF^gamma * IDF` with sentences as documents, so
-      that words which are everywhere do not win by their number.
+      over its tokens, all layers and heads and some training queries, times TF-IDF with sentences as documents, so that words
+      which are in every sentence do not win by their number alone.
     - Sentences: Russian roulette. A sentence with less than the average importance goes with a probability that grows with
       the lack, and a survivor's words count more by as much, so that the expectation of each weight is unchanged.
     - Words of the survivors are then drawn without replacement in proportion to their weights until the budget is full; those
@@ -42,7 +40,7 @@ class AttentionSampling(Pruner):
 
     Beside the paper: the attention is the backbone's, where the paper takes it from an encoder; and its reinforcement-learned
     network, which sets a rate for each sentence, is left out, for the budget is one for the whole prompt. The paper's
-    `gamma` and its rule of survival were not at hand: those here are choices of this package.
+    exponent of TF and its rule of survival were not at hand: 1 and the rule above are choices of this package.
 
     The arguments are those of [`Pruner`].
     """
@@ -140,12 +138,12 @@ def split_sentences(messages: list[dict[str, str]], words: list[Word]) -> torch.
 
 
 def tf_idf(words: list[str], sentences: torch.Tensor) -> torch.Tensor:
-    """`TF^gamma * IDF` of each word, `[len(words)]`: its share of all words, and how few sentences have it."""
+    """TF-IDF of each word, `[len(words)]`: its share of all words, and how few sentences have it."""
     counts = Counter(words)
     num_sentences = int(sentences.max()) + 1
     spread = Counter(word for word, _ in set(zip(words, sentences.tolist())))
     idf = {word: math.log((1 + num_sentences) / (1 + spread[word])) + 1 for word in counts}
-    return torch.tensor([(counts[w] / len(words)) ** GAMMA * idf[w] for w in words], dtype=torch.float64)
+    return torch.tensor([counts[w] / len(words) * idf[w] for w in words], dtype=torch.float64)
 
 
 def survival(weights: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:
