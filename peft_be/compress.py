@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def compress_prompt(
         "seed": seed,
         **training_args,
     }
-    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
+    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run, ExitStack() as on_failure:
         model_name = settings["model"]
         model, tokenizer = load_base(model, tokenizer)
         start = time.perf_counter()
@@ -147,6 +148,7 @@ def compress_prompt(
         reconstructs = reconstructs and training_args.get("use_ae_token", True)
         ae_row = find_ae_row(ae, model, tokenizer, model_name, reconstructs)
         peft_model = add_adapter(model, tokenizer, num_be_tokens, ae_row, slot)
+        on_failure.callback(peft_model.unload)  # a model that was passed in can be used again
 
         logs = []
         if reconstruction_steps:
@@ -187,6 +189,7 @@ def compress_prompt(
         )
         peft_model.save_pretrained(run.directory)
         run.finish(report)
+        on_failure.pop_all()
         return Compression(run.directory, peft_model, tokenizer, report)
 
 

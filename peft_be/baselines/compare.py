@@ -16,6 +16,7 @@ from ..data import query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
+from ..evaluation.tasks import Task, evaluate_task
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
 from ..training.provenance import sha256
@@ -63,7 +64,9 @@ def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
     return {"name": spec, "trains": method.trains, **shared, "runs": own, "error": error}
 
 
-def run_method(spec: str, settings: dict, job: Job, scorer: FidelityScorer, queries: list) -> dict:
+def run_method(
+    spec: str, settings: dict, job: Job, scorer: FidelityScorer, queries: list, task: Task | None = None
+) -> dict:
     """
     Make one method's stand-in and score it.
 
@@ -73,11 +76,13 @@ def run_method(spec: str, settings: dict, job: Job, scorer: FidelityScorer, quer
         job ([`Job`]): what it is given.
         scorer ([`FidelityScorer`]): of `queries` behind P.
         queries (`list`): held-out queries.
+        task ([`Task`], *optional*): what to score the stand-in on, too.
 
     Returns:
         `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
             nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
-            `curve` (`[step, validation KL]`), `norm` (`[step, mean length of the rows]`) and `reconstruction`.
+            `curve` (`[step, validation KL]`), `norm` (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its
+            `score` and `stderr`.
     """
     start = time.perf_counter()
     stand_in = make_method(spec, **settings).fit(job)
@@ -98,7 +103,13 @@ def run_method(spec: str, settings: dict, job: Job, scorer: FidelityScorer, quer
         "curve": series(stand_in.log, "eval_kl"),
         "norm": series(stand_in.log, "be_norm"),
         "reconstruction": stand_in.reconstruction,
+        "task": None if task is None else task_score(task, job, stand_in),
     }
+
+
+def task_score(task: Task, job: Job, stand_in: StandIn) -> dict:
+    result = evaluate_task(task, job.model, job.tokenizer, stand_in)
+    return {"score": result["score"], "stderr": result["standard_error"], "metrics": result["metrics"]}
 
 
 def series(log: list[dict], name: str) -> list[list[float]]:
@@ -128,6 +139,7 @@ def compare_methods(
     max_steps: int | None = None,
     max_minutes: float | None = None,
     max_answer_length: int = 64,
+    task: Task | None = None,
     name: str = "prompt",
     resume: bool = False,
     overwrite: bool = False,
@@ -153,6 +165,7 @@ def compare_methods(
         max_steps (`int`, *optional*): training steps of each run; `None` is each method's own default.
         max_minutes (`float`, *optional*): minutes of training of each run; `None` sets no limit.
         max_answer_length (`int`, *optional*, defaults to `64`): longest answer, in tokens, in training and scoring.
+        task ([`Task`], *optional*): a task to score every method on, too.
         name (`str`, *optional*, defaults to `"prompt"`): what the report calls P.
         resume (`bool`, *optional*, defaults to `False`): go on with the interrupted run in `output_dir`.
         overwrite (`bool`, *optional*, defaults to `False`): delete an earlier run in `output_dir`.
@@ -184,6 +197,7 @@ def compare_methods(
         "max_steps": max_steps,
         "max_minutes": max_minutes,
         "max_answer_length": max_answer_length,
+        "task": task and {"name": type(task).__name__, "items": sha256([task.queries, task.references])},
     }
     with ComparisonFolder(output_dir, settings, resume=resume, overwrite=overwrite) as folder:
         base, tokenizer = load_model(model)
@@ -207,11 +221,9 @@ def compare_methods(
                     continue
                 own = job(spec, seed)
                 try:
-                    run = run_method(spec, {}, own, scorer, splits.test)
+                    run = run_method(spec, {}, own, scorer, splits.test, task)
                 except FAILURES as error:
                     errors[spec] = " ".join(str(error).split())
-                    base, tokenizer = load_model(model)  # an adapter may be left on it
-                    scorer.use(base)
                     continue
                 done[spec, seed] = {"method": spec, "seed": seed, **run}
                 folder.add(done[spec, seed])
@@ -224,6 +236,7 @@ def compare_methods(
             "max_answer_length": max_answer_length,
             "budget": {"max_steps": max_steps, "max_minutes": max_minutes},
             "seeds": list(seeds),
+            "task": task and type(task).__name__,
             "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],
             "full_answers": scorer.texts,
             "methods": [summary(spec, made[spec], done, errors.get(spec)) for spec in methods],

@@ -30,6 +30,10 @@ def compare(
     ] = None,
     max_minutes: Annotated[Optional[float], typer.Option(help="Minutes of training of each run.")] = None,
     max_answer_length: MaxAnswerLength = None,
+    task: Annotated[
+        Optional[str], typer.Option(help="A task to score on, too, such as gsm8k: see docs/evaluation.md.")
+    ] = None,
+    task_items: Annotated[Optional[Path], typer.Option(help="Its items, .jsonl.")] = None,
     seed: Annotated[int, typer.Option(help="The first of the seeds; the others follow it.")] = 42,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -37,10 +41,13 @@ def compare(
     """Compare ways to replace a prompt: trained, scored and reported under one budget."""
     from ..baselines.compare import compare_methods
     from ..data import load_queries
+    from ..evaluation.tasks import load_task
     from ..prompting import load_prompt
 
     text, asked = load_prompt(prompt), load_queries(queries)
     held_out = load_queries(test_queries) if test_queries else None
+    if (task is None) != (task_items is None):
+        raise ValueError("A task needs its items: give --task and --task-items, or neither.")
     with resumable(output), progress_bars() as on_progress:
         compare_methods(
             text,
@@ -53,6 +60,7 @@ def compare(
             max_steps=max_steps,
             max_minutes=max_minutes,
             max_answer_length=max_answer_length or 64,
+            task=load_task(task, task_items) if task else None,
             name=prompt.stem,
             resume=resume,
             overwrite=overwrite,

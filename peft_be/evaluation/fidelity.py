@@ -84,10 +84,6 @@ class FidelityScorer:
         self.texts = self._decode(self.teacher)
         self._top = top_tokens(self.teacher, self.head)
 
-    def use(self, model: PreTrainedModel) -> None:
-        """Go on with another object of the same model."""
-        self._model, self.head = model, OutputHead(model)
-
     @torch.no_grad()
     def score(self, prompts: list[list[int]], prefix: SharedPrefix | None = None, label: str = "stand-in") -> Fidelity:
         """

@@ -87,3 +87,14 @@ def test_unknown_methods_are_found_before_the_work(compare, tmp_path):
     with pytest.raises(ValueError, match="Unknown method 'bee'"):
         compare(["bee"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_is_scored(compare, tmp_path):
+    from peft_be.evaluation.tasks import load_task
+
+    (tmp_path / "items.jsonl").write_text('{"question": "How many ships?", "final": "3"}\n' * 2)
+    task = load_task("gsm8k", tmp_path / "items.jsonl", max_answer_length=4)
+    results = compare(["truncation:8"], task=task)
+    assert results["task"] == "GSM8K"
+    for method in results["methods"]:
+        assert 0 <= method["runs"][0]["task"]["score"] <= 1
