@@ -26,8 +26,8 @@ class Task(ABC):
         max_answer_length (`int`, *optional*): longest answer, in tokens. `None` is the class's own.
 
     Attributes:
-        queries (`list[str]`): one a item.
-        references (`list`): one a item.
+        queries (`list[str]`): one an item.
+        references (`list`): one an item.
         stop (`tuple[str, ...]`): an answer ends in front of the first of these.
 
     Raises:
