@@ -73,7 +73,7 @@ def curve_sections(rows: list[Row]) -> list[dict]:
             rows,
             "reconstruction",
             "Reconstruction of the prompt",
-            "Share of the prompt's first tokens that come back from the stand-in. Pale lines are the other methods.",
+            "Share of the prompt's first n tokens that the model writes when all before them are given. Pale lines are the other methods.",
             lambda run: (run.get("reconstruction") or {}).get("curve"),
             "first tokens of the prompt",
             "share that is right",
