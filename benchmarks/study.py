@@ -6,7 +6,8 @@ A manifest has one cell a line, `{"variant": "...", "seed": 42, "args": {...}}`,
 - `prompt` and `queries`, files relative to the manifest (the demo's);
 - `test_queries`, a file of held-out queries, which are then scored on. Without it, the validation queries are: sweeps of the
   recipe must not look at test queries;
-- `max_steps` or `max_minutes`, the budget of the training.
+- `max_steps` or `max_minutes`, the budget of the training;
+- `task`, the arguments of `load_task`, to score on, too: `{"name": "gsm8k", "path": "gsm8k_test.jsonl", "max_items": 200}`.
 
 Finished cells are appended to the results and skipped from then on; an interrupted cell goes on where it stopped. The
 table is made from the results alone.
@@ -30,6 +31,7 @@ from peft_be.baselines import Job
 from peft_be.baselines.compare import SPLIT_SEED, run_method
 from peft_be.data import load_queries, split_queries
 from peft_be.evaluation import FidelityScorer
+from peft_be.evaluation.tasks import load_task
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
 from peft_be.versions import machine, versions
@@ -37,7 +39,18 @@ from peft_be.versions import machine, versions
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 # What makes two cells the same
-IDENTITY = ("variant", "method", "seed", "args", "prompt", "queries", "test_queries", "max_steps", "max_minutes")
+IDENTITY = (
+    "variant",
+    "method",
+    "seed",
+    "args",
+    "prompt",
+    "queries",
+    "test_queries",
+    "max_steps",
+    "max_minutes",
+    "task",
+)
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -67,12 +80,15 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
     renderer = PromptRenderer(tokenizer, prompt)
     scorer = FidelityScorer(model, tokenizer, [renderer.full(query) for query in scored], length)
     no_prompt = scorer.kl([renderer.no_prompt(query) for query in scored])
-    result = run_method(cell.get("method", "be"), settings, job, scorer, scored)
+    task = cell.get("task") and load_task(**{**cell["task"], "path": manifest.parent / cell["task"]["path"]})
+    result = run_method(cell.get("method", "be"), settings, job, scorer, scored, task)
     shutil.rmtree(work, ignore_errors=True)
     del result["answers"]
     return {
         **cell,
         **result,
+        "task": cell.get("task"),
+        "task_score": result["task"],
         "kl": {"no_prompt": no_prompt, "be": result["kl"]},
         "kl_gap_closed": 1 - result["kl"] / no_prompt,
         "prompt_tokens": len(renderer.prompt_ids),
@@ -84,7 +100,7 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
 
 def table(results: list[dict]) -> str:
     """Markdown: for each variant the gap closed on validation queries, mean and spread over seeds."""
-    lines = ["| variant | seeds | KL, no prompt | KL, [BE] | gap closed | spread |", "|---|---|---|---|---|---|"]
+    lines = ["| variant | seeds | KL, no prompt | KL | gap closed | spread | task |", "|---|---|---|---|---|---|---|"]
     variants: dict[str, list[dict]] = {}
     for result in results:
         variants.setdefault(result["variant"], []).append(result)
@@ -92,8 +108,10 @@ def table(results: list[dict]) -> str:
         gaps = [cell["kl_gap_closed"] for cell in cells]
         kls = [statistics.mean(cell["kl"][name] for cell in cells) for name in ("no_prompt", "be")]
         spread = f"{min(gaps):.3f} to {max(gaps):.3f}" if len(gaps) > 1 else "one seed"
+        tasks = [cell["task_score"]["score"] for cell in cells if cell.get("task_score")]
+        task = f"{statistics.mean(tasks):.3f}" if tasks else ""
         lines.append(
-            f"| {variant} | {len(cells)} | {kls[0]:.4f} | {kls[1]:.4f} | {statistics.mean(gaps):.3f} | {spread} |"
+            f"| {variant} | {len(cells)} | {kls[0]:.4f} | {kls[1]:.4f} | {statistics.mean(gaps):.3f} | {spread} | {task} |"
         )
     return "\n".join(lines)
 

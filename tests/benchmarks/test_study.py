@@ -54,3 +54,41 @@ def test_cells_are_done_once(study, capsys):
     assert study() == both
     mean = sum(result["kl_gap_closed"] for result in both) / 2
     assert f"| {mean:.3f} |" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_papers_tables_runs(tmp_path, tiny_model, smollm2_tokenizer, monkeypatch, capsys):
+    """A dry run of examples/paper: one step of each cell on a random model."""
+    from peft import get_peft_model
+
+    from peft_be import BETokenConfig
+
+    root = STUDY.parent.parent
+    monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
+    tiny_model.save_pretrained(tmp_path / "model")
+    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    vocab_size = tiny_model.get_input_embeddings().num_embeddings
+    ae = get_peft_model(tiny_model, BETokenConfig.for_tokenizer(smollm2_tokenizer, vocab_size, 0, True))
+    ae.save_pretrained(tmp_path / "ae")
+    folder = tmp_path / "prompts" / "gsm8k-1shot"
+    folder.mkdir(parents=True)
+    (folder / "prompt.txt").write_text("Question: One and one? Answer: The answer is 2.")
+    (folder / "train.jsonl").write_text("".join(f'{{"question": "{i} and one?"}}\n' for i in range(6)))
+    (folder / "test.jsonl").write_text('{"question": "Nine and nine?"}\n')
+    (folder / "items.jsonl").write_text('{"question": "Nine and nine?", "final": "18"}\n')
+    (folder / "task.json").write_text('{"name": "gsm8k", "path": "items.jsonl", "max_answer_length": 4}')
+    arguments = ["--model", tmp_path / "model", "--ae", tmp_path / "ae", "--prompts", tmp_path / "prompts"]
+    arguments += ["--seeds", 1, "--max-steps", 1, "--max-answer-length", 4, "--tables", 1, 2, "figure3"]
+    monkeypatch.setattr(sys, "argv", ["cells.py", *map(str, arguments)])
+    runpy.run_path(str(root / "examples" / "paper" / "cells.py"), run_name="__main__")
+    cells = capsys.readouterr().out
+    assert len(cells.splitlines()) == 8 + 8 + 6
+    (tmp_path / "cells.jsonl").write_text(cells)
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setattr(
+        sys, "argv", ["study.py", str(tmp_path / "cells.jsonl"), str(results), "--work", str(tmp_path / "work")]
+    )
+    runpy.run_path(str(STUDY), run_name="__main__")
+    done = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(done) == 22 and all(result["task_score"]["score"] is not None for result in done)
+    assert {result["steps"] for result in done} == {None, 1}
