@@ -19,6 +19,7 @@ from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
+from ..training.be_distill_trainer import teacher_prompts
 from ..training.provenance import sha256
 from ..training.run import RunFolder
 from ..versions import machine, versions
@@ -44,13 +45,18 @@ class ComparisonFolder(RunFolder):
 
     def cells(self) -> dict[tuple[str, int | None], dict]:
         """The finished runs by method and seed."""
-        lines = self.cells_file.read_text().splitlines() if self.cells_file.exists() else []
-        cells = [json.loads(line) for line in lines]
-        return {(cell["method"], cell["seed"]): cell for cell in cells}
+        found = {}
+        for line in self.cells_file.read_text().splitlines() if self.cells_file.exists() else []:
+            try:
+                cell = json.loads(line)
+            except json.JSONDecodeError:  # a line that was cut off while it was written: that run is made again
+                continue
+            found[cell["method"], cell["seed"]] = cell
+        return found
 
     def add(self, cell: dict) -> None:
         with self.cells_file.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
+            file.write("\n" * (file.tell() > 0) + json.dumps(cell))
 
 
 def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
@@ -212,7 +218,7 @@ def compare_methods(
         if any(method.trains for method in made.values()):
             for split in ("train", "validation"):
                 job("teacher", SPLIT_SEED).teacher_answers(split)
-        full = [renderer.full(query) for query in splits.test]
+        full = teacher_prompts(base, renderer, splits.test, max_answer_length)
         report = on_progress and (lambda what, done, total: on_progress(what, done, total, {}))
         scorer = FidelityScorer(base, tokenizer, full, max_answer_length, on_progress=report)
         for spec, method in made.items():

@@ -36,6 +36,7 @@ class LearnedRows(Method):
         if job.max_steps is not None:
             settings["max_steps"] = job.max_steps
         folder = job.directory / "adapter"
+        unfinished = (folder / "training" / "settings.json").exists()
         result = compress_prompt(
             job.prompt,
             job.splits,
@@ -45,7 +46,8 @@ class LearnedRows(Method):
             num_be_tokens=self.num_tokens,
             max_minutes=job.max_minutes,
             seed=job.seed,
-            resume=(folder / "training" / "settings.json").exists(),
+            resume=unfinished,
+            overwrite=not unfinished,  # a finished one whose scores were not kept
             on_progress=job.on_progress,
             **settings,
         )

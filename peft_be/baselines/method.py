@@ -15,6 +15,7 @@ from ..data import QuerySplits
 from ..models import cache_dir
 from ..prompting import PromptRenderer
 from ..teacher import Answer, AnswerSettings, SharedPrefix, cached_answers, share_prefix
+from ..training.be_distill_trainer import teacher_prompts
 
 
 OnProgress = Callable[[str, int, int, dict], None]
@@ -54,7 +55,7 @@ class Job:
     def teacher_answers(self, split: str) -> list[Answer]:
         """P's greedy answers to the queries of a split, with hidden states: those that [`BEDistillTrainer`] learns from."""
         renderer = PromptRenderer(self.tokenizer, self.prompt)
-        prompts = [renderer.full(query) for query in getattr(self.splits, split)]
+        prompts = teacher_prompts(self.model, renderer, getattr(self.splits, split), self.max_answer_length)
         report = self.on_progress and (
             lambda done, total: self.on_progress(f"teacher, {split} queries", done, total, {})
         )

@@ -98,3 +98,28 @@ def test_a_task_is_scored(compare, tmp_path):
     assert results["task"] == "GSM8K"
     for method in results["methods"]:
         assert 0 <= method["runs"][0]["task"]["score"] <= 1
+
+
+def test_a_prompt_that_is_too_long_is_found_before_the_work(compare, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.baselines.test_compare.PROMPT", PROMPT * 40)
+    with pytest.raises(ValueError, match="context is 512"):
+        compare(["truncation"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_was_cut_off_while_it_was_kept_is_made_again(compare, tmp_path, monkeypatch):
+    original, fits = SoftPrompt.fit, []
+
+    def fit(self, job):
+        fits.append(job.seed)
+        if fits == [1, 2]:
+            raise KeyboardInterrupt
+        return original(self, job)
+
+    monkeypatch.setattr(SoftPrompt, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        compare(["soft-prompt"])
+    kept = tmp_path / "out" / "training" / "cells.jsonl"
+    kept.write_text(kept.read_text()[:-5])
+    results = compare(["soft-prompt"], resume=True)
+    assert fits == [1, 2, 1, 2] and [run["seed"] for run in results["methods"][-1]["runs"]] == [1, 2]
