@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from .common import check_json_file, console, progress_bars
+from .options import AllowTemplateChange, BaseModel
 
 
 def bench(
@@ -16,14 +17,12 @@ def bench(
     queries: Annotated[
         Optional[Path], typer.Option(help="Users' turns: .txt, one a line, or .jsonl; four general ones by default.")
     ] = None,
-    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    model: BaseModel = None,
     batch_sizes: Annotated[str, typer.Option(help="Requests answered together, separated by commas.")] = "1,4",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer behind the first one.")] = 32,
     repeats: Annotated[int, typer.Option(min=2, help="Measurements of each figure.")] = 5,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
-    allow_template_change: Annotated[
-        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
-    ] = False,
+    allow_template_change: AllowTemplateChange = False,
 ) -> None:
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
     from ..data import load_queries

@@ -6,17 +6,16 @@ from typing import Annotated, Optional
 import typer
 
 from .common import console
+from .options import AllowTemplateChange, BaseModel
 
 
 def chat(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     compare: Annotated[Optional[Path], typer.Option(help="The prompt: answer with it, too.")] = None,
-    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    model: BaseModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.0,
-    allow_template_change: Annotated[
-        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
-    ] = False,
+    allow_template_change: AllowTemplateChange = False,
 ) -> None:
     """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
     from ..models import load_adapter

@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from .common import console
+from .options import AllowTemplateChange, BaseModel
 
 
 def demo(
@@ -16,14 +17,12 @@ def demo(
         Optional[list[Path]],
         typer.Option(help="The prompt that was compressed; one for each adapter, in their order."),
     ] = None,
-    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    model: BaseModel = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the whole network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
-    allow_template_change: Annotated[
-        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
-    ] = False,
+    allow_template_change: AllowTemplateChange = False,
 ) -> None:
     """Serve a page that answers one question with the full prompt, with [BE] and with no prompt. Ctrl-C ends it."""
     from ..prompting import load_prompt

@@ -8,13 +8,14 @@ import typer
 from rich.table import Table
 
 from .common import check_json_file, console, progress_bars
+from .options import AllowTemplateChange, BaseModel
 
 
 def evaluate(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
     queries: Annotated[Path, typer.Option(help="Held-out queries: .txt, one a line, or .jsonl.")],
-    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    model: BaseModel = None,
     ae: Annotated[
         Optional[Path], typer.Option(help="Folder of the [AE] adapter, to score the reconstruction.")
     ] = None,
@@ -27,9 +28,7 @@ def evaluate(
     card: Annotated[
         bool, typer.Option("--card", help="Write the scores into the metadata of the adapter's card.")
     ] = False,
-    allow_template_change: Annotated[
-        bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
-    ] = False,
+    allow_template_change: AllowTemplateChange = False,
 ) -> None:
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
     from ..data import load_queries, query_key

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from .common import console
+from .options import BaseModel
 
 
 class Format(str, Enum):
@@ -17,7 +18,7 @@ class Format(str, Enum):
 def export(
     directories: Annotated[list[Path], typer.Argument(help="Folders of adapters of one base model.")],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint, or the GGUF file to write.")],
-    model: Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")] = None,
+    model: BaseModel = None,
     default: Annotated[
         Optional[str],
         typer.Option(help="Folder name of the adapter that is the system message where a chat has none."),

@@ -9,6 +9,10 @@ import typer
 
 
 Model = Annotated[str, typer.Option(help="smollm2, a folder, a GGUF file, or a Hub id.")]
+BaseModel = Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")]
+AllowTemplateChange = Annotated[
+    bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
+]
 AE = Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")]
 Slot = Annotated[str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")]
 KDWeight = Annotated[
