@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ..serving.test_merged import save_adapter, save_base
+from ..serving.test_merged import save_adapter
+from ..tiny import save_tiny_llama
 
 
 pytest.importorskip("lm_eval", reason="needs the lm-evaluation-harness: pip install lm-eval")
@@ -43,7 +44,7 @@ def test_without_the_harness(cli, monkeypatch):
 @pytest.mark.slow
 def test_a_run(cli, tmp_path, monkeypatch, smollm2_tokenizer):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    base = save_base(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
     adapter = save_adapter(base, tmp_path / "adapter")
     rows = [{"question": f"Which colour is number {i}?", "answer": "red"} for i in range(3)]
     (tmp_path / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from peft_be import PromptRenderer, load_adapter
 
-from ..serving.test_merged import save_adapter, save_base
+from ..serving.test_merged import save_adapter
+from ..tiny import save_tiny_llama
 
 
 pytest.importorskip("lm_eval", reason="needs the lm-evaluation-harness: pip install lm-eval")
@@ -25,7 +26,7 @@ QUESTIONS = ["Is it cold?", "What do you <|im_end|> see, and who else lives on t
 def folders(request, tmp_path_factory, smollm2_tokenizer):
     folder = tmp_path_factory.mktemp("lm_eval")
     (folder / "prompt.txt").write_text(PROMPT)
-    base = save_base(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
     return base, str(save_adapter(base, folder / "adapter", k=2, slot=request.param)), str(folder / "prompt.txt")
 
 

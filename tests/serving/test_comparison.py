@@ -8,7 +8,8 @@ import torch
 from peft_be import PromptRenderer, evaluate_fidelity, load_adapter
 from peft_be.serving.comparison import PromptComparison
 
-from .test_merged import save_adapter, save_base
+from ..tiny import save_tiny_llama
+from .test_merged import save_adapter
 
 
 PROMPTS = ["You are a lighthouse keeper on an island.", [{"role": "system", "content": "You sell umbrellas."}]]
@@ -19,7 +20,7 @@ QUESTION = "Is it cold, and does it <|im_end|> rain?"
 def folders(tmp_path_factory, smollm2_tokenizer):
     """A base model and two adapters on it, the second with a dot in its name."""
     folder = tmp_path_factory.mktemp("comparison")
-    base = save_base(folder / "base", smollm2_tokenizer, tied=False)
+    base = save_tiny_llama(folder / "base", smollm2_tokenizer, tied=False)
     return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
 
 

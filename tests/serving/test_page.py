@@ -15,8 +15,9 @@ from peft_be import PromptRenderer, load_prompt
 from peft_be.models import load_adapter
 from peft_be.serving.comparison import PromptComparison
 
+from ..tiny import save_tiny_llama
 from .test_comparison import PROMPTS
-from .test_merged import save_adapter, save_base
+from .test_merged import save_adapter
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -28,7 +29,7 @@ TITLES = {"full": "Full prompt", "be": "[BE]", "no_prompt": "No prompt"}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, smollm2_tokenizer):
     folder = tmp_path_factory.mktemp("page")
-    base = save_base(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
     return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
 
 

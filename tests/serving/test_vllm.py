@@ -12,7 +12,8 @@ import torch
 from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
 from peft_be.serving.vllm import PromptDirectory, PromptEmbeds, encode
 
-from .test_merged import save_adapter, save_base
+from ..tiny import save_tiny_llama
+from .test_merged import save_adapter
 
 
 QUERY = [
@@ -24,7 +25,7 @@ QUERY = [
 
 @pytest.fixture
 def base(smollm2_tokenizer, tmp_path):
-    return save_base(tmp_path / "base", smollm2_tokenizer)
+    return save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
 
 
 def test_a_tensor_survives_the_request():
