@@ -52,7 +52,7 @@ class HeldOut:
 
     def __init__(self, model, tokenizer, prompt: str, queries: list[str], answer_length: int):
         config = BETokenConfig.for_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings)
-        self.peft_model = get_peft_model(model, config)
+        self.base, self.peft_model = model, get_peft_model(model, config)
         renderer = PromptRenderer.for_adapter(self.peft_model.peft_config["default"], tokenizer, prompt)
         self._scorer = FidelityScorer(model, tokenizer, [renderer.full(query) for query in queries], answer_length)
         self.prompts = [renderer.be(query) for query in queries]

@@ -15,6 +15,8 @@ STUDY = Path(__file__).parent.parent.parent / "benchmarks" / "study.py"
 def study(tmp_path, tiny_model, smollm2_tokenizer, monkeypatch):
     """Runs the script on a manifest of two cells with a random model; returns its results."""
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
+    for parameter in tiny_model.parameters():
+        parameter.data.mul_(3)  # a random model says nearly the same to everything
     tiny_model.save_pretrained(tmp_path / "model")
     smollm2_tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "prompt.txt").write_text("You are a lighthouse keeper, and you answer in short sentences.")
@@ -47,7 +49,7 @@ def test_cells_are_done_once(study, capsys):
     (first,) = study("--max-cells", "1")
     assert len(first["curve"]) == 2
     # The trainer's own validation and the scorer of all methods see the same answers
-    assert first["kl"]["be"] == pytest.approx(min(kl for _, kl in first["curve"]), rel=1e-4)
+    assert first["kl"]["be"] == pytest.approx(min(kl for _, kl in first["curve"]), rel=1e-3)
     assert first["kl_gap_closed"] == pytest.approx(1 - first["kl"]["be"] / first["kl"]["no_prompt"])
     both = study()
     assert both[0] == first and [result["seed"] for result in both] == [1, 2]

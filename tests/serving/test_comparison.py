@@ -96,7 +96,7 @@ def test_what_is_refused(folders):
     with pytest.raises(ValueError, match="given twice"):
         PromptComparison([folders[0], folders[0]])
     comparison = PromptComparison(folders, PROMPTS)
-    for question, length, message in ((" \n", 4, "question is empty"), ("rain " * 300, 4, "context is 256")):
+    for question, length, message in ((" \n", 4, "question is empty"), ("rain " * 700, 4, "context is 512")):
         with pytest.raises(ValueError, match=message):
             next(comparison.answers("keeper", question, length))
     assert last(comparison.answers("keeper", QUESTION, 2))[1]["full"] == 0

@@ -171,7 +171,7 @@ def test_what_cannot_be_answered_is_said_on_the_page(visit, address):
     tab = visit(address)
     for question, length, message in (
         (" ", 4, "The question is empty"),
-        ("Is it cold?", 10_000, "context is 256"),
+        ("Is it cold?", 10_000, "context is 512"),
     ):
         ask(tab, question, length)
         tab.get_by_role("alert").filter(has_text=message).wait_for()
