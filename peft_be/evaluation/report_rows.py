@@ -55,6 +55,7 @@ COLUMNS = (
     Column("retention", "Task retention", "Task score in parts of the full prompt's"),
     Column("ttft", "First token", "Time to the first token, one request, nothing cached"),
     Column("kv", "KV cache", "Keys and values of a request's input"),
+    Column("steps", "Steps", "Of training, mean over runs: a time budget holds few of a method whose steps are long"),
     Column("fit", "Fit time", "Time to make the stand-in, mean over runs"),
 )
 
@@ -141,6 +142,7 @@ def _cells(row: Row, method: dict, prompt_tokens: int | None) -> dict[str, Cell]
         "retention": Cell(),
         "ttft": over_runs("ttft_ms", lambda ms: f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.1f} ms"),
         "kv": over_runs("kv_bytes", _size),
+        "steps": over_runs("steps", lambda steps: f"{steps:,.0f}"),
         "fit": over_runs("fit_seconds", _duration),
     }
 

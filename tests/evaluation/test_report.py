@@ -140,6 +140,7 @@ def test_the_markdown_table_has_the_figures(results):
         "Task retention": f"{0.6 / 0.8:.3f}",
         "First token": "120 ms",
         "KV cache": "1.20 MB",
+        "Steps": "20",
         "Fit time": "1.5 min",
     }
     prefix = table[r"Prefix \| 4"]
