@@ -209,9 +209,9 @@ def compare_methods(
         base, tokenizer = load_model(model)
         renderer = PromptRenderer(tokenizer, prompt)
 
-        def job(spec: str, seed: int, minutes: float | None = max_minutes) -> Job:
+        def job(spec: str, seed: int) -> Job:
             directory = folder.work / f"{spec.replace(':', '-')}-{seed}"
-            budget = {"max_steps": max_steps, "max_minutes": minutes, "max_answer_length": max_answer_length}
+            budget = {"max_steps": max_steps, "max_minutes": max_minutes, "max_answer_length": max_answer_length}
             return Job(base, tokenizer, prompt, splits, directory, seed=seed, on_progress=on_progress, **budget)
 
         done, errors = folder.cells(), {}
