@@ -34,6 +34,7 @@ from peft_be.evaluation import FidelityScorer
 from peft_be.evaluation.tasks import load_task
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
+from peft_be.training.run import append_record, read_records
 from peft_be.versions import machine, versions
 
 
@@ -51,10 +52,6 @@ IDENTITY = (
     "max_minutes",
     "task",
 )
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
 
 
 def key(cell: dict) -> str:
@@ -128,16 +125,16 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table only")
     args = parser.parse_args()
     if not args.table:
-        done = {key(result) for result in read_lines(args.results)}
+        done = {key(result) for result in read_records(args.results)}
         part, parts = map(int, args.part.split("/"))
-        cells = [cell for cell in read_lines(args.manifest)[part::parts] if key(cell) not in done]
+        cells = [json.loads(line) for line in args.manifest.read_text().splitlines() if line.strip()]
+        cells = [cell for cell in cells[part::parts] if key(cell) not in done]
         args.results.parent.mkdir(parents=True, exist_ok=True)
         for cell in cells[: args.max_cells]:
             print(f"{cell['variant']}, seed {cell['seed']}", flush=True)
             result = run(cell, args.manifest, args.work)
-            with args.results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-    print(table(read_lines(args.results)))
+            append_record(args.results, result)
+    print(table(read_records(args.results)))
 
 
 if __name__ == "__main__":

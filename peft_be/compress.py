@@ -20,7 +20,8 @@ from .data import QuerySplits, query_key, split_queries
 from .models import DEFAULT_MODEL, cache_dir, load_model
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.ae_row import load_ae_row, shipped_ae
-from .training.callbacks import ProgressCallback, StopOnInterrupt, steps_in_time
+from .training.budget import steps_in_time
+from .training.callbacks import ProgressCallback, StopOnInterrupt
 from .training.provenance import sha256, stage_name
 from .training.run import RunFolder, last_checkpoint
 from .tuner import BETokenConfig

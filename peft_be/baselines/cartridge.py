@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import statistics
 import time
 
 import torch
@@ -12,6 +13,7 @@ from transformers import get_cosine_schedule_with_warmup
 from ..losses import OutputHead, divergence
 from ..prompting import PromptRenderer
 from ..teacher import SharedPrefix, can_share_prefix
+from ..training.budget import sample_batches, time_batches
 from ..training.row_trainer import RowCollator, final_hidden_states, predicting
 from .method import Job, Method, StandIn, render_users_turn
 
@@ -104,8 +106,14 @@ class Cartridge(Method):
 
         steps = job.max_steps or self.max_steps
         if job.max_minutes is not None:
-            steps = min(steps, self._steps_in_time(loaders["train"], kl, validate, 60 * job.max_minutes, start))
+            seconds = 60 * job.max_minutes
+            durations = time_batches(lambda batch: kl(batch).mean(), sample_batches(loaders["train"]), seconds)
             model.zero_grad()
+            begin = time.perf_counter()
+            validate()
+            validation = (time.perf_counter() - begin) / self.eval_steps
+            left = seconds - (time.perf_counter() - start)
+            steps = min(steps, max(1, int(left / (statistics.mean(durations) + validation))))
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
         schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
         best, kept, log = float("inf"), None, []
@@ -128,17 +136,3 @@ class Cartridge(Method):
             for parameter, value in zip(parameters, kept):
                 parameter.copy_(value)
         return log
-
-    def _steps_in_time(self, loader: DataLoader, kl, validate, seconds: float, start: float, samples: int = 6) -> int:
-        """How many steps, with the validations that go with them, fit into what is left of `seconds` since `start`."""
-        with torch.random.fork_rng():
-            batches = list(itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), samples))
-        kl(batches[0]).mean().backward()
-        begin = time.perf_counter()
-        for batch in batches:
-            kl(batch).mean().backward()
-        step = (time.perf_counter() - begin) / samples
-        begin = time.perf_counter()
-        validate()
-        step += (time.perf_counter() - begin) / self.eval_steps
-        return max(1, int((seconds - (time.perf_counter() - start)) / step))

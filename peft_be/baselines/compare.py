@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import statistics
@@ -21,7 +20,7 @@ from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.provenance import sha256
-from ..training.run import RunFolder
+from ..training.run import RunFolder, append_record, read_records
 from ..versions import machine, versions
 from .method import Job, Method, OnProgress, Prompt, StandIn
 from .methods import make_method
@@ -42,21 +41,6 @@ class ComparisonFolder(RunFolder):
     @property
     def cells_file(self) -> Path:
         return self.work / "cells.jsonl"
-
-    def cells(self) -> dict[tuple[str, int | None], dict]:
-        """The finished runs by method and seed."""
-        found = {}
-        for line in self.cells_file.read_text().splitlines() if self.cells_file.exists() else []:
-            try:
-                cell = json.loads(line)
-            except json.JSONDecodeError:  # a line that was cut off while it was written: that run is made again
-                continue
-            found[cell["method"], cell["seed"]] = cell
-        return found
-
-    def add(self, cell: dict) -> None:
-        with self.cells_file.open("a") as file:
-            file.write("\n" * (file.tell() > 0) + json.dumps(cell))
 
 
 def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
@@ -214,7 +198,8 @@ def compare_methods(
             budget = {"max_steps": max_steps, "max_minutes": max_minutes, "max_answer_length": max_answer_length}
             return Job(base, tokenizer, prompt, splits, directory, seed=seed, on_progress=on_progress, **budget)
 
-        done, errors = folder.cells(), {}
+        done = {(cell["method"], cell["seed"]): cell for cell in read_records(folder.cells_file)}
+        errors = {}
         if any(method.trains for method in made.values()):
             for split in ("train", "validation"):
                 job("teacher", SPLIT_SEED).teacher_answers(split)
@@ -232,7 +217,7 @@ def compare_methods(
                     errors[spec] = " ".join(str(error).split())
                     continue
                 done[spec, seed] = {"method": spec, "seed": seed, **run}
-                folder.add(done[spec, seed])
+                append_record(folder.cells_file, done[spec, seed])
                 shutil.rmtree(own.directory, ignore_errors=True)
         results = {
             "model": model,

@@ -1,14 +1,11 @@
-"""What happens beside the steps: progress, a clean stop on Ctrl-C, and a time budget."""
+"""What happens beside the steps: progress, a clean stop on Ctrl-C, and each prompt's best rows."""
 
 from __future__ import annotations
 
-import itertools
 import signal
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import TrainerCallback
 
 
@@ -104,52 +101,3 @@ class EachPromptsBest(TrainerCallback):
                 self._waited[name] += 1
                 if self._waited[name] >= self.patience:
                     self.trainer.stopped.add(name)
-
-
-def steps_in_time(trainer: BEDistillTrainer, seconds: float, samples: int = 8) -> int:
-    """
-    How many steps of `trainer` fit into `seconds`, from timing `samples` of them, or as many as a tenth of the time holds; the
-    validations and reconstructions that go with them are counted.
-
-    A budget is turned into steps before training starts, so that the learning rate schedule reaches its end.
-    """
-    args, start = trainer.args, time.perf_counter()
-
-    def timed(loss: Callable[[], torch.Tensor]) -> float:
-        begin = time.perf_counter()
-        loss().backward()
-        trainer.model.zero_grad()
-        return time.perf_counter() - begin
-
-    def step(inputs: dict[str, torch.Tensor]) -> float:
-        return timed(lambda: trainer.compute_loss(trainer.model, inputs))
-
-    with torch.random.fork_rng():  # a resumed run does not measure again, and must draw the same numbers
-        batches = itertools.chain.from_iterable(itertools.repeat(trainer.get_train_dataloader()))
-        batches = [trainer._prepare_inputs(inputs) for inputs in itertools.islice(batches, samples)]
-        trainer.state.global_step = 1  # a step without reconstruction, if there are such
-        step(batches[-1])  # warms up
-        durations = []
-        while len(durations) < len(batches) and sum(durations) <= seconds / 10:
-            durations.append(step(batches[len(durations)]))
-        trainer.state.global_step = 0
-        reconstruction = 0.0
-        if args.kd_weight < 1:
-            reconstruction = timed(
-                lambda: sum(trainer._reconstruction_loss(trainer.model, name) for name in trainer.renderers)
-            )
-        interval = args.reconstruction_interval if args.kd_weight > 0 else 1
-        if interval == 1:  # it was a part of each step
-            durations = [max(0.0, duration - reconstruction) for duration in durations]
-        begin = time.perf_counter()
-        trainer.evaluate()
-        validation = (time.perf_counter() - begin) / args.eval_steps
-    trainer._metrics["train"].clear()
-    trainer.state.log_history.clear()
-    # The first batches of an epoch are its longest rows
-    tokens = sum(inputs["input_ids"].numel() for inputs in batches[: len(durations)])
-    average = sum(trainer.train_dataset["length"]) / len(trainer.train_dataset) * args.train_batch_size
-    per_step = (
-        args.gradient_accumulation_steps * sum(durations) / tokens * average + reconstruction / interval + validation
-    )
-    return max(1, int((seconds - (time.perf_counter() - start)) / per_step))

@@ -30,6 +30,27 @@ def write_json(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
+def read_records(path: Path) -> list[dict]:
+    """The records of [`append_record`]. One that was cut off while it was written is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def append_record(path: Path, record: dict) -> None:
+    """Add a line of JSON to a file; one that was cut off in front of it is ended first."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
+
+
 class RunFolder:
     """
     The folder of a run. Work in progress lives in its subfolder `training`; results appear beside it when all is done.

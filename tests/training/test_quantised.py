@@ -5,10 +5,11 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_be import BEDistillConfig, BEDistillTrainer, evaluate_fidelity, load_model
 from peft_be.losses import OutputHead
+
+from ..tiny import save_tiny_llama
 
 
 PROMPT = "You are a lighthouse keeper. " + "You answer in short sentences, and you never leave the island. " * 4
@@ -21,19 +22,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def base_dir(tmp_path_factory, smollm2_tokenizer):
-    return save_base(tmp_path_factory.mktemp("base"), smollm2_tokenizer, tied=True)
-
-
-def save_base(folder, tokenizer, tied):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        initializer_range=0.2, tie_word_embeddings=tied,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("base"), smollm2_tokenizer, width=64)
 
 
 def load(folder, kind=None, **options):
@@ -81,7 +70,9 @@ def test_a_row_trained_on_a_quantised_base_serves_on_others(base_dir, tmp_path, 
 
 
 def test_the_output_layer_may_be_quantised(smollm2_tokenizer, tmp_path):
-    base, _ = load(save_base(tmp_path, smollm2_tokenizer, tied=False), "nf4", llm_int8_skip_modules=["none"])
+    base, _ = load(
+        save_tiny_llama(tmp_path, smollm2_tokenizer, width=64, tied=False), "nf4", llm_int8_skip_modules=["none"]
+    )
     assert type(base.lm_head).__name__ == "Linear4bit"
     ids = torch.tensor([[5, 6, 7, 8]])
     out = base(ids, output_hidden_states=True)

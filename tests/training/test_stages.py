@@ -9,7 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig, PromptRenderer
 from peft_be.training.be_distill_trainer import CALIBRATION_QUERY
-from peft_be.training.callbacks import steps_in_time
+from peft_be.training.budget import steps_in_time
 
 
 PROMPT = (

@@ -12,7 +12,7 @@ from .gsm8k import GSM8K
 from .ifeval import IFEval
 from .judge import EndpointJudge, LocalJudge, RoleBenchJudge
 from .rolebench import RoleBench
-from .task import Task, evaluate_task
+from .task import AnswerTask, Task, evaluate_task
 
 
 TASKS: dict[str, type[Task]] = {
@@ -29,6 +29,7 @@ __all__ = [
     "BBH",
     "GSM8K",
     "TASKS",
+    "AnswerTask",
     "Classification",
     "DialoguePerplexity",
     "EndpointJudge",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from .task import Task
+from .task import AnswerTask
 
 
-class BBH(Task):
+class BBH(AnswerTask):
     """
     Items have a `question` and a `final` answer (or `target`). Each of the tasks of BIG-Bench Hard has its own prompt, so take the
     items of one.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .task import Task
+from .task import AnswerTask
 
 
-class Classification(Task):
+class Classification(AnswerTask):
     """
     Items have a text as `question` and a `label`.
 

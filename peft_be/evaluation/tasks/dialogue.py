@@ -30,9 +30,6 @@ class DialoguePerplexity(Task):
         history = item.get("history")
         return super().query({**item, "history": "\n".join(history)} if isinstance(history, list) else item, number)
 
-    def item_scores(self, answers: list[str]) -> dict[str, list[float]]:
-        raise NotImplementedError("The perplexity of given lines is scored, not answers: use evaluate_task.")
-
     def run(
         self,
         model: PreTrainedModel,

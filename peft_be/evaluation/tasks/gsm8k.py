@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .task import Task
+from .task import AnswerTask
 
 
 # Both patterns and what is taken off a number are those of the lm-evaluation-harness (gsm8k, gsm8k_cot), so that both
@@ -13,7 +13,7 @@ _LAST_NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 _STRICT = re.compile(r"The (?:final )?answer is \$?(-?[0-9.,]+)")
 
 
-class GSM8K(Task):
+class GSM8K(AnswerTask):
     """
     Items have a `question`, and a number as `final`, or a solution that ends in `#### number` as `answer`.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .task import Task
+from .task import AnswerTask
 
 
 # They split texts with data that nltk downloads apart
 _NLTK_RULES = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
 
-class IFEval(Task):
+class IFEval(AnswerTask):
     """
     Items have a `prompt`, an `instruction_id_list` and a list `kwargs` of each rule's arguments.
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...prompting import PromptRenderer
 from ...teacher import AnswerSettings, generate_answers
-from .task import Task
+from .task import AnswerTask
 
 
 _QUESTION = """Two actors answer the same question in the role of {role}.
@@ -33,7 +33,7 @@ answers do not matter. End with one line: "Winner: 1", "Winner: 2" or "Winner: t
 Judge = Callable[[list[str]], list[str]]
 
 
-class RoleBenchJudge(Task):
+class RoleBenchJudge(AnswerTask):
     """
     The win rate of RoleLLM's pairwise protocol, which the paper reports: a judge compares each answer with that of GPT-4 in the
     benchmark (`rolegpt`, else the first of `references`). The judge sees each pair in both orders. A win counts 1, a tie 1/2,
@@ -47,7 +47,7 @@ class RoleBenchJudge(Task):
     Args:
         items (`list[dict]`): the items.
         judge (`Callable[[list[str]], list[str]]`): answers questions: [`EndpointJudge`], [`LocalJudge`], or any function.
-        template, max_answer_length: As in [`Task`].
+        template, max_answer_length: As in [`AnswerTask`].
     """
 
     reference_fields = ("rolegpt", "references")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from .task import Task
+from .task import AnswerTask
 
 
-class RoleBench(Task):
+class RoleBench(AnswerTask):
     """
     Items have a `question` and a list of `references`. Each role has its own prompt, so take the items of one.
 

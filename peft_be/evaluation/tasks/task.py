@@ -16,19 +16,17 @@ from ...teacher import AnswerSettings, SharedPrefix, generate_answers, share_pre
 
 class Task(ABC):
     """
-    Items with a query and a reference each, and a score for answers to them. The prompt is not part of a task: it is what a
-    stand-in brings.
+    Items with a query and a reference each, and a score. The prompt is not part of a task: it is what a stand-in brings.
+    Tasks whose score is one for the model's answers are [`AnswerTask`]s.
 
     Args:
         items (`list[dict]`): the items.
         template (`str`, *optional*): how a query is made from an item's fields, in the form of `str.format`; write it as
             the prompt's examples are written. `None` is the class's own.
-        max_answer_length (`int`, *optional*): longest answer, in tokens. `None` is the class's own.
 
     Attributes:
         queries (`list[str]`): one an item.
         references (`list`): one an item.
-        stop (`tuple[str, ...]`): an answer ends in front of the first of these.
 
     Raises:
         `ValueError`: there are no items, or one lacks a field.
@@ -36,15 +34,12 @@ class Task(ABC):
 
     template = "{question}"
     reference_fields: tuple[str, ...] = ("final", "answer")  # the first that an item has is its reference
-    max_answer_length = 256
-    stop: tuple[str, ...] = ()
 
-    def __init__(self, items: list[dict], template: str | None = None, max_answer_length: int | None = None):
+    def __init__(self, items: list[dict], template: str | None = None):
         if not items:
             raise ValueError("The task has no items.")
         self.items = items
         self.template = template or self.template
-        self.max_answer_length = max_answer_length or self.max_answer_length
         self.queries = [self.query(item, number) for number, item in enumerate(items, start=1)]
         self.references = [self.reference(item, number) for number, item in enumerate(items, start=1)]
 
@@ -62,6 +57,47 @@ class Task(ABC):
             fields = " or ".join(f"'{name}'" for name in self.reference_fields)
             raise ValueError(f"Item {number} of the task has no field {fields}.")
         return item[field]
+
+    @abstractmethod
+    def run(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[int]],
+        prefix: SharedPrefix | None,
+        batch_size: int,
+    ) -> dict:
+        """
+        Score the model behind given prompts.
+
+        Args:
+            model, tokenizer, batch_size: As in [`evaluate_task`].
+            prompts (`list[list[int]]`): the queries behind the stand-in, as ids.
+            prefix ([`SharedPrefix`], *optional*): keys and values of what all `prompts` start with.
+
+        Returns:
+            `dict`: what [`evaluate_task`] returns.
+        """
+
+
+class AnswerTask(Task):
+    """
+    A task whose model answers the queries greedily, and whose items are scored one by one.
+
+    Args:
+        items, template: As in [`Task`].
+        max_answer_length (`int`, *optional*): longest answer, in tokens. `None` is the class's own.
+
+    Attributes:
+        stop (`tuple[str, ...]`): an answer ends in front of the first of these.
+    """
+
+    max_answer_length = 256
+    stop: tuple[str, ...] = ()
+
+    def __init__(self, items: list[dict], template: str | None = None, max_answer_length: int | None = None):
+        super().__init__(items, template)
+        self.max_answer_length = max_answer_length or self.max_answer_length
 
     @abstractmethod
     def item_scores(self, answers: list[str]) -> dict[str, list[float]]:
@@ -102,14 +138,6 @@ class Task(ABC):
         prefix: SharedPrefix | None,
         batch_size: int,
     ) -> dict:
-        """
-        Answer the queries greedily and score the answers.
-
-        Args:
-            model, tokenizer, batch_size: As in [`evaluate_task`].
-            prompts (`list[list[int]]`): the queries behind the stand-in, as ids.
-            prefix ([`SharedPrefix`], *optional*): keys and values of what all `prompts` start with.
-        """
         settings = AnswerSettings(max_new_tokens=self.max_answer_length, batch_size=batch_size)
         pad, answers, size = tokenizer.pad_token_id or 0, [], 4 * batch_size
         # In parts, for an answer comes with its hidden states, which nobody needs here
@@ -138,7 +166,7 @@ def evaluate_task(
         batch_size (`int`, *optional*, defaults to `32`): queries processed together.
 
     Returns:
-        `dict`: what [`Task.score`] gives, and the `answers`, as the model wrote them; none for a task that scores given
+        `dict`: what [`AnswerTask.score`] gives, and the `answers`, as the model wrote them; none for a task that scores given
         texts.
     """
     with stand_in.placed(model, tokenizer) as render:

@@ -1,0 +1,74 @@
+"""A time budget, turned into steps before the first one, so that the learning rate schedule reaches its end."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+
+if TYPE_CHECKING:
+    from .be_distill_trainer import BEDistillTrainer
+
+
+# How many batches are timed, or as many as this part of the budget holds
+SAMPLES = 8
+SHARE = 0.1
+
+
+def sample_batches(loader: Iterable) -> list:
+    """The batches to time. Training draws the same numbers afterwards as if nothing had been timed."""
+    with torch.random.fork_rng():
+        return list(itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), SAMPLES))
+
+
+def seconds_of(loss: Callable[[], torch.Tensor]) -> float:
+    """What a loss costs, with its gradients."""
+    start = time.perf_counter()
+    loss().backward()
+    return time.perf_counter() - start
+
+
+def time_batches(loss: Callable[[dict], torch.Tensor], batches: list[dict], seconds: float) -> list[float]:
+    """What the loss of each batch costs, in seconds, for the first batches that a part of a budget of `seconds` holds."""
+    seconds_of(lambda: loss(batches[-1]))  # warms up
+    durations: list[float] = []
+    while len(durations) < len(batches) and sum(durations) <= SHARE * seconds:
+        durations.append(seconds_of(lambda: loss(batches[len(durations)])))
+    return durations
+
+
+def steps_in_time(trainer: BEDistillTrainer, seconds: float) -> int:
+    """
+    How many steps of `trainer` fit into `seconds`, the validations and reconstructions that go with them and the measuring counted.
+    """
+    args, start = trainer.args, time.perf_counter()
+    batches = [trainer._prepare_inputs(inputs) for inputs in sample_batches(trainer.get_train_dataloader())]
+    with torch.random.fork_rng():  # a resumed run does not measure again, and must draw the same numbers
+        trainer.state.global_step = 1  # a step without reconstruction, if there are such
+        durations = time_batches(lambda inputs: trainer.compute_loss(trainer.model, inputs), batches, seconds)
+        trainer.state.global_step = 0
+        reconstruction = 0.0
+        if args.kd_weight < 1:
+            reconstruction = seconds_of(
+                lambda: sum(trainer._reconstruction_loss(trainer.model, name) for name in trainer.renderers)
+            )
+        interval = args.reconstruction_interval if args.kd_weight > 0 else 1
+        if interval == 1:  # it was a part of each step
+            durations = [max(0.0, duration - reconstruction) for duration in durations]
+        begin = time.perf_counter()
+        trainer.evaluate()
+        validation = (time.perf_counter() - begin) / args.eval_steps
+    trainer.model.zero_grad()
+    trainer._metrics["train"].clear()
+    trainer.state.log_history.clear()
+    # The first batches of an epoch are its longest rows
+    tokens = sum(inputs["input_ids"].numel() for inputs in batches[: len(durations)])
+    average = sum(trainer.train_dataset["length"]) / len(trainer.train_dataset) * args.train_batch_size
+    per_step = (
+        args.gradient_accumulation_steps * sum(durations) / tokens * average + reconstruction / interval + validation
+    )
+    return max(1, int((seconds - (time.perf_counter() - start)) / per_step))
