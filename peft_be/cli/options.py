@@ -19,9 +19,7 @@ KDWeight = Annotated[
     Optional[float], typer.Option(help="lambda of Eq. 4, 0 to 1; the paper has 0.9.", show_default="1.0")
 ]
 Temperature = Annotated[Optional[float], typer.Option(help="tau of Eq. 3; the paper has 2.", show_default="1.0")]
-LearningRate = Annotated[
-    Optional[float], typer.Option(help="Of AdamW, in units of the start rows' RMS.", show_default="0.2")
-]
+LearningRate = Annotated[Optional[float], typer.Option(help="In units of the start rows' RMS.", show_default="0.05")]
 MaxSteps = Annotated[Optional[int], typer.Option(help="Number of steps.", show_default="600")]
 MaxAnswerLength = Annotated[
     Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")

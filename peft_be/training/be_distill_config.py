@@ -57,8 +57,11 @@ class BEDistillConfig(SFTConfig):
         init_scale (`float`, *optional*):
             Factor on the start rows. `None` measures [`residual_growth`], which makes them as long as the hidden states
             between the layers; `1.0` leaves them as long as embeddings are.
-        learning_rate (`float`, *optional*, defaults to `0.2`):
-            The highest learning rate of AdamW, in units of the start rows' root mean square.
+        full_matrix (`bool`, *optional*, defaults to `True`):
+            Train with [`GGT`] in the place of the optimizer `optim`.
+        learning_rate (`float`, *optional*):
+            The highest learning rate, in units of the start rows' root mean square: what a step adds to a row's numbers.
+            `None` is 0.05 for [`GGT`] and 0.2 for `optim`, whose steps point in worse directions and partly cancel.
     """
 
     kd_weight: float = field(default=0.9, metadata={"help": "lambda of Eq. 4: 0 is stage 1 alone, 1 stage 2 alone."})
@@ -81,7 +84,8 @@ class BEDistillConfig(SFTConfig):
     init_text: str | None = field(default=None, metadata={"help": "The text of init='text'."})
     init_scale: float | None = field(default=None, metadata={"help": "Factor on the start rows; None measures one."})
 
-    learning_rate: float = field(default=0.2, metadata={"help": "Of AdamW, in units of the start rows' RMS."})
+    full_matrix: bool = field(default=True, metadata={"help": "Train with GGT in the place of `optim`."})
+    learning_rate: float | None = field(default=None, metadata={"help": "In units of the start rows' RMS."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
     warmup_steps: float = field(default=10, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
     max_steps: int = field(default=600, metadata={"help": "Number of update steps."})
@@ -117,6 +121,8 @@ class BEDistillConfig(SFTConfig):
             raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
         if self.max_kd_tokens is not None and self.max_kd_tokens < 1:
             raise ValueError(f"max_kd_tokens must be at least 1 or None, got {self.max_kd_tokens}.")
+        if self.learning_rate is None:
+            self.learning_rate = 0.05 if self.full_matrix else 0.2
         # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction
         self.metric_for_best_model = self.metric_for_best_model or (
             "kl" if self.kd_weight > 0 else "reconstruction_loss"

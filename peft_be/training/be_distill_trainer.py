@@ -26,6 +26,7 @@ from ..teacher import (
 )
 from ..tuner import BETokenConfig
 from .be_distill_config import BEDistillConfig
+from .ggt import GGT
 from .init import initial_rows, residual_growth
 from .prompt_batches import PromptBatchSampler
 from .provenance import origin, sha256, stage_name
@@ -200,6 +201,7 @@ class BEDistillTrainer(RowTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
+            optimizer_cls_and_kwargs=(GGT, {"lr": args.learning_rate}) if args.full_matrix else None,
         )
 
     def _start_rows(self, base: PreTrainedModel, args: BEDistillConfig) -> torch.Tensor:
@@ -357,7 +359,7 @@ class BEDistillTrainer(RowTrainer):
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
-        # Under Adam this is the same as training rows of RMS 1: one learning rate for every backbone and `init_scale`
+        # The same as training rows of RMS 1: one learning rate for every backbone and `init_scale`
         for group in optimizer.param_groups:
             group["lr"] *= self._start_rms
         return optimizer

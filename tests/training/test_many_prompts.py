@@ -63,6 +63,7 @@ def assert_like_alone(results, folder, load, args, tolerance):
         {"num_be_tokens": 2, "group_size": 2},
         {"max_grad_norm": 1e-4},
         {
+            "full_matrix": False,
             "learning_rate": 5.0,
             "warmup_steps": 0,
             "max_steps": 40,
