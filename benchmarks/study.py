@@ -96,21 +96,41 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: for each variant the gap closed on validation queries, mean and spread over seeds."""
-    lines = ["| variant | seeds | KL, no prompt | KL | gap closed | spread | task |", "|---|---|---|---|---|---|---|"]
+    """
+    Markdown: for each variant the gap closed, mean and spread over seeds; the part of P that [BE][AE] restores greedily, where it
+    was trained for; and the score of the task, if there is one.
+    """
+    lines = [
+        "| variant | P, tokens | seeds | steps | KL, no prompt | KL | gap closed | spread | P restored | task |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     variants: dict[str, list[dict]] = {}
     for result in results:
         variants.setdefault(result["variant"], []).append(result)
     for variant, cells in variants.items():
         gaps = [cell["kl_gap_closed"] for cell in cells]
-        kls = [statistics.mean(cell["kl"][name] for cell in cells) for name in ("no_prompt", "be")]
+        steps = mean([cell["steps"] for cell in cells if cell.get("steps")], ".0f")
+        kls = [mean([cell["kl"][name] for cell in cells], ".4f") for name in ("no_prompt", "be")]
         spread = f"{min(gaps):.3f} to {max(gaps):.3f}" if len(gaps) > 1 else "one seed"
-        tasks = [cell["task_score"]["score"] for cell in cells if cell.get("task_score")]
-        task = f"{statistics.mean(tasks):.3f}" if tasks else ""
-        lines.append(
-            f"| {variant} | {len(cells)} | {kls[0]:.4f} | {kls[1]:.4f} | {statistics.mean(gaps):.3f} | {spread} | {task} |"
+        restored = mean([c["reconstruction"]["greedy_prefix_match"] for c in cells if c.get("reconstruction")], ".3f")
+        task = mean([cell["task_score"]["score"] for cell in cells if cell.get("task_score")], ".3f")
+        columns = (
+            variant,
+            cells[0]["prompt_tokens"],
+            len(cells),
+            steps,
+            *kls,
+            mean(gaps, ".3f"),
+            spread,
+            restored,
+            task,
         )
+        lines.append(f"| {' | '.join(map(str, columns))} |")
     return "\n".join(lines)
+
+
+def mean(values: list[float], form: str) -> str:
+    return format(statistics.mean(values), form) if values else ""
 
 
 def main() -> None:
