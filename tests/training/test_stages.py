@@ -157,6 +157,19 @@ def test_rows_start_as_long_as_the_hidden_states(tiny_model, smollm2_tokenizer, 
     assert rates[1] / rates[0] == pytest.approx(growth.item(), rel=1e-4)
 
 
+def test_the_learning_rate_is_what_a_step_adds_in_units_of_the_start(tiny_model, smollm2_tokenizer, tmp_path):
+    steady = {"lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 1}
+    for full_matrix, rate in ((True, 0.05), (False, 0.2)):
+        model = peft_model(tiny_model, ae=False)
+        folder = tmp_path / str(full_matrix)
+        run = trainer(model, smollm2_tokenizer, folder, kd_weight=1.0, full_matrix=full_matrix, **steady)
+        start = model.base_model.get_rows("default")
+        run.train()
+        moved = model.base_model.get_rows("default") - start
+        assert moved.norm() == pytest.approx(rate * start.norm(), rel=1e-3)
+        model.unload()
+
+
 def test_training_does_not_depend_on_the_scale_of_the_embedding_table(tiny_model, smollm2_tokenizer, tmp_path):
     """Gemma's table is small and its embedding multiplies: the same model, written that way, learns the same row."""
     run = trainer(peft_model(tiny_model, ae=False), smollm2_tokenizer, tmp_path / "a", kd_weight=1.0)
