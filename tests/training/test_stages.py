@@ -166,7 +166,7 @@ def test_the_learning_rate_is_what_a_step_adds_in_units_of_the_start(tiny_model,
         start = model.base_model.get_rows("default")
         run.train()
         moved = model.base_model.get_rows("default") - start
-        assert moved.norm() == pytest.approx(rate * start.norm(), rel=1e-3)
+        assert moved.norm().item() == pytest.approx(rate * start.norm().item(), rel=1e-3)
         model.unload()
 
 
