@@ -1,11 +1,13 @@
 """
-The prompts of the study, as folders with `prompt.txt` or `prompt.json`, `train.jsonl` and `test.jsonl`: four role prompts of
-RoleBench with ten worked answers, GSM8K with eight, the retail policy of tau-bench, and two system prompts of lobe-chat agents.
-And `words-*`, the first words of a role prompt, for what depends on its length.
+The prompts of the study, as folders with `prompt.txt` or `prompt.json`, `train.jsonl` and `test.jsonl`, and, where there is a task to
+score, its `items.jsonl`: four role prompts of RoleBench with ten worked answers, GSM8K with 1 to 32, the retail policy of
+tau-bench, two system prompts of lobe-chat agents, Hamlet with 2 to 8 of his lines, two chain-of-thought prompts of BIG-Bench
+Hard, requests sorted into six kinds, and rules of IFEval. And `words-*`, the first words of a role prompt, for what depends on its length.
 
-Training and validation queries come from `train.jsonl`; no query of `test.jsonl` is among them. Roles: the benchmark's own split, both
-its general and its role-specific questions. GSM8K: its own split. Policy: the scenarios of tau-bench, as they are, since it has no
-first messages of users. System prompts: instructions of several sources (see the data's `SOURCES.md`), the same for both.
+Training and validation queries come from `train.jsonl`; no query of `test.jsonl` or `items.jsonl` is among them. Roles: the benchmark's own
+split, both its general and its role-specific questions. GSM8K and the plays: their own split, without the prompt's examples. Policy:
+the scenarios of tau-bench, as they are, since it has no first messages of users. System prompts: instructions of several sources
+(see the data's `SOURCES.md`), the same for both. The others are split here.
 
 Example:
 
@@ -20,6 +22,9 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import NamedTuple
+
+from peft_be.evaluation.tasks import BBH, DialoguePerplexity
 
 
 ROLES = ("Andrew Detmer", "Jack Sparrow", "Tom Ripley", "Walt Kowalski")
@@ -34,7 +39,17 @@ REQUESTS = (
     "oasst-en-100",
     "vicuna-bench",
 )
-NUM_TRAIN, NUM_TEST = 192, 24
+NUM_SHOTS = (1, 2, 4, 16, 32)  # besides GSM8K's own 8
+CHARACTER = "Hamlet"
+BBH_TASKS = ("boolean_expressions", "object_counting")
+RULES = {
+    "punctuation:no_comma": "Do not use any commas.",
+    "change_case:english_lowercase": "Write in English, and in lowercase letters only.",
+    "startend:quotation": "Put the whole answer in double quotation marks.",
+}
+NUM_TRAIN, NUM_TEST = 192, 24  # queries
+NUM_ITEMS = 64
+NUM_HELD_OUT = 80  # where there is no split: test queries and items are among these
 LONGEST_QUERY = 400  # characters
 SEED = 0
 
@@ -43,66 +58,156 @@ def records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+class Source(NamedTuple):
+    name: str
+    prompt: str | list[dict]
+    train: list[str]
+    test: list[str] | None = None  # `None`: a part of `train`
+    items: list[dict] = []  # of the task that the prompt is for, in the form of its class
+
+
 def roles(data: Path):
     profiles = {profile["role"]: profile for profile in records(data / "rolebench_profiles.jsonl")}
     questions = records(data / "rolebench_queries.jsonl")
     for role in ROLES:
-        own = {
-            s: [q["question"] for q in questions if (q["role"], q["split"]) == (role, s)] for s in ("train", "test")
-        }
-        yield f"role-{role.lower().replace(' ', '-')}", profiles[role]["system_long"], own["train"], own["test"]
+        own = {s: [q for q in questions if (q["role"], q["split"]) == (role, s)] for s in ("train", "test")}
+        train, test = ([q["question"] for q in own[s]] for s in ("train", "test"))
+        name = f"role-{role.lower().replace(' ', '-')}"
+        yield Source(name, profiles[role]["system_long"], train, test, own["test"])
 
 
 def lengths(data: Path):
-    _, prompt, train, test = next(roles(data))
-    words = re.findall(r"\s*\S+", prompt)
+    role = next(roles(data))
+    words = re.findall(r"\s*\S+", role.prompt)
     for count in NUM_WORDS:
-        yield f"words-{count}", "".join(words[:count]), train, test
+        yield Source(f"words-{count}", "".join(words[:count]), role.train, role.test)
 
 
 def gsm8k(data: Path):
     prompt = json.loads((data / "gsm8k_prompt_cot8_llama_messages.json").read_text())
-    splits = [
-        [
-            prompt["query_template"].replace("{question}", item["question"])
-            for item in records(data / f"gsm8k_{name}.jsonl")
-        ]
-        for name in ("train", "test_dev")
-    ]
-    yield "gsm8k-8shot", prompt["messages"], *splits
+    train, test = (records(data / f"gsm8k_{name}.jsonl") for name in ("train", "test_dev"))
+
+    def query(item: dict) -> str:
+        return prompt["query_template"].replace("{question}", item["question"])
+
+    queries = [query(item) for item in train], [query(item) for item in test]
+    yield Source("gsm8k-8shot", prompt["messages"], *queries, test)
+    for shots in NUM_SHOTS:
+        messages = prompt["messages"][: 2 * shots]
+        # The prompt has eight worked examples; more come from the training set, in its form
+        for item in train[: shots - len(messages) // 2]:
+            steps = re.sub(r"<<.*?>>", "", item["answer"]).partition("\n####")[0].replace("\n", " ")
+            answer = f"{steps} The final answer is {item['final']}"
+            messages += [{"role": "user", "content": query(item)}, {"role": "assistant", "content": answer}]
+        yield Source(f"gsm8k-{shots}shot", messages, queries[0][max(NUM_SHOTS) :], queries[1], test)
 
 
 def policy(data: Path):
     scenarios = [task["instruction"] for task in records(data / "tau_retail_tasks.jsonl")]
-    yield "policy-retail", (data / "tau_policy_retail.md").read_text(), scenarios, None
+    yield Source("policy-retail", (data / "tau_policy_retail.md").read_text(), scenarios)
+
+
+def requests(data: Path) -> list[str]:
+    return [query["query"] for query in records(data / "queries.jsonl") if query["source"] in REQUESTS]
 
 
 def system_prompts(data: Path):
     prompts = {prompt["id"]: prompt["prompt"] for prompt in records(data / "system_prompts.jsonl")}
-    requests = [query["query"] for query in records(data / "queries.jsonl") if query["source"] in REQUESTS]
     for name, number in SYSTEM_PROMPTS.items():
-        yield f"system-{name}", prompts[number], requests, None
+        yield Source(f"system-{name}", prompts[number], requests(data))
 
 
-def write(folder: Path, prompt: str | list[dict], train: list[str], test: list[str] | None) -> None:
-    """Without test queries, those of `train` are split."""
+def plays(data: Path):
+    lines = [line for line in records(data / "drama_hpd_like.jsonl") if line["character"] == CHARACTER]
+    for prompt in records(data / "drama_nshot_prompts.jsonl"):
+        if prompt["character"] == CHARACTER:
+            own = {
+                split: [line for line in lines if line["split"] == split and line["id"] not in prompt["used_ids"]]
+                for split in ("train", "test")
+            }
+            train, test = (DialoguePerplexity(own[split]).queries for split in ("train", "test"))
+            name = f"dialogue-{CHARACTER.lower()}-{prompt['shots']}shot"
+            yield Source(name, prompt["prompt"], train, test, own["test"])
+
+
+def bbh(data: Path):
+    prompts = {prompt["task"]: prompt["prompt"] for prompt in records(data / "bbh_cot_prompts.jsonl")}
+    for task in BBH_TASKS:
+        items = [item for item in records(data / "bbh_examples.jsonl") if item["task"] == task]
+        # Those of the prompt are among the benchmark's examples
+        items = [item for item in items if item["question"] not in prompts[task]]
+        train, test = items[NUM_HELD_OUT:], items[:NUM_HELD_OUT]
+        yield Source(f"bbh-{task.replace('_', '-')}", prompts[task], BBH(train).queries, BBH(test).queries, test)
+
+
+def kinds(data: Path):
+    """Requests of six kinds, with three worked examples of each in the prompt."""
+    examples = records(data / "bbh_examples.jsonl")
+
+    def of_task(task: str) -> list[str]:
+        return [item["question"].partition("\nOptions")[0] for item in examples if item["task"] == task]
+
+    questions = records(data / "rolebench_queries.jsonl")
+    texts = {
+        "arithmetic": [item["question"] for item in records(data / "svamp_dev.jsonl")],
+        "logic": of_task("boolean_expressions"),
+        "dates": of_task("date_understanding"),
+        "films": of_task("movie_recommendation"),
+        "shopping": [task["instruction"] for task in records(data / "tau_retail_tasks.jsonl")],
+        "character": [question["question"] for question in questions if question["kind"] == "role_specific"],
+    }
+    rng = random.Random(SEED)
+    shots, items = [], []
+    for label, own in texts.items():
+        own = sorted({text for text in own if len(text) <= LONGEST_QUERY})
+        rng.shuffle(own)
+        labelled = [{"question": text, "label": label} for text in own[:60]]
+        shots, items = shots + labelled[:3], items + labelled[3:]
+    rng.shuffle(shots)
+    rng.shuffle(items)
+    template = "Request: {question}\nKind:"
+    messages = [{"role": "system", "content": f"Name the kind of each request with one word: {', '.join(texts)}."}]
+    for shot in shots:
+        messages.append({"role": "user", "content": template.format(**shot)})
+        messages.append({"role": "assistant", "content": shot["label"]})
+    train, test = ([template.format(**item) for item in part] for part in (items[NUM_HELD_OUT:], items[:NUM_HELD_OUT]))
+    yield Source("classify-requests", messages, train, test, items[:NUM_HELD_OUT])
+
+
+def rules(data: Path):
+    """Rules of IFEval as a system prompt, over requests that know nothing of them."""
+    text = "\n".join(["Every answer must follow all of these rules.", *RULES.values()])
+    queries = requests(data)
+    rng = random.Random(SEED)
+    rng.shuffle(queries)
+    items = [
+        {"prompt": query, "instruction_id_list": list(RULES), "kwargs": [{}] * len(RULES)}
+        for query in queries[:NUM_HELD_OUT]
+    ]
+    yield Source("ifeval-rules", text, queries[NUM_HELD_OUT:], queries[:NUM_HELD_OUT], items)
+
+
+def write(folder: Path, source: Source) -> None:
     rng = random.Random(SEED)
     parts = []
-    for queries in (train, test or []):
+    for queries in (source.train, source.test or []):
         queries = sorted({query.strip() for query in queries if len(query) <= LONGEST_QUERY})
         rng.shuffle(queries)
         parts.append(queries)
-    train, test = parts if test else (parts[0][NUM_TEST:], parts[0])
+    train, test = parts if source.test else (parts[0][NUM_TEST:], parts[0])
     test = test[:NUM_TEST]
     train = [query for query in train if query not in test][:NUM_TRAIN]
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(prompt, str):
-        (folder / "prompt.txt").write_text(prompt)
+    if isinstance(source.prompt, str):
+        (folder / "prompt.txt").write_text(source.prompt)
     else:
-        (folder / "prompt.json").write_text(json.dumps(prompt, indent=1))
-    for name, queries in (("train", train), ("test", test)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"query": query}) + "\n" for query in queries))
-    print(f"{folder.name}: {len(train)} training and validation queries, {len(test)} test queries")
+        (folder / "prompt.json").write_text(json.dumps(source.prompt, indent=1))
+    files = {"train": [{"query": query} for query in train], "test": [{"query": query} for query in test]}
+    if source.items:
+        files["items"] = rng.sample(source.items, min(NUM_ITEMS, len(source.items)))
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(f"{folder.name}: " + ", ".join(f"{len(lines)} {name}" for name, lines in files.items()))
 
 
 def main() -> None:
@@ -110,9 +215,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder of the shared data")
     parser.add_argument("output", type=Path, help="where the folders go")
     args = parser.parse_args()
-    for source in (roles, lengths, gsm8k, policy, system_prompts):
-        for name, *content in source(args.data):
-            write(args.output / name, *content)
+    for sources in (roles, lengths, gsm8k, policy, system_prompts, plays, bbh, kinds, rules):
+        for source in sources(args.data):
+            write(args.output / source.name, source)
 
 
 if __name__ == "__main__":

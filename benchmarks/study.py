@@ -16,6 +16,7 @@ Example:
 
     python benchmarks/study.py benchmarks/recipe.jsonl docs/results/recipe.jsonl
     python benchmarks/study.py --table docs/results/recipe.jsonl
+    python benchmarks/study.py --answers docs/results/prompts.jsonl
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from peft_be.training.run import append_record, read_records
 from peft_be.versions import machine, versions
 
 
+NUM_SHOWN = 3  # answers kept of each cell
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 # What makes two cells the same
 IDENTITY = (
@@ -80,10 +82,11 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
     task = cell.get("task") and load_task(**{**cell["task"], "path": manifest.parent / cell["task"]["path"]})
     result = run_method(cell.get("method", "be"), settings, job, scorer, scored, task)
     shutil.rmtree(work, ignore_errors=True)
-    del result["answers"]
+    shown = list(zip(scored, result["answers"]))[:NUM_SHOWN]
     return {
         **cell,
         **result,
+        "answers": [{"query": query, "answer": answer} for query, answer in shown],
         "task": cell.get("task"),
         "task_score": result["task"],
         "kl": {"no_prompt": no_prompt, "be": result["kl"]},
@@ -129,6 +132,20 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def side_by_side(results: list[dict]) -> str:
+    """Markdown: for each prompt and query, the answers of all variants that have one, a seed each."""
+    lines = []
+    answers: dict[tuple[str, str], dict[str, str]] = {}
+    for result in results:
+        for shown in result.get("answers", []):
+            query = shown["query"] if isinstance(shown["query"], str) else shown["query"][-1]["content"]
+            answers.setdefault((result.get("prompt", "demo"), query), {})[result["variant"]] = shown["answer"]
+    for (_, query), variants in answers.items():
+        lines += [f"**{' '.join(query.split())}**", ""]
+        lines += [f"- *{variant}*: {' '.join(answer.split())}" for variant, answer in variants.items()] + [""]
+    return "\n".join(lines)
+
+
 def mean(values: list[float], form: str) -> str:
     return format(statistics.mean(values), form) if values else ""
 
@@ -143,8 +160,9 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("study-work"), help="folder of unfinished cells")
     parser.add_argument("--table", action="store_true", help="print the table only")
+    parser.add_argument("--answers", action="store_true", help="print the first answers of all variants, side by side")
     args = parser.parse_args()
-    if not args.table:
+    if not (args.table or args.answers):
         done = {key(result) for result in read_records(args.results)}
         part, parts = map(int, args.part.split("/"))
         cells = [json.loads(line) for line in args.manifest.read_text().splitlines() if line.strip()]
@@ -154,7 +172,7 @@ def main() -> None:
             print(f"{cell['variant']}, seed {cell['seed']}", flush=True)
             result = run(cell, args.manifest, args.work)
             append_record(args.results, result)
-    print(table(read_records(args.results)))
+    print((side_by_side if args.answers else table)(read_records(args.results)))
 
 
 if __name__ == "__main__":

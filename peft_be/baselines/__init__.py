@@ -10,6 +10,7 @@ from .paper import PaperBE
 from .prune_then_be import PruneThenBE
 from .pruning import Pruner
 from .reconstruction import MemoryToken, Reconstruction
+from .reordered import Reordered
 from .self_information import SelfInformation
 from .soft_prompt import SoftPrompt
 from .truncation import Truncation
@@ -31,6 +32,7 @@ __all__ = [
     "PruneThenBE",
     "Pruner",
     "Reconstruction",
+    "Reordered",
     "SelfInformation",
     "SoftPrompt",
     "StandIn",

@@ -14,6 +14,7 @@ from .method import Method
 from .paper import PaperBE
 from .prune_then_be import PruneThenBE
 from .reconstruction import MemoryToken, Reconstruction
+from .reordered import Reordered
 from .self_information import SelfInformation
 from .soft_prompt import SoftPrompt
 from .truncation import Truncation
@@ -22,6 +23,7 @@ from .truncation import Truncation
 METHODS: dict[str, type[Method]] = {
     "full": FullPrompt,
     "none": NoPrompt,
+    "reordered": Reordered,
     "be": BE,
     "be-paper": PaperBE,
     "distillation": Distillation,

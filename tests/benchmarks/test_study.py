@@ -56,6 +56,9 @@ def test_cells_are_done_once(study, capsys):
     assert study() == both
     mean = sum(result["kl_gap_closed"] for result in both) / 2
     assert f"| {mean:.3f} |" in capsys.readouterr().out.splitlines()[-1]
+    study("--answers")
+    shown = capsys.readouterr().out
+    assert first["answers"] and all(answer["query"] in shown for answer in first["answers"])
 
 
 @pytest.mark.slow
