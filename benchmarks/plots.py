@@ -49,7 +49,7 @@ def methods(cells: list[dict], axes: plt.Axes) -> None:
 
 
 def curves(cells: list[dict], axes: plt.Axes) -> None:
-    """Validation KL while the default recipe trains, as a share of the test queries' KL without a prompt."""
+    """Validation KL while the default recipe trains: figure 5 of the paper, for distillation alone."""
     for (prompt,), cell in named(cells, r"([\w-]+), be"):
         points = [(step, kl) for step, kl in cell["curve"]]
         axes.plot(*zip(*points), marker=".", label=f"{prompt}, seed {cell['seed']}")
@@ -115,7 +115,7 @@ def main() -> None:
     for name, draw in CHARTS.items():
         figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
         draw(cells, axes)
-        if axes.lines and axes.get_legend_handles_labels()[0]:
+        if any(len(line.get_xdata()) for line in axes.get_legend_handles_labels()[0]):
             axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
             figure.savefig(args.output / f"{name}.svg", metadata={"Date": None})
             print(args.output / f"{name}.svg")

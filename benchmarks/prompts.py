@@ -64,6 +64,7 @@ class Source(NamedTuple):
     train: list[str]
     test: list[str] | None = None  # `None`: a part of `train`
     items: list[dict] = []  # of the task that the prompt is for, in the form of its class
+    num_train: int = NUM_TRAIN
 
 
 def roles(data: Path):
@@ -157,12 +158,12 @@ def kinds(data: Path):
         "character": [question["question"] for question in questions if question["kind"] == "role_specific"],
     }
     rng = random.Random(SEED)
-    shots, items = [], []
+    shots, items, more = [], [], []
     for label, own in texts.items():
         own = sorted({text for text in own if len(text) <= LONGEST_QUERY})
         rng.shuffle(own)
-        labelled = [{"question": text, "label": label} for text in own[:60]]
-        shots, items = shots + labelled[:3], items + labelled[3:]
+        labelled = [{"question": text, "label": label} for text in own[:100]]
+        shots, items, more = shots + labelled[:3], items + labelled[3:60], more + labelled[60:]
     rng.shuffle(shots)
     rng.shuffle(items)
     template = "Request: {question}\nKind:"
@@ -170,8 +171,13 @@ def kinds(data: Path):
     for shot in shots:
         messages.append({"role": "user", "content": template.format(**shot)})
         messages.append({"role": "assistant", "content": shot["label"]})
-    train, test = ([template.format(**item) for item in part] for part in (items[NUM_HELD_OUT:], items[:NUM_HELD_OUT]))
-    yield Source("classify-requests", messages, train, test, items[:NUM_HELD_OUT])
+    held_out = items[:NUM_HELD_OUT]
+    few, all_others, test = (
+        [template.format(**item) for item in part]
+        for part in (items[NUM_HELD_OUT:], items[NUM_HELD_OUT:] + more, held_out)
+    )
+    yield Source("classify-requests", messages, few, test, held_out)
+    yield Source("classify-requests-480", messages, all_others, test, held_out, 480)
 
 
 def rules(data: Path):
@@ -195,8 +201,9 @@ def write(folder: Path, source: Source) -> None:
         rng.shuffle(queries)
         parts.append(queries)
     train, test = parts if source.test else (parts[0][NUM_TEST:], parts[0])
+    held_out = {query.strip() for query in source.test or test[:NUM_TEST]}  # the task's items are among them
+    train = [query for query in train if query not in held_out][: source.num_train]
     test = test[:NUM_TEST]
-    train = [query for query in train if query not in test][:NUM_TRAIN]
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(source.prompt, str):
         (folder / "prompt.txt").write_text(source.prompt)
