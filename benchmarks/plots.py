@@ -51,8 +51,7 @@ def methods(cells: list[dict], axes: plt.Axes) -> None:
 def curves(cells: list[dict], axes: plt.Axes) -> None:
     """Validation KL while the default recipe trains: figure 5 of the paper, for distillation alone."""
     for (prompt,), cell in named(cells, r"([\w-]+), be"):
-        points = [(step, kl) for step, kl in cell["curve"]]
-        axes.plot(*zip(*points), marker=".", label=f"{prompt}, seed {cell['seed']}")
+        axes.plot(*zip(*cell["curve"]), marker=".", label=f"{prompt}, seed {cell['seed']}")
     axes.set_xlabel("steps of two answers")
     axes.set_ylabel("validation KL, nats a token")
     axes.set_ylim(bottom=0)

@@ -114,8 +114,9 @@ def requests(data: Path) -> list[str]:
 
 def system_prompts(data: Path):
     prompts = {prompt["id"]: prompt["prompt"] for prompt in records(data / "system_prompts.jsonl")}
+    queries = requests(data)
     for name, number in SYSTEM_PROMPTS.items():
-        yield Source(f"system-{name}", prompts[number], requests(data))
+        yield Source(f"system-{name}", prompts[number], queries)
 
 
 def plays(data: Path):
