@@ -114,7 +114,7 @@ def rank(importance: Sequence[float], messages: list[dict[str, str]], words: lis
     for number, i in enumerate(order):
         best.setdefault(words[i].message, number)
     entry = {}
-    for exchange in _exchanges(messages):
+    for exchange in exchanges_of(messages):
         enters = max((best[message] for message in exchange if message in best), default=0)
         entry.update(dict.fromkeys(exchange, enters))
     return sorted(
@@ -142,13 +142,13 @@ def keep_words(messages: list[dict[str, str]], words: list[Word], kept: Collecti
             texts[number] += (passed[number] if texts[number] else "") + messages[number]["content"][start:end]
             passed[number] = ""
     pruned = []
-    for exchange in _exchanges(messages):
+    for exchange in exchanges_of(messages):
         if all(texts[number] or not messages[number]["content"].strip() for number in exchange):
             pruned += [{"role": messages[number]["role"], "content": texts[number]} for number in exchange]
     return pruned
 
 
-def _exchanges(messages: list[dict[str, str]]) -> list[list[int]]:
+def exchanges_of(messages: list[dict[str, str]]) -> list[list[int]]:
     """Numbers of the messages that stay or go together: a system message, and users' turns with the answers to them."""
     exchanges: list[list[int]] = []
     previous = None

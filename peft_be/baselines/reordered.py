@@ -7,6 +7,7 @@ import re
 
 from ..prompting.messages import check_prompt
 from .method import Job, Method, StandIn
+from .pruning import exchanges_of
 
 
 MIN_PARTS = 4
@@ -29,12 +30,10 @@ class Reordered(Method):
         rng = random.Random(job.seed)
         messages = check_prompt(job.prompt)
         start = int(messages[0]["role"] == "system")
-        # Whole exchanges, so that every question keeps its answer
-        starts = [i for i in range(start, len(messages)) if messages[i]["role"] == "user"]
-        exchanges = [messages[i:j] for i, j in zip(starts, [*starts[1:], len(messages)])]
+        exchanges = exchanges_of(messages)[start:]
         if len(exchanges) >= MIN_PARTS:
-            mixed = _mixed(exchanges, rng)
-            return StandIn(prompt=messages[: starts[0]] + [message for exchange in mixed for message in exchange])
+            mixed = [messages[number] for exchange in _mixed(exchanges, rng) for number in exchange]
+            return StandIn(prompt=messages[:start] + mixed)
         text = messages[0]["content"] if start else ""
         for separator in (r"(\n[ \t]*\n\s*)", r"(\n\s*)"):
             # Even places have the parts, odd ones what stands between them
