@@ -36,7 +36,7 @@ from peft_be.evaluation.tasks import load_task
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
 from peft_be.training.run import append_record, read_records
-from peft_be.versions import machine, versions
+from peft_be.versions import machine_of, versions
 
 
 NUM_SHOWN = 3  # answers kept of each cell
@@ -93,7 +93,7 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
         "kl_gap_closed": 1 - result["kl"] / no_prompt,
         "prompt_tokens": len(renderer.prompt_ids),
         "scored_on": scored_on,
-        "machine": machine(model.device),
+        "machine": machine_of(model),
         "versions": versions(),
     }
 

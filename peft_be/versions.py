@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from transformers import PreTrainedModel
 
 
 def versions() -> dict[str, str]:
@@ -26,3 +27,8 @@ def machine(device: torch.device) -> dict[str, str | int]:
     else:
         name = platform.processor() or platform.machine()
     return {"device": name, "threads": torch.get_num_threads()}
+
+
+def machine_of(model: PreTrainedModel) -> dict[str, str | int]:
+    """The machine that a model computes on, and the number format of its weights."""
+    return {**machine(model.device), "dtype": str(model.dtype).removeprefix("torch.")}

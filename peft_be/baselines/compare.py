@@ -21,7 +21,7 @@ from ..prompting import PromptRenderer
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.provenance import sha256
 from ..training.run import RunFolder, append_record, read_records
-from ..versions import machine, versions
+from ..versions import machine_of, versions
 from .method import Job, Method, OnProgress, Prompt, StandIn
 from .methods import make_method
 
@@ -231,7 +231,7 @@ def compare_methods(
             "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],
             "full_answers": scorer.texts,
             "methods": [summary(spec, made[spec], done, errors.get(spec)) for spec in methods],
-            "machine": machine(base.device),
+            "machine": machine_of(base),
             "versions": versions(),
         }
         folder.directory.joinpath("table.md").write_text(markdown_table(results))

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..prompting import PromptRenderer
 from ..teacher import common_prefix_length
-from ..versions import machine, versions
+from ..versions import machine_of, versions
 from .latency import RequestTiming, time_requests
 
 
@@ -156,7 +156,7 @@ def bench_inference(
         "ttft_ratio": {"predicted": rho + (1 - rho) * norm_flops, "measured": ttft[-1] / ttft[-2]},
         "training_seconds": training_seconds,
         "break_even_requests": break_even(batches[0], new_tokens, training_seconds),
-        "machine": {**machine(base.device), "dtype": str(base.dtype).removeprefix("torch.")},
+        "machine": machine_of(base),
         "versions": versions(),
     }
 

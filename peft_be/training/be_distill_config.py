@@ -49,9 +49,9 @@ class BEDistillConfig(SFTConfig):
         answer_cache_dir (`str`, *optional*):
             Folder in which the teacher's answers and hidden states are kept for later runs. `None` is the folder
             `teacher` in `output_dir`.
-        init (`str`, *optional*, defaults to `"neutral"`):
-            Where the rows start: `"neutral"`, `"prompt"`, `"text"` or `"random"`, see [`initial_rows`]. `None` goes on from
-            the adapter's rows.
+        init (`str`, *optional*, defaults to `"auto"`):
+            Where the rows start: `"auto"`, `"neutral"`, `"prompt"`, `"text"` or `"random"`, see [`initial_rows`]. `None` goes
+            on from the adapter's rows.
         init_text (`str`, *optional*):
             The text of `init="text"`.
         init_scale (`float`, *optional*):
@@ -80,7 +80,7 @@ class BEDistillConfig(SFTConfig):
     answer_top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling."})
     answer_batch_size: int = field(default=64, metadata={"help": "Queries that the teacher answers together."})
     answer_cache_dir: str | None = field(default=None, metadata={"help": "Where the teacher's work is kept."})
-    init: str | None = field(default="neutral", metadata={"help": f"Where the rows start: {', '.join(INITS)}."})
+    init: str | None = field(default="auto", metadata={"help": f"Where the rows start: {', '.join(INITS)}."})
     init_text: str | None = field(default=None, metadata={"help": "The text of init='text'."})
     init_scale: float | None = field(default=None, metadata={"help": "Factor on the start rows; None measures one."})
 

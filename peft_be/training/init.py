@@ -1,15 +1,16 @@
 """
-Where the [BE] rows start. Their direction matters: the mean of a long prompt's embeddings begins much worse than no prompt.
-Their length matters more: see [`residual_growth`].
+Where the [BE] rows start. One row starts from a word that changes little; several start from the beginning of P, and end
+much better than several that start alike. Their length matters more: see [`residual_growth`].
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-INITS = ("neutral", "prompt", "text", "random")
+INITS = ("auto", "neutral", "prompt", "text", "random")
 NEUTRAL_TEXT = "You"
 
 
@@ -27,9 +28,9 @@ def initial_rows(
 
     Args:
         init (`str`):
-            `"neutral"`: the embedding of a word that opens many system prompts, and by itself changes little;
-            `"prompt"`: the mean of P's token embeddings; `"text"`: the mean of the token embeddings of `text`;
-            `"random"`: normal noise with the table's standard deviation, as in the authors' scripts.
+            `"neutral"`: a word that opens many system prompts, and by itself changes little ("You"); `"prompt"`: the first
+            tokens of P, one a row; `"auto"`: `"neutral"` for one row and `"prompt"` for several; `"text"`: the first tokens
+            of `text`; `"random"`: normal noise with the table's standard deviation, as in the authors' scripts.
         num_rows (`int`): k.
         table (`torch.Tensor` of shape `[V, d]`): the model's input embeddings.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): reads the texts.
@@ -38,29 +39,40 @@ def initial_rows(
         seed (`int`, *optional*, defaults to `42`): seed of all that is random here.
 
     Returns:
-        `torch.Tensor` of shape `[k, d]`, float32. Where k > 1, a tenth of the table's spread sets the rows apart: equal rows
-        would get similar gradients and stay alike.
+        `torch.Tensor` of shape `[k, d]`, float32. Rows that start from tokens are as long as the embedding of "You" is, so that one
+        learning rate fits all prompts. A text with fewer than k tokens is repeated; where k > 1, a tenth of the table's
+        spread sets equal rows apart, which would get similar gradients and stay alike.
 
     Raises:
         `ValueError`: unknown `init`, or no text for `init="text"`.
     """
     if init not in INITS:
         raise ValueError(f"Unknown init '{init}': choose one of {', '.join(INITS)}.")
+    if init == "auto":
+        init = "neutral" if num_rows == 1 else "prompt"
     generator = torch.Generator().manual_seed(seed)
     table = table.detach()
     spread = table.float().std().item()
     noise = torch.randn(num_rows, table.shape[1], generator=generator) * spread
     if init == "random":
         return noise
-    if init == "prompt":
-        ids = prompt_ids
+
+    def embeddings(ids: list[int]) -> torch.Tensor:
+        return table[torch.tensor(ids, device=table.device)].float().cpu()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    neutral = embeddings(encode(NEUTRAL_TEXT)).mean(0, keepdim=True)
+    if init == "neutral":
+        rows = neutral.repeat(num_rows, 1)
     else:
-        text = NEUTRAL_TEXT if init == "neutral" else text
-        ids = tokenizer(text or "", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = prompt_ids if init == "prompt" else encode(text or "")
         if not ids:
             raise ValueError("init='text' needs a text that is not empty.")
-    mean = table[torch.tensor(ids, device=table.device)].float().mean(0, keepdim=True).cpu()
-    return mean.repeat(num_rows, 1) + (0.1 * noise if num_rows > 1 else 0.0)
+        rows = embeddings([ids[i % len(ids)] for i in range(num_rows)])
+        rows = neutral.norm() * F.normalize(rows, dim=-1)
+    return rows + (0.1 * noise if num_rows > 1 else 0.0)
 
 
 @torch.no_grad()
