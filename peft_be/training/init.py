@@ -71,8 +71,9 @@ def initial_rows(
         if not ids:
             raise ValueError("init='text' needs a text that is not empty.")
         rows = embeddings([ids[i % len(ids)] for i in range(num_rows)])
-        rows = neutral.norm() * F.normalize(rows, dim=-1)
-    return rows + (0.1 * noise if num_rows > 1 else 0.0)
+    if num_rows > 1:
+        rows = rows + 0.1 * noise
+    return neutral.norm() * F.normalize(rows, dim=-1)
 
 
 @torch.no_grad()

@@ -168,6 +168,7 @@ def test_several_rows_start_from_the_first_tokens_of_their_prompt(smollm2_tokeni
 
     # By default, one row starts from a neutral word
     torch.testing.assert_close(start(1), table[smollm2_tokenizer("You")["input_ids"]])
+    torch.testing.assert_close(start(7).norm(dim=-1), you.expand(7))
     torch.testing.assert_close(start(1, "prompt"), table[ids[:1]] / table[ids[0]].norm() * you)
     similarity = torch.cosine_similarity(start(7)[:, None], table[[*ids, *ids[:2]]][None], dim=-1)
     assert (similarity.diagonal() > 0.9).all()  # a short prompt begins again
