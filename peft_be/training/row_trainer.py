@@ -220,18 +220,20 @@ def final_hidden_states(model: torch.nn.Module, inputs: dict[str, torch.Tensor])
     ids = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
     # The position as an index: a slice of it is a view, for which torch multiplies lm_head once a row, and copies it before
     kept = torch.tensor([0], device=ids["input_ids"].device)
-    with _attention_kernel(ids["input_ids"], next(model.parameters()).dtype):
+    with _attention_kernel(model, ids["input_ids"]):
         outputs = model(**ids, output_hidden_states=True, logits_to_keep=kept, use_cache=False)
     return outputs.hidden_states[-1]
 
 
-def _attention_kernel(ids: torch.Tensor, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+def _attention_kernel(model: torch.nn.Module, ids: torch.Tensor) -> contextlib.AbstractContextManager:
     """
     On CPU, torch's fused attention goes backwards in 16 bits at a quarter of its speed in 32. Plain attention is faster, for rows
     that are so short that keeping its scores costs little.
     """
+    slow = ids.device.type == "cpu" and next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
     short = ids.numel() * ids.shape[-1] <= MAX_PLAIN_SCORES
-    if ids.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and short:
+    # Checkpointed layers run again in the backward pass, outside of the context, and must find the same kernel
+    if slow and short and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
 

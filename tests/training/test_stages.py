@@ -286,6 +286,29 @@ def test_checkpoints_hold_the_rows_only(tiny_model, smollm2_tokenizer, tmp_path)
     assert (tmp_path / "out" / "checkpoint-3" / "adapter_model.safetensors").stat().st_size < 2000
 
 
+def test_in_16_bits_neither_kernel_nor_checkpointing_change_the_gradient(
+    tiny_model, smollm2_tokenizer, tmp_path, monkeypatch
+):
+    """Short rows on CPU take another attention kernel than long ones, and than checkpointed ones."""
+    run = trainer(peft_model(tiny_model.bfloat16(), ae=False), smollm2_tokenizer, tmp_path, kd_weight=1.0)
+    run.model.train()
+    inputs = run._prepare_inputs(run._collate(list(run.train_dataset)[:3]))
+
+    def gradient():
+        run.model.zero_grad()
+        run.compute_loss(run.model, inputs).backward()
+        return rows_of(run.model)[0].grad.clone()
+
+    plain = gradient()
+    monkeypatch.setattr("peft_be.training.row_trainer.MAX_PLAIN_SCORES", 0)
+    fused = gradient()
+    monkeypatch.undo()
+    run.model.gradient_checkpointing_enable({"use_reentrant": False})
+    close = {"rtol": 0.0, "atol": 0.05 * plain.abs().max().item()}
+    torch.testing.assert_close(fused, plain, **close)
+    torch.testing.assert_close(gradient(), plain, **close)
+
+
 def test_without_padding_loss_and_gradient_are_the_same(tiny_model, smollm2_tokenizer, tmp_path):
     """Rows joined to one sequence, as FlashAttention takes them; other kernels are given the mask that separates them."""
     run = trainer(peft_model(tiny_model, ae=False), smollm2_tokenizer, tmp_path, kd_weight=1.0)
