@@ -93,6 +93,7 @@ def gsm8k(data: Path):
 
     queries = [query(item) for item in train], [query(item) for item in test]
     yield Source("gsm8k-8shot", prompt["messages"], *queries, test)
+    yield Source("gsm8k-8shot-480", prompt["messages"], *queries, test, 480)
     for shots in NUM_SHOTS:
         messages = prompt["messages"][: 2 * shots]
         # The prompt has eight worked examples; more come from the training set, in its form
