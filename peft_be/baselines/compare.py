@@ -16,6 +16,7 @@ from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
+from ..memory import release_freed_memory
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
 from ..training.be_distill_trainer import teacher_prompts
@@ -81,6 +82,7 @@ def run_method(
         prompts = [render(query) for query in queries]
         fidelity = scorer.score(prompts, stand_in.prefix, spec)
         ttft_ms, kv_bytes = request_cost(job.model, prompts[0], stand_in)
+    release_freed_memory()
     steps = [entry["step"] for entry in stand_in.log]
     return {
         **asdict(fidelity),
