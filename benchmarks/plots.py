@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 
 from peft_be.training.run import read_records  # noqa: E402
 
@@ -86,12 +88,16 @@ def length(cells: list[dict], axes: plt.Axes) -> None:
 
 
 def weights(cells: list[dict], axes: plt.Axes) -> None:
-    """Lambda of Eq. 4: figure 3 of the paper."""
-    by_prompt = defaultdict(list)
-    for (prompt, weight), cell in named(cells, r"([\w-]+), figure 3: lambda ([\d.]+), .*"):
-        by_prompt[prompt].append((float(weight), cell["kl_gap_closed"]))
-    for prompt, points in by_prompt.items():
-        axes.plot(*zip(*sorted(points)), marker="o", label=prompt)
+    """Lambda of Eq. 4, mean and range over seeds: figure 3 of the paper. Its ends and 0.9 are cells of table 2, too."""
+    table_2 = {"with [AE] + none": 0.0, "with [AE] + KD": 0.9, "no reconstruction + KD": 1.0}
+    gaps = defaultdict(list)
+    for (weight, name), cell in named(cells, r"[\w-]+, (?:figure 3: lambda ([\d.]+)|table 2: (.+)), .*"):
+        if weight or name in table_2:
+            gaps[float(weight or table_2[name])].append(cell["kl_gap_closed"])
+    x = sorted(gaps)
+    mean = [statistics.mean(gaps[weight]) for weight in x]
+    low, high = ([m - min(gaps[w]) for w, m in zip(x, mean)], [max(gaps[w]) - m for w, m in zip(x, mean)])
+    axes.errorbar(x, mean, [low, high], marker="o", capsize=3, label="mean and range over seeds")
     axes.set_xlabel("lambda")
     axes.set_ylabel("KL gap closed")
 
@@ -114,7 +120,7 @@ def main() -> None:
     for name, draw in CHARTS.items():
         figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
         draw(cells, axes)
-        if any(len(line.get_xdata()) for line in axes.get_legend_handles_labels()[0]):
+        if np.isfinite(axes.dataLim.get_points()).all():  # something was drawn
             axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
             figure.savefig(args.output / f"{name}.svg", metadata={"Date": None})
             print(args.output / f"{name}.svg")
