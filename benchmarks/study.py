@@ -100,13 +100,15 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
 
 def table(results: list[dict]) -> str:
     """
-    Markdown: for each variant the gap closed, mean and spread over seeds; the part of P that [BE][AE] restores greedily, where it
-    was trained for; and the score of the task, if there is one.
+    Markdown: for each variant the gap closed, mean and spread over seeds, and the gap of the middle query, where a cell of the
+    method `none` has the KL of each query without a prompt; the part of P that [BE][AE] restores greedily, where it was
+    trained for; and the score of the task, if there is one.
     """
     lines = [
-        "| variant | P, tokens | seeds | steps | KL, no prompt | KL | gap closed | spread | P restored | task |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| variant | P, tokens | seeds | steps | KL, no prompt | KL | gap closed | spread | middle query | P restored | task |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    no_prompt = {same_answers(cell): cell["query_kl"] for cell in results if cell.get("method") == "none"}
     variants: dict[str, list[dict]] = {}
     for result in results:
         variants.setdefault(result["variant"], []).append(result)
@@ -115,6 +117,9 @@ def table(results: list[dict]) -> str:
         steps = mean([cell["steps"] for cell in cells if cell.get("steps")], ".0f")
         kls = [mean([cell["kl"][name] for cell in cells], ".4f") for name in ("no_prompt", "be")]
         spread = f"{min(gaps):.3f} to {max(gaps):.3f}" if len(gaps) > 1 else "one seed"
+        middle = mean(
+            [middle_gap(c, no_prompt[same_answers(c)]) for c in cells if same_answers(c) in no_prompt], ".3f"
+        )
         restored = mean([c["reconstruction"]["greedy_prefix_match"] for c in cells if c.get("reconstruction")], ".3f")
         task = mean([cell["task_score"]["score"] for cell in cells if cell.get("task_score")], ".3f")
         columns = (
@@ -125,11 +130,21 @@ def table(results: list[dict]) -> str:
             *kls,
             mean(gaps, ".3f"),
             spread,
+            middle,
             restored,
             task,
         )
         lines.append(f"| {' | '.join(map(str, columns))} |")
     return "\n".join(lines)
+
+
+def same_answers(cell: dict) -> tuple:
+    """What two cells share that were scored on the same answers of the teacher: machines write different ones."""
+    return cell.get("prompt"), cell.get("test_queries"), round(cell["kl"]["no_prompt"], 6)
+
+
+def middle_gap(cell: dict, no_prompt: list[float]) -> float:
+    return statistics.median(1 - kl / zero for kl, zero in zip(cell["query_kl"], no_prompt))
 
 
 def side_by_side(results: list[dict]) -> str:

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -32,6 +33,9 @@ def study(tmp_path, tiny_model, smollm2_tokenizer, monkeypatch):
         {"variant": variant, "seed": seed, "args": args, "prompt": "prompt.txt", "queries": "queries.txt"}
         for variant, seed in (("default", 1), ("default", 2))
     ]
+    cells.append(
+        {**cells[0], "variant": "none", "method": "none", "args": {"model": args["model"], "max_answer_length": 4}}
+    )
     manifest, results = tmp_path / "cells.jsonl", tmp_path / "out" / "results.jsonl"
     manifest.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
 
@@ -51,11 +55,13 @@ def test_cells_are_done_once(study, capsys):
     # The trainer's own validation and the scorer of all methods see the same answers
     assert first["kl"]["be"] == pytest.approx(min(kl for _, kl in first["curve"]), rel=1e-3)
     assert first["kl_gap_closed"] == pytest.approx(1 - first["kl"]["be"] / first["kl"]["no_prompt"])
-    both = study()
+    *both, none = study()
     assert both[0] == first and [result["seed"] for result in both] == [1, 2]
-    assert study() == both
+    assert study() == [*both, none]
+    default, zero = capsys.readouterr().out.splitlines()[-2:]
     mean = sum(result["kl_gap_closed"] for result in both) / 2
-    assert f"| {mean:.3f} |" in capsys.readouterr().out.splitlines()[-1]
+    middle = sum(median(1 - kl / no for kl, no in zip(r["query_kl"], none["query_kl"])) for r in both) / 2
+    assert f"| {mean:.3f} |" in default and f"| {middle:.3f} |" in default and "| 0.000 | one seed | 0.000 |" in zero
     study("--answers")
     shown = capsys.readouterr().out
     assert first["answers"] and all(answer["query"] in shown for answer in first["answers"])
