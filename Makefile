@@ -33,9 +33,10 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 	$(VLLM_VENV)/bin/uv pip install --quiet --python $(VLLM_VENV)/bin/python --override benchmarks/vllm.overrides $(VLLM)
 	touch $@
 
-# Compiled from source, some minutes
+# Compiled from source, some minutes, for any x86 with AVX2: code for the very processor may use AMX, which not every virtual
+# machine lets it. Not from pip's cache, which may hold what another machine compiled
 llama: install
-	$(BIN)/pip install --quiet "$(LLAMA)"
+	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(BIN)/pip install --quiet --no-cache-dir "$(LLAMA)"
 
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
