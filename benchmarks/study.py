@@ -9,8 +9,8 @@ A manifest has one cell a line, `{"variant": "...", "seed": 42, "args": {...}}`,
 - `max_steps` or `max_minutes`, the budget of the training;
 - `task`, the arguments of `load_task`, to score on, too: `{"name": "gsm8k", "path": "gsm8k_test.jsonl", "max_items": 200}`.
 
-Finished cells are appended to the results and skipped from then on; an interrupted cell goes on where it stopped. The
-table is made from the results alone.
+Finished cells are appended to the results and skipped from then on; an interrupted cell goes on where it stopped, and one that
+fails does not keep the others from running. The table is made from the results alone.
 
 Example:
 
@@ -29,7 +29,7 @@ import statistics
 from pathlib import Path
 
 from peft_be.baselines import Job
-from peft_be.baselines.compare import SPLIT_SEED, run_method
+from peft_be.baselines.compare import FAILURES, SPLIT_SEED, run_method
 from peft_be.data import load_queries, split_queries
 from peft_be.evaluation import FidelityScorer
 from peft_be.evaluation.tasks import load_task
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table only")
     parser.add_argument("--answers", action="store_true", help="print the first answers of all variants, side by side")
     args = parser.parse_args()
+    failed = []
     if not (args.table or args.answers):
         done = {key(result) for result in read_records(args.results)}
         part, parts = map(int, args.part.split("/"))
@@ -185,9 +186,15 @@ def main() -> None:
         args.results.parent.mkdir(parents=True, exist_ok=True)
         for cell in cells[: args.max_cells]:
             print(f"{cell['variant']}, seed {cell['seed']}", flush=True)
-            result = run(cell, args.manifest, args.work)
+            try:
+                result = run(cell, args.manifest, args.work)
+            except FAILURES as error:  # a cell's own fault: the others go on
+                failed.append(f"{cell['variant']}, seed {cell['seed']}: {error}")
+                continue
             append_record(args.results, result)
     print((side_by_side if args.answers else table)(read_records(args.results)))
+    if failed:
+        raise SystemExit("Failed cells:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

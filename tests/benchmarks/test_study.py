@@ -67,6 +67,18 @@ def test_cells_are_done_once(study, capsys):
     assert first["answers"] and all(answer["query"] in shown for answer in first["answers"])
 
 
+def test_a_failed_cell_leaves_the_others_alone(study, tmp_path):
+    manifest = tmp_path / "cells.jsonl"
+    good = json.loads(manifest.read_text().splitlines()[-1])
+    bad = {**good, "variant": "several greedy answers", "method": "be", "args": {**good["args"], "num_answers": 4}}
+    manifest.write_text(json.dumps(bad) + "\n" + json.dumps(good) + "\n")
+    with pytest.raises(SystemExit, match="several greedy answers, seed 1: Several answers a query need sampling"):
+        study()
+    assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "results.jsonl").read_text().splitlines()] == [
+        "none"
+    ]
+
+
 @pytest.mark.slow
 def test_every_cell_of_the_papers_tables_runs(tmp_path, tiny_model, smollm2_tokenizer, monkeypatch, capsys):
     """A dry run of examples/paper: one step of each cell on a random model."""
