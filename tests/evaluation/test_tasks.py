@@ -1,5 +1,6 @@
 """Scores of tasks against hand-made answers, and against the model used directly."""
 
+import copy
 import json
 import math
 import threading
@@ -160,6 +161,18 @@ def test_perplexity_is_that_of_the_reference_lines(tiny_model, smollm2_tokenizer
     assert result["score"] == pytest.approx(math.exp(sum(losses) / sum(counts)), rel=1e-4)
     assert result["item_scores"] == pytest.approx([math.exp(x / n) for x, n in zip(losses, counts)], rel=1e-4)
     assert 0 < result["standard_error"] < result["score"]
+
+
+def test_perplexity_in_bfloat16_is_of_the_same_lines(tiny_model, smollm2_tokenizer):
+    """Ids above 256 are no bfloat16 numbers."""
+    for parameter in tiny_model.parameters():
+        parameter.data.mul_(3)  # a random model gives nearly the same probability to every token
+    task = load("dialogue-perplexity", where={"character": "Pickering"})
+    full, half = (
+        evaluate_task(task, model, smollm2_tokenizer, STAND_INS["prompt"])
+        for model in (tiny_model, copy.deepcopy(tiny_model).bfloat16())
+    )
+    assert half["item_scores"] == pytest.approx(full["item_scores"], rel=0.05)
 
 
 class Endpoint(BaseHTTPRequestHandler):

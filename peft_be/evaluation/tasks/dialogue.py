@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...losses import OutputHead, cross_entropy
@@ -42,7 +43,7 @@ class DialoguePerplexity(Task):
         lines = [renderer.answer(line) for line in self.references]
         states = answer_states(model, prompts, lines, batch_size, pad, prefix=prefix)
         losses = [
-            cross_entropy(answer.hidden, answer.hidden.new_tensor(answer.ids).long(), head).double().sum().item()
+            cross_entropy(answer.hidden, torch.tensor(answer.ids, device=answer.hidden.device), head).double().sum().item()
             for answer in states
         ]
         lengths = [len(line) for line in lines]
