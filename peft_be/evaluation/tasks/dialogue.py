@@ -43,7 +43,10 @@ class DialoguePerplexity(Task):
         lines = [renderer.answer(line) for line in self.references]
         states = answer_states(model, prompts, lines, batch_size, pad, prefix=prefix)
         losses = [
-            cross_entropy(answer.hidden, torch.tensor(answer.ids, device=answer.hidden.device), head).double().sum().item()
+            cross_entropy(answer.hidden, torch.tensor(answer.ids, device=answer.hidden.device), head)
+            .double()
+            .sum()
+            .item()
             for answer in states
         ]
         lengths = [len(line) for line in lines]
