@@ -82,6 +82,7 @@ def run_method(
         prompts = [render(query) for query in queries]
         fidelity = scorer.score(prompts, stand_in.prefix, spec)
         ttft_ms, kv_bytes = request_cost(job.model, prompts[0], stand_in)
+    score = None if task is None else task_score(task, job, stand_in)
     release_freed_memory()
     steps = [entry["step"] for entry in stand_in.log]
     return {
@@ -95,7 +96,7 @@ def run_method(
         "curve": series(stand_in.log, "eval_kl"),
         "norm": series(stand_in.log, "be_norm"),
         "reconstruction": stand_in.reconstruction,
-        "task": None if task is None else task_score(task, job, stand_in),
+        "task": score,
     }
 
 
