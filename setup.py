@@ -25,6 +25,7 @@ extras = {
         "hypothesis",
         "llmlingua>=0.2.2",
         "lm-eval[ifeval]>=0.4.13,<0.5",
+        "matplotlib",
         "playwright",
         "pytest",
         "ruff",

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: clocks, the memory of a process, and reports."""
+"""What the scripts of this folder share: JSON lines, clocks, the memory of a process, and reports."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ from peft_be.versions import machine, versions
 
 # Not part of a measurement's settings
 _NOT_SETTINGS = ("json", "only", "resume", "vllm")
+
+
+def json_lines(path: Path) -> list[dict]:
+    """The records of a file of JSON lines. Texts may hold characters at which `str.splitlines` would cut them."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def synchronize(device: torch.device) -> None:

@@ -45,7 +45,8 @@ def methods(cells: list[dict], axes: plt.Axes) -> None:
         own = [(prompts.index(prompt), cell["kl_gap_closed"]) for (prompt, n), cell in found if n == name]
         axes.plot([x for _, x in own], [y for y, _ in own], "o^sDvP*X<>"[i % 10], label=name)
     axes.set_yticks(range(len(prompts)), prompts)
-    axes.set_ylim(len(prompts) - 0.5, -0.5)
+    axes.margins(y=0.2)
+    axes.invert_yaxis()
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("KL gap closed on held-out queries, ten minutes of one core each")
 

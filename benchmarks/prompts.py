@@ -24,6 +24,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from common import json_lines
+
 from peft_be.evaluation.tasks import BBH, DialoguePerplexity
 
 
@@ -54,10 +56,6 @@ LONGEST_QUERY = 400  # characters
 SEED = 0
 
 
-def records(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
 class Source(NamedTuple):
     name: str
     prompt: str | list[dict]
@@ -68,8 +66,8 @@ class Source(NamedTuple):
 
 
 def roles(data: Path):
-    profiles = {profile["role"]: profile for profile in records(data / "rolebench_profiles.jsonl")}
-    questions = records(data / "rolebench_queries.jsonl")
+    profiles = {profile["role"]: profile for profile in json_lines(data / "rolebench_profiles.jsonl")}
+    questions = json_lines(data / "rolebench_queries.jsonl")
     for role in ROLES:
         own = {s: [q for q in questions if (q["role"], q["split"]) == (role, s)] for s in ("train", "test")}
         train, test = ([q["question"] for q in own[s]] for s in ("train", "test"))
@@ -86,7 +84,7 @@ def lengths(data: Path):
 
 def gsm8k(data: Path):
     prompt = json.loads((data / "gsm8k_prompt_cot8_llama_messages.json").read_text())
-    train, test = (records(data / f"gsm8k_{name}.jsonl") for name in ("train", "test_dev"))
+    train, test = (json_lines(data / f"gsm8k_{name}.jsonl") for name in ("train", "test_dev"))
 
     def query(item: dict) -> str:
         return prompt["query_template"].replace("{question}", item["question"])
@@ -105,24 +103,24 @@ def gsm8k(data: Path):
 
 
 def policy(data: Path):
-    scenarios = [task["instruction"] for task in records(data / "tau_retail_tasks.jsonl")]
+    scenarios = [task["instruction"] for task in json_lines(data / "tau_retail_tasks.jsonl")]
     yield Source("policy-retail", (data / "tau_policy_retail.md").read_text(), scenarios)
 
 
 def requests(data: Path) -> list[str]:
-    return [query["query"] for query in records(data / "queries.jsonl") if query["source"] in REQUESTS]
+    return [query["query"] for query in json_lines(data / "queries.jsonl") if query["source"] in REQUESTS]
 
 
 def system_prompts(data: Path):
-    prompts = {prompt["id"]: prompt["prompt"] for prompt in records(data / "system_prompts.jsonl")}
+    prompts = {prompt["id"]: prompt["prompt"] for prompt in json_lines(data / "system_prompts.jsonl")}
     queries = requests(data)
     for name, number in SYSTEM_PROMPTS.items():
         yield Source(f"system-{name}", prompts[number], queries)
 
 
 def plays(data: Path):
-    lines = [line for line in records(data / "drama_hpd_like.jsonl") if line["character"] == CHARACTER]
-    for prompt in records(data / "drama_nshot_prompts.jsonl"):
+    lines = [line for line in json_lines(data / "drama_hpd_like.jsonl") if line["character"] == CHARACTER]
+    for prompt in json_lines(data / "drama_nshot_prompts.jsonl"):
         if prompt["character"] == CHARACTER:
             own = {
                 split: [line for line in lines if line["split"] == split and line["id"] not in prompt["used_ids"]]
@@ -134,9 +132,9 @@ def plays(data: Path):
 
 
 def bbh(data: Path):
-    prompts = {prompt["task"]: prompt["prompt"] for prompt in records(data / "bbh_cot_prompts.jsonl")}
+    prompts = {prompt["task"]: prompt["prompt"] for prompt in json_lines(data / "bbh_cot_prompts.jsonl")}
     for task in BBH_TASKS:
-        items = [item for item in records(data / "bbh_examples.jsonl") if item["task"] == task]
+        items = [item for item in json_lines(data / "bbh_examples.jsonl") if item["task"] == task]
         # Those of the prompt are among the benchmark's examples
         items = [item for item in items if item["question"] not in prompts[task]]
         train, test = items[NUM_HELD_OUT:], items[:NUM_HELD_OUT]
@@ -145,18 +143,18 @@ def bbh(data: Path):
 
 def kinds(data: Path):
     """Requests of six kinds, with three worked examples of each in the prompt."""
-    examples = records(data / "bbh_examples.jsonl")
+    examples = json_lines(data / "bbh_examples.jsonl")
 
     def of_task(task: str) -> list[str]:
         return [item["question"].partition("\nOptions")[0] for item in examples if item["task"] == task]
 
-    questions = records(data / "rolebench_queries.jsonl")
+    questions = json_lines(data / "rolebench_queries.jsonl")
     texts = {
-        "arithmetic": [item["question"] for item in records(data / "svamp_dev.jsonl")],
+        "arithmetic": [item["question"] for item in json_lines(data / "svamp_dev.jsonl")],
         "logic": of_task("boolean_expressions"),
         "dates": of_task("date_understanding"),
         "films": of_task("movie_recommendation"),
-        "shopping": [task["instruction"] for task in records(data / "tau_retail_tasks.jsonl")],
+        "shopping": [task["instruction"] for task in json_lines(data / "tau_retail_tasks.jsonl")],
         "character": [question["question"] for question in questions if question["kind"] == "role_specific"],
     }
     rng = random.Random(SEED)

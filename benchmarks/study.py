@@ -28,6 +28,8 @@ import shutil
 import statistics
 from pathlib import Path
 
+from common import json_lines
+
 from peft_be.baselines import Job
 from peft_be.baselines.compare import FAILURES, SPLIT_SEED, run_method
 from peft_be.data import load_queries, split_queries
@@ -181,8 +183,7 @@ def main() -> None:
     if not (args.table or args.answers):
         done = {key(result) for result in read_records(args.results)}
         part, parts = map(int, args.part.split("/"))
-        cells = [json.loads(line) for line in args.manifest.read_text().splitlines() if line.strip()]
-        cells = [cell for cell in cells[part::parts] if key(cell) not in done]
+        cells = [cell for cell in json_lines(args.manifest)[part::parts] if key(cell) not in done]
         args.results.parent.mkdir(parents=True, exist_ok=True)
         for cell in cells[: args.max_cells]:
             print(f"{cell['variant']}, seed {cell['seed']}", flush=True)
