@@ -72,7 +72,9 @@ def roles(data: Path):
         own = {s: [q for q in questions if (q["role"], q["split"]) == (role, s)] for s in ("train", "test")}
         train, test = ([q["question"] for q in own[s]] for s in ("train", "test"))
         name = f"role-{role.lower().replace(' ', '-')}"
-        yield Source(name, profiles[role]["system_long"], train, test, own["test"])
+        prompt = profiles[role]["system_long"]
+        yield Source(name, prompt, train, test, own["test"])
+        yield Source(f"{name}-480", prompt, train, test, own["test"], 480)
 
 
 def lengths(data: Path):
