@@ -28,6 +28,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import torch
 from common import json_lines
 
 from peft_be.baselines import Job
@@ -102,13 +103,13 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
 
 def table(results: list[dict]) -> str:
     """
-    Markdown: for each variant the gap closed, mean and spread over seeds, and the gap of the middle query, where a cell of the
-    method `none` has the KL of each query without a prompt; the part of P that [BE][AE] restores greedily, where it was
-    trained for; and the score of the task, if there is one.
+    Markdown: for each variant the gap closed, mean and spread over seeds; where a cell of the method `none` has the KL of each
+    query without a prompt, 95 % of what the gap would be on other such queries, and the gap of the middle query; the part
+    of P that [BE][AE] restores greedily, where it was trained for; and the score of the task, if there is one.
     """
     lines = [
-        "| variant | P, tokens | seeds | steps | KL, no prompt | KL | gap closed | spread | middle query | P restored | task |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| variant | P, tokens | seeds | steps | KL, no prompt | KL | gap closed | seeds from, to | queries from, to | middle query | P restored | task |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     no_prompt = {same_answers(cell): cell["query_kl"] for cell in results if cell.get("method") == "none"}
     variants: dict[str, list[dict]] = {}
@@ -119,9 +120,8 @@ def table(results: list[dict]) -> str:
         steps = mean([cell["steps"] for cell in cells if cell.get("steps")], ".0f")
         kls = [mean([cell["kl"][name] for cell in cells], ".4f") for name in ("no_prompt", "be")]
         spread = f"{min(gaps):.3f} to {max(gaps):.3f}" if len(gaps) > 1 else "one seed"
-        middle = mean(
-            [middle_gap(c, no_prompt[same_answers(c)]) for c in cells if same_answers(c) in no_prompt], ".3f"
-        )
+        queries = [(c["query_kl"], no_prompt[same_answers(c)]) for c in cells if same_answers(c) in no_prompt]
+        middle = mean([middle_gap(*seed) for seed in queries], ".3f")
         restored = mean([c["reconstruction"]["greedy_prefix_match"] for c in cells if c.get("reconstruction")], ".3f")
         task = mean([cell["task_score"]["score"] for cell in cells if cell.get("task_score")], ".3f")
         columns = (
@@ -132,6 +132,7 @@ def table(results: list[dict]) -> str:
             *kls,
             mean(gaps, ".3f"),
             spread,
+            interval(queries),
             middle,
             restored,
             task,
@@ -145,8 +146,24 @@ def same_answers(cell: dict) -> tuple:
     return cell.get("prompt"), cell.get("test_queries"), round(cell["kl"]["no_prompt"], 6)
 
 
-def middle_gap(cell: dict, no_prompt: list[float]) -> float:
-    return statistics.median(1 - kl / zero for kl, zero in zip(cell["query_kl"], no_prompt))
+def middle_gap(query_kl: list[float], no_prompt: list[float]) -> float:
+    return statistics.median(1 - kl / zero for kl, zero in zip(query_kl, no_prompt))
+
+
+def interval(seeds: list[tuple[list[float], list[float]]], draws: int = 2000) -> str:
+    """
+    95 % of the gap closed over queries drawn anew from these, as many and with replacement (bootstrap), from the KL of each
+    query with and without what stands in for P, of each seed. Every query counts alike, however long its answer.
+    """
+    if not seeds:
+        return ""
+    generator = torch.Generator().manual_seed(0)
+    gaps = []
+    for kl, no_prompt in seeds:
+        chosen = torch.randint(len(kl), (draws, len(kl)), generator=generator)
+        gaps.append(1 - torch.tensor(kl)[chosen].sum(1) / torch.tensor(no_prompt)[chosen].sum(1))
+    low, high = torch.cat(gaps).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return f"{low:.3f} to {high:.3f}"
 
 
 def side_by_side(results: list[dict]) -> str:

@@ -61,10 +61,23 @@ def test_cells_are_done_once(study, capsys):
     default, zero = capsys.readouterr().out.splitlines()[-2:]
     mean = sum(result["kl_gap_closed"] for result in both) / 2
     middle = sum(median(1 - kl / no for kl, no in zip(r["query_kl"], none["query_kl"])) for r in both) / 2
-    assert f"| {mean:.3f} |" in default and f"| {middle:.3f} |" in default and "| 0.000 | one seed | 0.000 |" in zero
+    assert (
+        f"| {mean:.3f} |" in default
+        and f"| {middle:.3f} |" in default
+        and "| 0.000 | one seed | 0.000 to 0.000 | 0.000 |" in zero
+    )
     study("--answers")
     shown = capsys.readouterr().out
     assert first["answers"] and all(answer["query"] in shown for answer in first["answers"])
+
+
+def test_queries_drawn_anew():
+    from study import interval
+
+    assert interval([([1.0] * 5, [4.0] * 5)]) == "0.750 to 0.750"
+    # One query of ten decides: the gap is 0.48, 0.9 where it is not drawn, 0.25 where it is drawn three times
+    low, high = map(float, interval([([0.1] * 9 + [9.0], [1.0] * 9 + [10.0])]).split(" to "))
+    assert 0.2 < low < 0.3 and high == 0.9
 
 
 def test_a_failed_cell_leaves_the_others_alone(study, tmp_path):
