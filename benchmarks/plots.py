@@ -80,10 +80,14 @@ def length(cells: list[dict], axes: plt.Axes) -> None:
     found = sorted(
         (c["prompt_tokens"], c["kl_gap_closed"], g[0]) for g, c in named(cells, r"gsm8k-(\d+)shot, be, 120 steps")
     )
-    axes.plot([tokens for tokens, _, _ in found], [gap for _, gap, _ in found], marker="o", label="120 steps")
+    lengths = [tokens for tokens, _, _ in found]
+    axes.plot(lengths, [gap for _, gap, _ in found], marker="o", label="one row, 120 steps")
     for tokens, gap, shots in found:
-        axes.annotate(f"{shots} shots", (tokens, gap), xytext=(4, 6), textcoords="offset points")
+        axes.annotate(f"{shots}-shot", (tokens, gap), xytext=(0, 6), textcoords="offset points", ha="center")
     axes.set_xscale("log")
+    axes.set_xticks(lengths, lengths)
+    axes.minorticks_off()
+    axes.set_ylim(0, 1)
     axes.set_xlabel("tokens of P")
     axes.set_ylabel("KL gap closed")
 
