@@ -72,8 +72,8 @@ def run_method(
     Returns:
         `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
             nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
-            `curve` (`[step, validation KL]`), `norm` (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its
-            `score` and `stderr`.
+            `curve` (`[step, validation KL]`), `train_curve` (`[step, mean loss of distillation since the last entry]`),
+            `norm` (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
     """
     start = time.perf_counter()
     stand_in = make_method(spec, **settings).fit(job)
@@ -94,6 +94,7 @@ def run_method(
         "fit_seconds": seconds,
         "steps": max(steps, default=None),
         "curve": series(stand_in.log, "eval_kl"),
+        "train_curve": series(stand_in.log, "kd_loss"),
         "norm": series(stand_in.log, "be_norm"),
         "reconstruction": stand_in.reconstruction,
         "task": score,

@@ -46,6 +46,11 @@ def test_learned_methods(job, spec):
     assert bool(run["curve"]) == (spec != "memory-token")  # which reads no query
 
 
+def test_losses_of_training_are_kept_beside_those_of_validation(job):
+    run = run_method("be", {"logging_steps": 2}, job, scorer_of(job), job.splits.test)
+    assert [step for step, _ in run["train_curve"]] == [2, 4] and all(loss > 0 for _, loss in run["train_curve"])
+
+
 def save_ae(job):
     from peft_be import BETokenConfig
 
