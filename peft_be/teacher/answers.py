@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..memory import release_freed_memory
 from .prefix import SharedPrefix, can_share_prefix
 
 
@@ -294,6 +295,8 @@ def _run(
                 cache.save(number, answers)
                 # Read again, for what the file maps does not count as memory of the process
                 answers = cache.load(number)
+            # Each batch has other sizes, and would leave its holes to those behind it and to training
+            release_freed_memory()
         results += answers
         done += len(batch)
         if on_progress:
