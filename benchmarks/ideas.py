@@ -32,7 +32,6 @@ from peft_be import BEDistillConfig, BEDistillTrainer, BETokenConfig
 from peft_be.baselines.compare import SPLIT_SEED
 from peft_be.compress import RECIPE
 from peft_be.data import load_queries, split_queries
-from peft_be.memory import release_freed_memory
 from peft_be.models import cache_dir, load_model
 from peft_be.prompting import PromptRenderer, load_prompt
 from peft_be.teacher import AnswerSettings, generate_answers
@@ -146,7 +145,6 @@ def main() -> None:
                     print(*what, sep=", ", flush=True)
                     args.results.parent.mkdir(parents=True, exist_ok=True)
                     append_record(args.results, {**dict(zip(names, what)), **run(idea, folder, seed, args.max_steps)})
-                    release_freed_memory()
     print(table(read_records(args.results)))
 
 

@@ -30,6 +30,7 @@ from reference import Reference
 from torch.profiler import ProfilerActivity, profile
 from training import Ours, build
 
+from peft_be.memory import freed_memory_kept
 from peft_be.models import load_model
 
 
@@ -178,7 +179,8 @@ def main() -> None:
             model, tokenizer = load_model(args.model)
             vocab_size = model.get_input_embeddings().num_embeddings
             job = build(side, model, tokenizer, args.prompt_tokens, args, folder)
-            results[side] = measure(job, args.steps, model.device, vocab_size)
+            with freed_memory_kept(model.device):
+                results[side] = measure(job, args.steps, model.device, vocab_size)
     print(table(results))
     write_report(args, model.device, results=results)
 

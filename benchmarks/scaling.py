@@ -33,7 +33,7 @@ from training import Ours
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_be.data import load_queries
-from peft_be.memory import keep_freed_memory
+from peft_be.memory import freed_memory_kept
 from peft_be.models import fastest_dtype, load_model, resolve_model
 from peft_be.prompting import PromptRenderer, load_prompt
 
@@ -57,8 +57,6 @@ def make_model(args: argparse.Namespace):
     if args.vocab_size in (None, config.vocab_size):
         return load_model(args.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        keep_freed_memory()
     config.vocab_size = args.vocab_size
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_config(config, dtype=fastest_dtype(device))
@@ -156,12 +154,14 @@ def time_axis(name: str, values: list[int], args: argparse.Namespace) -> list[di
         for value in values:
             point = at(args, name, value)
             jobs[value] = make_ours(*make_model(point), point, str(Path(folder) / str(value)))
+            device = jobs[value].trainer.model.device
         seconds: dict[int, list[float]] = {value: [] for value in values}
-        for number in range(args.rounds + 1):
-            for value, job in jobs.items():
-                duration = timed(job.trainer.model.device, job.step)[1]
-                if number:  # the first round warms up
-                    seconds[value].append(duration)
+        with freed_memory_kept(device):
+            for number in range(args.rounds + 1):
+                for value, job in jobs.items():
+                    duration = timed(device, job.step)[1]
+                    if number:  # the first round warms up
+                        seconds[value].append(duration)
         return [
             {
                 name: value,
@@ -229,7 +229,7 @@ def main() -> None:
     if args.only:
         model, tokenizer = make_model(args)
         before = start_of_peak(model)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, freed_memory_kept(model.device):
             job = make_side(args.only, model, tokenizer, args, folder)
             for _ in range(2):
                 job.step()

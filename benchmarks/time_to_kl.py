@@ -37,6 +37,7 @@ from peft_be import BEDistillConfig, BEDistillTrainer
 from peft_be.compress import RECIPE
 from peft_be.data import load_queries, query_key
 from peft_be.evaluation import FidelityScorer
+from peft_be.memory import freed_memory_kept
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer
 from peft_be.tuner import BETokenConfig
@@ -200,7 +201,8 @@ def main() -> None:
     if report["reference"] is None:
         model, _ = load_model(args.model)
         reference = Reference(model, tokenizer, prompt, queries, args.answer_length, args.seed, args.reference_lr)
-        report["reference"] = run_reference(reference, held_out, args)
+        with freed_memory_kept(device):
+            report["reference"] = run_reference(reference, held_out, args)
     else:
         print(f"reference: taken from {args.json}", flush=True)
     write_report(args, device, **report)

@@ -40,6 +40,7 @@ from peft_be import BEDistillConfig, BEDistillTrainer
 from peft_be.compress import RECIPE
 from peft_be.data import load_queries
 from peft_be.losses import cross_entropy
+from peft_be.memory import freed_memory_kept
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer
 from peft_be.training.row_trainer import final_hidden_states, predicting
@@ -191,18 +192,19 @@ def measure(length: int, args: argparse.Namespace) -> dict:
         # A model for each: trainer and cartridge put an adapter on their own
         reference, cartridge, ours = (build(side, *load_model(args.model), length, args, folder) for side in sides)
         device = reference.model.device
-        reference.step(), cartridge.step(), ours.step()  # warm up
-        examples, example_seconds = zip(*(timed(device, cartridge.write_answer) for _ in range(args.rounds)))
-        for example in examples:
-            for side, job in (("reference", [reference.step]), ("cartridge", [cartridge.step, example])):
-                count, seconds = timed(device, *job)
-                tokens[side] += count
-                times[side].append(seconds)
-            for inputs in itertools.islice(ours.batches, args.steps_per_round):
-                times["bare"].append(timed(device, ours.bare_step, inputs)[1])
-                count, seconds = timed(device, ours.step, inputs)
-                tokens["ours"] += count
-                times["ours"].append(seconds)
+        with freed_memory_kept(device):
+            reference.step(), cartridge.step(), ours.step()  # warm up
+            examples, example_seconds = zip(*(timed(device, cartridge.write_answer) for _ in range(args.rounds)))
+            for example in examples:
+                for side, job in (("reference", [reference.step]), ("cartridge", [cartridge.step, example])):
+                    count, seconds = timed(device, *job)
+                    tokens[side] += count
+                    times[side].append(seconds)
+                for inputs in itertools.islice(ours.batches, args.steps_per_round):
+                    times["bare"].append(timed(device, ours.bare_step, inputs)[1])
+                    count, seconds = timed(device, ours.step, inputs)
+                    tokens["ours"] += count
+                    times["ours"].append(seconds)
     answers = {
         "cartridge": sum(example_seconds) / sum(count for *_, count in examples) / args.epochs,
         "ours": ours.teacher_seconds / ours.teacher_tokens / args.epochs,
@@ -259,7 +261,7 @@ def main() -> None:
     if args.only:
         model, tokenizer = load_model(args.model)
         before = start_of_peak(model)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, freed_memory_kept(model.device):
             job = build(args.only, model, tokenizer, args.prompt_tokens[0], args, folder)
             for _ in range(2):
                 job.step()

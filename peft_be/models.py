@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .hub import find_adapter
-from .memory import keep_freed_memory
+from .memory import copy_head_input
 from .prompting import check_tokenizer
 from .tuner import BETokenConfig
 
@@ -77,8 +77,7 @@ def load_model(
             `None` is the fastest that the hardware computes in: bfloat16 on GPUs and on CPUs with AVX512-BF16 or AMX,
             float32 on other CPUs.
         device (`str`, *optional*):
-            `None` is a GPU where there is one. On CPU, freed memory is kept for reuse from then on, see
-            [`~peft_be.memory.keep_freed_memory`].
+            `None` is a GPU where there is one.
         quantization_config (`QuantizationConfigMixin`, *optional*):
             As in transformers, for instance a [`~transformers.BitsAndBytesConfig`]. A folder whose weights are quantised
             needs none.
@@ -89,8 +88,6 @@ def load_model(
     """
     path = resolve_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
-        keep_freed_memory()
     # `None` would take a quantised folder's own configuration away
     quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
@@ -106,6 +103,8 @@ def load_model(
         model.name_or_path = model.config._name_or_path = SMOLLM2_REPO
     elif path != name:
         model.name_or_path = model.config._name_or_path = name
+    if device == "cpu":
+        copy_head_input(model)
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 

@@ -9,12 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from peft_be.memory import keep_freed_memory  # noqa: E402
-
 from .tiny import tiny_llama  # noqa: E402
 
-
-keep_freed_memory()
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_ARGUMENTS = (

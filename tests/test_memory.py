@@ -1,26 +1,28 @@
-"""Memory that one work leaves behind is not there for the next alone."""
+"""Memory that one work leaves behind is there for its own next step alone."""
 
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from peft_be.memory import copy_head_input
 
 
 SCRIPT = """
 import torch
-from peft_be.memory import keep_freed_memory, release_freed_memory
+from peft_be.memory import freed_memory_kept
 
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20
 
-keep_freed_memory()
 before = resident()
-tensors = [torch.ones(2**18) for _ in range(400)]  # 1 MB each
-last = tensors[-1]
-del tensors
-kept = resident()
-release_freed_memory()
+with freed_memory_kept(torch.device("cpu")):
+    tensors = [torch.ones(2**18) for _ in range(400)]  # 1 MB each
+    last = tensors[-1]
+    del tensors
+    kept = resident()
 print(kept - before, resident() - before)
 """
 
@@ -31,3 +33,16 @@ def test_freed_memory_is_kept_and_given_back():
     kept, released = map(float, out.split())
     # The last tensor still stands at the top of the heap: trimming the top alone would give nothing back
     assert kept > 350 and released < 50
+
+
+def test_lm_head_reads_a_tensor_of_its_own(tiny_model):
+    """Not a slice of the hidden states of all positions."""
+    seen = []
+    tiny_model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    before = tiny_model(input_ids=ids, logits_to_keep=1).logits
+    with copy_head_input(tiny_model):
+        after = tiny_model(input_ids=ids, logits_to_keep=1).logits
+    view, own = ((states.shape, states.untyped_storage().nbytes() == states.nbytes) for states in seen)
+    assert view == (own[0], False) and own[1]
+    torch.testing.assert_close(before, after)

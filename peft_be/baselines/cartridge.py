@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from ..losses import OutputHead, divergence
+from ..memory import freed_memory_kept
 from ..prompting import PromptRenderer
 from ..quantised import keep_backward
 from ..teacher import SharedPrefix, can_share_prefix
@@ -74,7 +75,8 @@ class Cartridge(Method):
         with torch.no_grad():
             cache = job.model(input_ids=torch.tensor([first], device=job.model.device), use_cache=True).past_key_values
         initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
-        log = self._train(model, rows, job, start)
+        with freed_memory_kept(job.model.device):
+            log = self._train(model, rows, job, start)
         cache = model.eval().get_prompt(batch_size=1)
         layers = [(layer.keys[0].detach().clone(), layer.values[0].detach().clone()) for layer in cache.layers]
         keys, values = zip(*layers)

@@ -16,7 +16,6 @@ from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
-from ..memory import release_freed_memory
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
 from ..training.be_distill_trainer import teacher_prompts
@@ -83,7 +82,6 @@ def run_method(
         fidelity = scorer.score(prompts, stand_in.prefix, spec)
         ttft_ms, kv_bytes = request_cost(job.model, prompts[0], stand_in)
     score = None if task is None else task_score(task, job, stand_in)
-    release_freed_memory()
     steps = [entry["step"] for entry in stand_in.log]
     return {
         **asdict(fidelity),

@@ -56,11 +56,14 @@ def time_requests(
         cache = copy.deepcopy(prefix)
         cache.batch_repeat_interleave(len(prompts))
 
+    # As an index: for a slice of the last position, torch on CPU copies lm_head (see `copy_head_input`)
+    last = torch.tensor([-1], device=model.device)
+
     def forward(ids: torch.Tensor) -> torch.Tensor:
         """The next token of each row, `[B, 1]`."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=last
         ).logits
         token = logits[:, -1].argmax(-1, keepdim=True)
         token.tolist()  # waits for the device

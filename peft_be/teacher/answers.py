@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..memory import release_freed_memory
+from ..memory import copy_head_input
 from .prefix import SharedPrefix, can_share_prefix
 
 
@@ -139,14 +139,16 @@ def generate_answers(
         if prefix:
             inputs["past_key_values"] = prefix.new_cache()
         steps: list[torch.Tensor] = []
-        hook = model.get_decoder().register_forward_hook(lambda _, __, out: steps.append(out[0][:, -1]))
-        # Each batch has its own seed, so that a resumed run writes the same answers
-        with prefix.attached(model) if prefix else nullcontext(), torch.random.fork_rng():
+        with ExitStack() as stack:
+            stack.enter_context(prefix.attached(model) if prefix else nullcontext())
+            stack.enter_context(
+                model.get_decoder().register_forward_hook(lambda _, __, out: steps.append(out[0][:, -1]))
+            )
+            stack.enter_context(copy_head_input(model))
+            # Each batch has its own seed, so that a resumed run writes the same answers
+            stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(settings.seed + number)
-            try:
-                sequences = model.generate(**inputs, generation_config=config)
-            finally:
-                hook.remove()
+            sequences = model.generate(**inputs, generation_config=config)
         hidden = torch.stack(steps, dim=1)
         answers = []
         for row, new_ids in enumerate(sequences[:, width:].tolist()):
@@ -295,8 +297,6 @@ def _run(
                 cache.save(number, answers)
                 # Read again, for what the file maps does not count as memory of the process
                 answers = cache.load(number)
-            # Each batch has other sizes, and would leave its holes to those behind it and to training
-            release_freed_memory()
         results += answers
         done += len(batch)
         if on_progress:

@@ -16,6 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
 from ..hub import push_adapters
+from ..memory import freed_memory_kept
 from ..quantised import keep_backward
 from ..tuner.card import CARD_FILE
 
@@ -73,7 +74,8 @@ class RowTrainer(SFTTrainer):
         model.peft_config[model.active_adapter].provenance = self.provenance()
 
     def train(self, *args, **kwargs):
-        output = super().train(*args, **kwargs)
+        with freed_memory_kept(self.args.device):
+            output = super().train(*args, **kwargs)
         self._record_provenance()
         return output
 
@@ -218,7 +220,7 @@ def final_hidden_states(model: torch.nn.Module, inputs: dict[str, torch.Tensor])
     Goes through the model's own `forward`, which DDP and FSDP need, and asks it for the logits of one position only.
     """
     ids = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
-    # The position as an index: a slice of it is a view, for which torch multiplies lm_head once a row, and copies it before
+    # The position as an index: for a slice, torch on CPU copies lm_head (see `copy_head_input`)
     kept = torch.tensor([0], device=ids["input_ids"].device)
     with _attention_kernel(model, ids["input_ids"]):
         outputs = model(**ids, output_hidden_states=True, logits_to_keep=kept, use_cache=False)
