@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 from transformers import ProgressCallback as ProgressBarCallback
 
@@ -23,7 +25,7 @@ from .training.ae_row import load_ae_row, shipped_ae
 from .training.budget import steps_in_time
 from .training.callbacks import ProgressCallback, StopOnInterrupt
 from .training.provenance import sha256, stage_name
-from .training.run import RunFolder, last_checkpoint
+from .training.run import RunFolder, last_checkpoint, write_json
 from .tuner import BETokenConfig
 
 
@@ -31,6 +33,8 @@ from .tuner import BETokenConfig
 # full prompt in the same time (docs/results.md). P is longer than a batch of answers, so that reconstructing it at each
 # step would multiply the time of a step.
 RECIPE = {"kd_weight": 1.0, "temperature": 1.0, "reconstruction_interval": 32}
+# So many steps of the main training make one of a round on the student's own answers
+ROUND = 4
 # Validations without improvement after which training stops
 PATIENCE = 5
 
@@ -67,6 +71,7 @@ def compress_prompt(
     num_be_tokens: int = 1,
     slot: str = "system",
     reconstruction_steps: int = 0,
+    on_policy_rounds: int = 0,
     max_minutes: float | None = None,
     seed: int = 42,
     resume: bool = False,
@@ -99,6 +104,10 @@ def compress_prompt(
             Where [BE] stands: `"system"` in the template's system turn, `"prefix"` in front of the user's turn.
         reconstruction_steps (`int`, *optional*, defaults to `0`):
             Steps of stage 1 alone (Eq. 2) before the main training.
+        on_policy_rounds (`int`, *optional*, defaults to `0`):
+            Rounds of a quarter of `max_steps` behind the main training: in each, the student answers the training queries, and
+            learns from the teacher's distributions on these answers beside the teacher's own. For long answers, in which
+            small differences add up.
         max_minutes (`float`, *optional*):
             Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
             `max_steps` stays the upper bound.
@@ -127,6 +136,8 @@ def compress_prompt(
     splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=seed)
     # Settings out of range are found before anything is loaded or written
     BEDistillConfig(str(output_dir), seed=seed, **training_args)
+    if on_policy_rounds < 0 or (on_policy_rounds and training_args.get("kd_weight") == 0):
+        raise ValueError(f"on_policy_rounds needs distillation and lies at 0 or above, got {on_policy_rounds}.")
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation]),
@@ -135,6 +146,7 @@ def compress_prompt(
         "num_be_tokens": num_be_tokens,
         "slot": slot,
         "reconstruction_steps": reconstruction_steps,
+        "on_policy_rounds": on_policy_rounds,
         "max_minutes": max_minutes,
         "seed": seed,
         **training_args,
@@ -159,39 +171,127 @@ def compress_prompt(
             report_to(on_progress, trainer, "stage 1")
             logs += train(trainer, "stage 1")
             training_args["init"] = None  # go on from there
-        args = {"answer_cache_dir": str(cache_dir() / "teacher"), **training_args}
-        trainer = BEDistillTrainer(
-            peft_model,
-            BEDistillConfig(str(run.work / "stage2"), seed=seed, **args),
-            prompt,
-            train_dataset=Dataset.from_dict({"query": splits.train}),
-            eval_dataset=Dataset.from_dict({"query": splits.validation}),
-            processing_class=tokenizer,
-            on_teacher_progress=on_progress
-            and (lambda name, done, total: on_progress(f"teacher, {name} queries", done, total, {})),
-        )
-        stage = stage_name(trainer.args.kd_weight)
-        report_to(on_progress, trainer, stage)
-        if max_minutes is not None:
-            if "fitting_steps" not in run.settings:
-                left = 60 * max_minutes - (time.perf_counter() - start)
-                run.remember("fitting_steps", steps_in_time(trainer, left))
-            trainer.args.max_steps = min(trainer.args.max_steps, run.settings["fitting_steps"])
-        logs += train(trainer, stage)
-
+        seconds = None if max_minutes is None else 60 * max_minutes - (time.perf_counter() - start)
+        args = {"answer_cache_dir": str(cache_dir() / "teacher"), "seed": seed, **training_args}
+        done = distil(peft_model, tokenizer, prompt, splits, run, args, on_policy_rounds, seconds, on_progress)
         report = training_report(
             model_name,
-            {**settings, **training_args, "max_steps": trainer.args.max_steps},
+            {**settings, **training_args, "max_steps": done.max_steps},
             splits,
-            trainer.state.global_step,
-            {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": trainer.state.best_global_step},
+            done.steps,
+            done.best,
             time.perf_counter() - start,
-            logs,
+            logs + done.log,
         )
         peft_model.save_pretrained(run.directory)
         run.finish(report)
         on_failure.pop_all()
         return Compression(run.directory, peft_model, tokenizer, report)
+
+
+@dataclass
+class Distillation:
+    """
+    The main training and its rounds on the student's own answers, as far as they are finished.
+
+    Attributes:
+        rounds (`int`): trainings that are finished, the main one counted.
+        max_steps (`int`): of the main training, or what fits of it.
+        steps (`int`): all that were made.
+        best (`dict`): the value by which the rows were chosen, and its step.
+        log (`list[dict]`): steps go on from one round to the next.
+        written (`list[tuple[int, list[int]]]`): what the student wrote behind the last one: indices of training queries, and ids.
+        provenance (`dict`): of the rows, see [`BETokenConfig`].
+    """
+
+    rounds: int = 0
+    max_steps: int = 0
+    steps: int = 0
+    best: dict = field(default_factory=dict)
+    log: list[dict] = field(default_factory=list)
+    written: list[tuple[int, list[int]]] = field(default_factory=list)
+    provenance: dict = field(default_factory=dict)
+
+    RECORD = "distillation.json"
+
+    @classmethod
+    def resume(cls, folder: Path, peft_model: PeftModel) -> Distillation:
+        """What `folder` has of an interrupted run; the model gets its rows."""
+        if not (folder / cls.RECORD).is_file():
+            return cls()
+        done = cls(**json.loads((folder / cls.RECORD).read_text()))
+        peft_model.base_model.set_rows("default", load_file(done._rows(folder))["rows"])
+        peft_model.peft_config["default"].provenance = done.provenance
+        return done
+
+    def save(self, folder: Path, peft_model: PeftModel) -> None:
+        self.provenance = peft_model.peft_config["default"].provenance
+        # First the rows, which the record names
+        save_file({"rows": peft_model.base_model.get_rows("default")}, self._rows(folder))
+        write_json(folder / self.RECORD, asdict(self))
+
+    def _rows(self, folder: Path) -> Path:
+        return folder / f"rows{self.rounds}.safetensors"
+
+
+def distil(
+    peft_model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[dict[str, str]],
+    splits: QuerySplits,
+    run: RunFolder,
+    training_args: dict,
+    on_policy_rounds: int,
+    seconds: float | None,
+    on_progress: OnProgress | None,
+) -> Distillation:
+    """Stage 2, or stages 1 and 2 together, within `seconds`; goes on with what `run` holds of it."""
+    start, done = time.perf_counter(), Distillation.resume(run.work, peft_model)
+    for number in range(done.rounds, 1 + on_policy_rounds):
+        args = training_args
+        if number:
+            args = {**args, "init": None, "max_steps": max(1, done.max_steps // ROUND)}
+        trainer = BEDistillTrainer(
+            peft_model,
+            BEDistillConfig(str(run.work / (f"round{number}" if number else "stage2")), **args),
+            prompt,
+            train_dataset=Dataset.from_dict(
+                {
+                    "query": splits.train + [splits.train[query] for query, _ in done.written],
+                    "answer": [None] * len(splits.train) + [ids for _, ids in done.written],
+                }
+            ),
+            eval_dataset=Dataset.from_dict({"query": splits.validation}),
+            processing_class=tokenizer,
+            on_teacher_progress=on_progress
+            and (lambda name, done, total: on_progress(f"teacher, {name} queries", done, total, {})),
+        )
+        stage = stage_name(trainer.args.kd_weight) + (f", on-policy round {number}" if number else "")
+        report_to(on_progress, trainer, stage)
+        if seconds is not None:
+            fitting = run.settings.get("fitting_steps", {})
+            if stage not in fitting:
+                # The main training leaves the rounds their part, and each round those behind it
+                part = 1 / (1 + (on_policy_rounds - number) / (1 if number else ROUND))
+                left = seconds - (time.perf_counter() - start)
+                fitting = {**fitting, stage: steps_in_time(trainer, part * left)}
+                run.remember("fitting_steps", fitting)
+            trainer.args.max_steps = min(trainer.args.max_steps, fitting[stage])
+        log = train(trainer, stage)
+        done.log += [{**entry, "step": done.steps + entry["step"]} for entry in log]
+        best_step = done.steps + trainer.state.best_global_step
+        done.best = {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": best_step}
+        done.max_steps = done.max_steps or trainer.args.max_steps
+        done.steps += trainer.state.global_step
+        done.rounds += 1
+        if number < on_policy_rounds:
+            done.written = [(answer.query, answer.ids) for answer in trainer.student_answers(splits.train)]
+        elif number:
+            provenance = peft_model.peft_config["default"].provenance
+            provenance["stages"].append("on-policy rounds")
+            provenance["training"] |= {"steps": done.steps, "train_queries": len(splits.train)}
+        done.save(run.work, peft_model)
+    return done
 
 
 def pretrain_ae(

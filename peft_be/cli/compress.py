@@ -42,6 +42,9 @@ def compress(
     reconstruction_interval: Annotated[
         Optional[int], typer.Option(help="Reconstruct at every n-th step only.", show_default="32")
     ] = None,
+    on_policy_rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of training on the student's own answers behind the rest.")
+    ] = 0,
     max_minutes: Annotated[Optional[float], typer.Option(help="Time for all of it, model loading excluded.")] = None,
     seed: Seed = 42,
     resume: Resume = False,
@@ -76,6 +79,7 @@ def compress(
             num_be_tokens=num_be_tokens,
             slot=slot,
             reconstruction_steps=reconstruction_steps,
+            on_policy_rounds=on_policy_rounds,
             max_minutes=max_minutes,
             seed=seed,
             resume=resume,

@@ -22,6 +22,7 @@ from ..teacher import (
     AnswerSettings,
     SharedPrefix,
     cached_answers,
+    generate_answers,
     share_prefix,
 )
 from ..tuner import BETokenConfig
@@ -78,8 +79,9 @@ class BEDistillTrainer(RowTrainer):
             alone (see [`compress_prompts`], which also chooses each prompt's checkpoint).
         train_dataset ([`~datasets.Dataset`], *optional*):
             Queries, in a column `query` (a string, or chat messages that end with the user's turn), and, in an optional
-            column `answer`, gold answers to distil on instead of the teacher's own. With several prompts, a column
-            `prompt_name` says whose query it is. Not needed if `kd_weight=0`.
+            column `answer`, given answers to distil on instead of the teacher's own: texts, token ids, or `None` where the
+            teacher is to answer. With several prompts, a column `prompt_name` says whose query it is. Not needed if
+            `kd_weight=0`.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Held-out queries, with the same columns. Their KL chooses the checkpoint. Not needed if `kd_weight=0`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -259,8 +261,8 @@ class BEDistillTrainer(RowTrainer):
         base.train(training)
         return [Dataset.from_list(rows[split]) for split in datasets]
 
-    def _report_answers(self, split: str, before: int, total: int, done: int, _: int) -> None:
-        self._on_teacher_progress(split, before + done, total)
+    def _report_answers(self, split: str, before: int, total: int, earlier: int, done: int, _: int) -> None:
+        self._on_teacher_progress(split, before + earlier + done, total)
 
     def _own_queries(self, dataset: Dataset | None, name: str, split: str) -> Dataset:
         """The queries of one prompt."""
@@ -277,10 +279,25 @@ class BEDistillTrainer(RowTrainer):
         prompts: list[list[int]],
         prefix: SharedPrefix | None,
         args: BEDistillConfig,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: Callable[[int, int, int], None] | None,
     ) -> list[Answer]:
-        """The teacher's answers to the queries of one prompt, or the gold answers with its hidden states."""
-        settings = AnswerSettings(
+        """The teacher's answers to the queries of one prompt, or the given answers with its hidden states."""
+        given = list(dataset["answer"]) if "answer" in dataset.column_names else [None] * len(dataset)
+        directory = args.answer_cache_dir or Path(args.output_dir) / "teacher"
+        asked = [i for i, answer in enumerate(given) if answer is None]
+        read = [i for i, answer in enumerate(given) if answer is not None]
+        gold = [self._answer_ids(base, given[i], args) for i in read]
+        answers: list[Answer] = []
+        for indices, ids, earlier in ((asked, None, 0), (read, gold, len(asked))):
+            if indices:
+                own, settings = [prompts[i] for i in indices], self._answer_settings(args)
+                report = on_progress and partial(on_progress, earlier)
+                found = cached_answers(base, own, settings, self._pad, directory, ids, prefix, report)
+                answers += [replace(answer, query=indices[answer.query]) for answer in found]
+        return answers
+
+    def _answer_settings(self, args: BEDistillConfig) -> AnswerSettings:
+        return AnswerSettings(
             max_new_tokens=args.max_answer_length,
             num_answers=args.num_answers,
             temperature=args.answer_temperature,
@@ -288,15 +305,27 @@ class BEDistillTrainer(RowTrainer):
             batch_size=args.answer_batch_size,
             seed=args.seed,
         )
-        gold = None
-        if "answer" in dataset.column_names:
+
+    def _answer_ids(self, base: PreTrainedModel, answer: str | list[int], args: BEDistillConfig) -> list[int]:
+        """Token ids of a given answer; a text has the end-of-turn token behind it."""
+        if isinstance(answer, str):
             eos = base.generation_config.eos_token_id
             eos = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
-            texts = list(dataset["answer"])
-            encoded = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            gold = [(ids + eos)[: args.max_answer_length] for ids in encoded]
-        directory = args.answer_cache_dir or Path(args.output_dir) / "teacher"
-        return cached_answers(base, prompts, settings, self._pad, directory, gold, prefix, on_progress)
+            answer = self._tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"] + eos
+        return answer[: args.max_answer_length]
+
+    def student_answers(self, queries: list, name: str = "default") -> list[Answer]:
+        """
+        What the student writes by now, with the settings of the teacher's answers. A training that goes on from its rows
+        (`init=None`) with these token ids in the column `answer` is on-policy.
+
+        Args:
+            queries (`list`): what to answer, behind [BE].
+            name (`str`, *optional*, defaults to `"default"`): of several prompts, whose [BE].
+        """
+        base = self.accelerator.unwrap_model(self.model).get_base_model()
+        prompts = [self.renderers[name].be(query) for query in queries]
+        return generate_answers(base, prompts, self._answer_settings(self.args), self._pad)
 
     def provenance(self) -> dict | None:
         if self._named:
@@ -320,7 +349,7 @@ class BEDistillTrainer(RowTrainer):
             **self._origin,
             "prompt_sha256": sha256(self._prompts[name]),
             "prompt_tokens": len(self.renderers[name].prompt_ids),
-            "stages": [*self._earlier_stages, stage_name(self.args.kd_weight)],
+            "stages": list(dict.fromkeys([*self._earlier_stages, stage_name(self.args.kd_weight)])),
             "training": training,
         }
 
