@@ -7,7 +7,8 @@ A manifest has one cell a line, `{"variant": "...", "seed": 42, "args": {...}}`,
 - `test_queries`, a file of held-out queries, which are then scored on. Without it, the validation queries are: sweeps of the
   recipe must not look at test queries;
 - `max_steps` or `max_minutes`, the budget of the training;
-- `task`, the arguments of `load_task`, to score on, too: `{"name": "gsm8k", "path": "gsm8k_test.jsonl", "max_items": 200}`.
+- `task`, the arguments of `load_task`, to score on, too: `{"name": "gsm8k", "path": "gsm8k_test.jsonl", "max_items": 200}`. A
+  `judge` is a model's name there.
 
 Finished cells are appended to the results and skipped from then on; an interrupted cell goes on where it stopped, and one that
 fails does not keep the others from running. The table is made from the results alone.
@@ -35,7 +36,7 @@ from peft_be.baselines import Job
 from peft_be.baselines.compare import FAILURES, SPLIT_SEED, run_method
 from peft_be.data import load_queries, split_queries
 from peft_be.evaluation import FidelityScorer
-from peft_be.evaluation.tasks import load_task
+from peft_be.evaluation.tasks import LocalJudge, Task, load_task
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
 from peft_be.training.run import append_record, read_records
@@ -82,7 +83,7 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
     renderer = PromptRenderer(tokenizer, prompt)
     scorer = FidelityScorer(model, tokenizer, [renderer.full(query) for query in scored], length)
     no_prompt = scorer.kl([renderer.no_prompt(query) for query in scored])
-    task = cell.get("task") and load_task(**{**cell["task"], "path": manifest.parent / cell["task"]["path"]})
+    task = cell.get("task") and load_cells_task(cell["task"], manifest)
     result = run_method(cell.get("method", "be"), settings, job, scorer, scored, task)
     shutil.rmtree(work, ignore_errors=True)
     shown = list(zip(scored, result["answers"]))[:NUM_SHOWN]
@@ -99,6 +100,13 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
         "machine": machine_of(model),
         "versions": versions(),
     }
+
+
+def load_cells_task(arguments: dict, manifest: Path) -> Task:
+    arguments = {**arguments, "path": manifest.parent / arguments["path"]}
+    if "judge" in arguments:
+        arguments["judge"] = LocalJudge(*load_model(arguments["judge"]))
+    return load_task(**arguments)
 
 
 def table(results: list[dict]) -> str:
