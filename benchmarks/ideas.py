@@ -6,7 +6,8 @@ Ideas for the recipe that the package does not have, each against the default re
 - `larger half`: the half of a batch's tokens with the larger KL counts three times the other (after SFT-GO's group loss);
 - `smaller half`: the other way round, so that tokens that the row cannot hold anyway disturb less;
 - `second half, teacher's answers` and `second half, student's answers`: the second half of the steps is a training of its own
-  that starts from the rows of the first, on the same answers or on those that the student writes by then (on-policy).
+  that starts from the rows of the first, on the same answers or on those that the student writes by then alone (the package's
+  on-policy rounds train on both).
 
 What is chosen here is measured on validation queries only. Finished runs are skipped.
 
@@ -33,8 +34,7 @@ from peft_be.baselines.compare import SPLIT_SEED
 from peft_be.compress import RECIPE
 from peft_be.data import load_queries, split_queries
 from peft_be.models import cache_dir, load_model
-from peft_be.prompting import PromptRenderer, load_prompt
-from peft_be.teacher import AnswerSettings, generate_answers
+from peft_be.prompting import load_prompt
 from peft_be.training.row_trainer import final_hidden_states, predicting
 from peft_be.training.run import append_record, read_records
 from peft_be.versions import machine_of, versions
@@ -89,7 +89,7 @@ def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
     peft_model = get_peft_model(model, BETokenConfig.for_tokenizer(tokenizer, vocab_size))
     data = {"query": splits.train}, {"query": splits.validation}
 
-    def train(cls: type[BEDistillTrainer], steps: int, **changes) -> list[list[float]]:
+    def train(cls: type[BEDistillTrainer], steps: int, **changes) -> BEDistillTrainer:
         with tempfile.TemporaryDirectory() as output:
             settings = {**RECIPE, "max_steps": steps, "eval_steps": steps // 4, "save_steps": steps // 4}
             config = BEDistillConfig(
@@ -98,19 +98,19 @@ def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
             datasets = map(Dataset.from_dict, data)
             trainer = cls(peft_model, config, prompt, *datasets, processing_class=tokenizer)
             trainer.train()
-            return [[e["step"], e["eval_kl"]] for e in trainer.state.log_history if "eval_kl" in e]
+            return trainer
+
+    def curve_of(trainer: BEDistillTrainer) -> list[list[float]]:
+        return [[e["step"], e["eval_kl"]] for e in trainer.state.log_history if "eval_kl" in e]
 
     if idea in TRAINERS:
-        curve = train(TRAINERS[idea], max_steps)
+        curve = curve_of(train(TRAINERS[idea], max_steps))
     else:
         first = train(BEDistillTrainer, max_steps // 2)
         if idea == SECOND_HALVES[1]:
-            renderer = PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer, prompt)
-            prompts = [renderer.be(query) for query in splits.train]
-            written = generate_answers(model, prompts, AnswerSettings(max_new_tokens=64), tokenizer.pad_token_id)
-            data[0]["answer"] = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in written]
+            data[0]["answer"] = [answer.ids for answer in first.student_answers(splits.train)]
         second = train(BEDistillTrainer, max_steps - max_steps // 2, init=None)
-        curve = first + [[max_steps // 2 + step, kl] for step, kl in second]
+        curve = curve_of(first) + [[max_steps // 2 + step, kl] for step, kl in curve_of(second)]
     return {"curve": curve, "kl": min(kl for _, kl in curve), "machine": machine_of(model), "versions": versions()}
 
 
