@@ -33,8 +33,8 @@ from .tuner import BETokenConfig
 # full prompt in the same time (docs/results.md). P is longer than a batch of answers, so that reconstructing it at each
 # step would multiply the time of a step.
 RECIPE = {"kd_weight": 1.0, "temperature": 1.0, "reconstruction_interval": 32}
-# So many steps of the main training make one of a round on the student's own answers
-ROUND = 4
+# Steps of a round on the student's own answers, as a share of the main training's
+ROUND_SHARE = 0.25
 # Validations without improvement after which training stops
 PATIENCE = 5
 
@@ -250,7 +250,7 @@ def distil(
     for number in range(done.rounds, 1 + on_policy_rounds):
         args = training_args
         if number:
-            args = {**args, "init": None, "max_steps": max(1, done.max_steps // ROUND)}
+            args = {**args, "init": None, "max_steps": max(1, int(ROUND_SHARE * done.max_steps))}
         trainer = BEDistillTrainer(
             peft_model,
             BEDistillConfig(str(run.work / (f"round{number}" if number else "stage2")), **args),
@@ -264,17 +264,18 @@ def distil(
             eval_dataset=Dataset.from_dict({"query": splits.validation}),
             processing_class=tokenizer,
             on_teacher_progress=on_progress
-            and (lambda name, done, total: on_progress(f"teacher, {name} queries", done, total, {})),
+            and (lambda name, count, total: on_progress(f"teacher, {name} queries", count, total, {})),
         )
         stage = stage_name(trainer.args.kd_weight) + (f", on-policy round {number}" if number else "")
         report_to(on_progress, trainer, stage)
         if seconds is not None:
             fitting = run.settings.get("fitting_steps", {})
             if stage not in fitting:
-                # The main training leaves the rounds their part, and each round those behind it
-                part = 1 / (1 + (on_policy_rounds - number) / (1 if number else ROUND))
+                # What is left is for the rounds behind this training, too
+                share = ROUND_SHARE if number else 1.0
+                share /= share + ROUND_SHARE * (on_policy_rounds - number)
                 left = seconds - (time.perf_counter() - start)
-                fitting = {**fitting, stage: steps_in_time(trainer, part * left)}
+                fitting = {**fitting, stage: steps_in_time(trainer, share * left)}
                 run.remember("fitting_steps", fitting)
             trainer.args.max_steps = min(trainer.args.max_steps, fitting[stage])
         log = train(trainer, stage)
@@ -285,7 +286,8 @@ def distil(
         done.steps += trainer.state.global_step
         done.rounds += 1
         if number < on_policy_rounds:
-            done.written = [(answer.query, answer.ids) for answer in trainer.student_answers(splits.train)]
+            report = on_progress and (lambda count, total: on_progress("student, train queries", count, total, {}))
+            done.written = [(a.query, a.ids) for a in trainer.student_answers(splits.train, on_progress=report)]
         elif number:
             provenance = peft_model.peft_config["default"].provenance
             provenance["stages"].append("on-policy rounds")

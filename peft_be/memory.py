@@ -53,7 +53,11 @@ def copy_head_input(model: PreTrainedModel) -> RemovableHandle:
     strides of the whole batch, for which torch on CPU copies the weights of lm_head, `[V, d]`, once a prompt: 0.2 s and
     50 MB each for SmolLM2 in bfloat16, where the product itself takes 0.01 s.
     """
-    return model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:]))
+    return model.get_output_embeddings().register_forward_pre_hook(_copy_first)
+
+
+def _copy_first(_, args: tuple) -> tuple:
+    return args[0].clone(), *args[1:]
 
 
 def _mallopt(parameter: int, value: int) -> None:

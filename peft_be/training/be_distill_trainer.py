@@ -314,7 +314,9 @@ class BEDistillTrainer(RowTrainer):
             answer = self._tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"] + eos
         return answer[: args.max_answer_length]
 
-    def student_answers(self, queries: list, name: str = "default") -> list[Answer]:
+    def student_answers(
+        self, queries: list, name: str = "default", on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Answer]:
         """
         What the student writes by now, with the settings of the teacher's answers. A training that goes on from its rows
         (`init=None`) with these token ids in the column `answer` is on-policy.
@@ -322,10 +324,11 @@ class BEDistillTrainer(RowTrainer):
         Args:
             queries (`list`): what to answer, behind [BE].
             name (`str`, *optional*, defaults to `"default"`): of several prompts, whose [BE].
+            on_progress (`Callable[[int, int], None]`, *optional*): called with the queries answered and their total.
         """
         base = self.accelerator.unwrap_model(self.model).get_base_model()
         prompts = [self.renderers[name].be(query) for query in queries]
-        return generate_answers(base, prompts, self._answer_settings(self.args), self._pad)
+        return generate_answers(base, prompts, self._answer_settings(self.args), self._pad, on_progress=on_progress)
 
     def provenance(self) -> dict | None:
         if self._named:
