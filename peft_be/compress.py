@@ -34,7 +34,7 @@ from .tuner import BETokenConfig
 # step would multiply the time of a step.
 RECIPE = {"kd_weight": 1.0, "temperature": 1.0, "reconstruction_interval": 32}
 # Steps of a round on the student's own answers, as a share of the main training's
-ROUND_SHARE = 0.25
+ROUND_SHARE = 0.5
 # Validations without improvement after which training stops
 PATIENCE = 5
 
@@ -105,7 +105,7 @@ def compress_prompt(
         reconstruction_steps (`int`, *optional*, defaults to `0`):
             Steps of stage 1 alone (Eq. 2) before the main training.
         on_policy_rounds (`int`, *optional*, defaults to `0`):
-            Rounds of a quarter of `max_steps` behind the main training: in each, the student answers the training queries, and
+            Rounds of half of `max_steps` each behind the main training: in each, the student answers the training queries, and
             learns from the teacher's distributions on these answers beside the teacher's own. For long answers, in which
             small differences add up.
         max_minutes (`float`, *optional*):
