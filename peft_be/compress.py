@@ -106,8 +106,8 @@ def compress_prompt(
             Steps of stage 1 alone (Eq. 2) before the main training.
         on_policy_rounds (`int`, *optional*, defaults to `0`):
             Rounds of half of `max_steps` each behind the main training: in each, the student answers the training queries, and
-            learns from the teacher's distributions on these answers beside the teacher's own. For long answers, in which
-            small differences add up.
+            learns from the teacher's distributions on these answers beside the teacher's own. What was measured of it in
+            docs/study.md does not pay.
         max_minutes (`float`, *optional*):
             Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
             `max_steps` stays the upper bound.
