@@ -122,6 +122,8 @@ def test_profile_step(run_script, tiny_dir, capsys):
         assert sum(groups["seconds"].values()) == pytest.approx(groups["step_s"], rel=0.02)
         # Known operators only: what is left are views and the bookkeeping of autograd
         assert all(groups["seconds"][name] > 0 for name in ("matrix products", "attention", "over the vocabulary"))
+    # The tiny model has 2 layers and a vocabulary as large as the real one
+    assert report["results"]["ours"]["parts_s"]["loss head"] > report["results"]["ours"]["parts_s"]["optimizer"]
 
 
 @pytest.mark.parametrize(
