@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import re
 import resource
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from peft_be.memory import release_freed_memory
 from peft_be.versions import machine, versions
 
 
@@ -61,15 +60,11 @@ def start_of_peak(model: PreTrainedModel) -> int:
     it is given back.
     """
     model(input_ids=torch.tensor([[0]], device=model.device), use_cache=False)
-    gc.collect()
+    release_freed_memory()
     if model.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError):  # musl, for instance
-            pass
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to what is resident
     return peak(model.device)
 

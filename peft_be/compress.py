@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
-from transformers import ProgressCallback as ProgressBarCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import QuerySplits, query_key, split_queries
 from .models import DEFAULT_MODEL, cache_dir, load_model
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.ae_row import load_ae_row, shipped_ae
-from .training.budget import steps_in_time
-from .training.callbacks import ProgressCallback, StopOnInterrupt
-from .training.provenance import sha256, stage_name
-from .training.run import RunFolder, last_checkpoint, write_json
+from .training.callbacks import OnProgress
+from .training.provenance import sha256
+from .training.rounds import train_rounds
+from .training.run import RunFolder, report_to, train
 from .tuner import BETokenConfig
 
 
@@ -33,12 +29,6 @@ from .tuner import BETokenConfig
 # full prompt in the same time (docs/results.md). P is longer than a batch of answers, so that reconstructing it at each
 # step would multiply the time of a step.
 RECIPE = {"kd_weight": 1.0, "temperature": 1.0, "reconstruction_interval": 32}
-# Steps of a round on the student's own answers, as a share of the main training's
-ROUND_SHARE = 0.5
-# Validations without improvement after which training stops
-PATIENCE = 5
-
-OnProgress = Callable[[str, int, int, dict], None]
 
 
 @dataclass
@@ -173,7 +163,7 @@ def compress_prompt(
             training_args["init"] = None  # go on from there
         seconds = None if max_minutes is None else 60 * max_minutes - (time.perf_counter() - start)
         args = {"answer_cache_dir": str(cache_dir() / "teacher"), "seed": seed, **training_args}
-        done = distil(peft_model, tokenizer, prompt, splits, run, args, on_policy_rounds, seconds, on_progress)
+        done = train_rounds(peft_model, tokenizer, prompt, splits, run, args, on_policy_rounds, seconds, on_progress)
         report = training_report(
             model_name,
             {**settings, **training_args, "max_steps": done.max_steps},
@@ -187,113 +177,6 @@ def compress_prompt(
         run.finish(report)
         on_failure.pop_all()
         return Compression(run.directory, peft_model, tokenizer, report)
-
-
-@dataclass
-class Distillation:
-    """
-    The main training and its rounds on the student's own answers, as far as they are finished.
-
-    Attributes:
-        rounds (`int`): trainings that are finished, the main one counted.
-        max_steps (`int`): of the main training, or what fits of it.
-        steps (`int`): all that were made.
-        best (`dict`): the value by which the rows were chosen, and its step.
-        log (`list[dict]`): steps go on from one round to the next.
-        written (`list[tuple[int, list[int]]]`): what the student wrote behind the last one: indices of training queries, and ids.
-        provenance (`dict`): of the rows, see [`BETokenConfig`].
-    """
-
-    rounds: int = 0
-    max_steps: int = 0
-    steps: int = 0
-    best: dict = field(default_factory=dict)
-    log: list[dict] = field(default_factory=list)
-    written: list[tuple[int, list[int]]] = field(default_factory=list)
-    provenance: dict = field(default_factory=dict)
-
-    RECORD = "distillation.json"
-
-    @classmethod
-    def resume(cls, folder: Path, peft_model: PeftModel) -> Distillation:
-        """What `folder` has of an interrupted run; the model gets its rows."""
-        if not (folder / cls.RECORD).is_file():
-            return cls()
-        done = cls(**json.loads((folder / cls.RECORD).read_text()))
-        peft_model.base_model.set_rows("default", load_file(done._rows(folder))["rows"])
-        peft_model.peft_config["default"].provenance = done.provenance
-        return done
-
-    def save(self, folder: Path, peft_model: PeftModel) -> None:
-        self.provenance = peft_model.peft_config["default"].provenance
-        # First the rows, which the record names
-        save_file({"rows": peft_model.base_model.get_rows("default")}, self._rows(folder))
-        write_json(folder / self.RECORD, asdict(self))
-
-    def _rows(self, folder: Path) -> Path:
-        return folder / f"rows{self.rounds}.safetensors"
-
-
-def distil(
-    peft_model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str | list[dict[str, str]],
-    splits: QuerySplits,
-    run: RunFolder,
-    training_args: dict,
-    on_policy_rounds: int,
-    seconds: float | None,
-    on_progress: OnProgress | None,
-) -> Distillation:
-    """Stage 2, or stages 1 and 2 together, within `seconds`; goes on with what `run` holds of it."""
-    start, done = time.perf_counter(), Distillation.resume(run.work, peft_model)
-    for number in range(done.rounds, 1 + on_policy_rounds):
-        args = training_args
-        if number:
-            args = {**args, "init": None, "max_steps": max(1, int(ROUND_SHARE * done.max_steps))}
-        trainer = BEDistillTrainer(
-            peft_model,
-            BEDistillConfig(str(run.work / (f"round{number}" if number else "stage2")), **args),
-            prompt,
-            train_dataset=Dataset.from_dict(
-                {
-                    "query": splits.train + [splits.train[query] for query, _ in done.written],
-                    "answer": [None] * len(splits.train) + [ids for _, ids in done.written],
-                }
-            ),
-            eval_dataset=Dataset.from_dict({"query": splits.validation}),
-            processing_class=tokenizer,
-            on_teacher_progress=on_progress
-            and (lambda name, count, total: on_progress(f"teacher, {name} queries", count, total, {})),
-        )
-        stage = stage_name(trainer.args.kd_weight) + (f", on-policy round {number}" if number else "")
-        report_to(on_progress, trainer, stage)
-        if seconds is not None:
-            fitting = run.settings.get("fitting_steps", {})
-            if stage not in fitting:
-                # What is left is for the rounds behind this training, too
-                share = ROUND_SHARE if number else 1.0
-                share /= share + ROUND_SHARE * (on_policy_rounds - number)
-                left = seconds - (time.perf_counter() - start)
-                fitting = {**fitting, stage: steps_in_time(trainer, share * left)}
-                run.remember("fitting_steps", fitting)
-            trainer.args.max_steps = min(trainer.args.max_steps, fitting[stage])
-        log = train(trainer, stage)
-        done.log += [{**entry, "step": done.steps + entry["step"]} for entry in log]
-        best_step = done.steps + trainer.state.best_global_step
-        done.best = {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": best_step}
-        done.max_steps = done.max_steps or trainer.args.max_steps
-        done.steps += trainer.state.global_step
-        done.rounds += 1
-        if number < on_policy_rounds:
-            report = on_progress and (lambda count, total: on_progress("student, train queries", count, total, {}))
-            done.written = [(a.query, a.ids) for a in trainer.student_answers(splits.train, on_progress=report)]
-        elif number:
-            provenance = peft_model.peft_config["default"].provenance
-            provenance["stages"].append("on-policy rounds")
-            provenance["training"] |= {"steps": done.steps, "train_queries": len(splits.train)}
-        done.save(run.work, peft_model)
-    return done
 
 
 def pretrain_ae(
@@ -430,24 +313,3 @@ def load_base(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     if tokenizer is None:
         raise ValueError("A loaded model needs its tokenizer: pass `tokenizer`.")
     return model, tokenizer
-
-
-def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
-    """Report to `on_progress`, if there is one, in the place of the trainer's own printing."""
-    if on_progress:
-        trainer.add_callback(ProgressCallback(stage, on_progress))
-        for printer in (PrinterCallback, ProgressBarCallback):
-            trainer.remove_callback(printer)
-
-
-def train(trainer: Trainer, stage: str) -> list[dict]:
-    """Train to the end, from the last complete checkpoint if there is one, and return the log."""
-    stop = StopOnInterrupt()
-    trainer.add_callback(stop)
-    if trainer.args.load_best_model_at_end:
-        trainer.add_callback(EarlyStoppingCallback(PATIENCE))
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
-    if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
-        raise KeyboardInterrupt
-    # Without the summary at the end, which knows of this process's steps only
-    return [{"stage": stage, **entry} for entry in trainer.state.log_history if "train_loss" not in entry]

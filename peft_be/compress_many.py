@@ -14,25 +14,15 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .compress import (
-    PATIENCE,
-    RECIPE,
-    OnProgress,
-    add_adapter,
-    find_ae_row,
-    load_base,
-    report_to,
-    train,
-    training_report,
-)
+from .compress import RECIPE, add_adapter, find_ae_row, load_base, training_report
 from .data import QuerySplits, load_queries, split_queries
 from .models import DEFAULT_MODEL, cache_dir
 from .prompting import PromptRenderer, load_prompt
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.be_distill_trainer import teacher_prompts
-from .training.callbacks import EachPromptsBest
+from .training.callbacks import EachPromptsBest, OnProgress
 from .training.provenance import sha256, stage_name
-from .training.run import RunFolder, write_json
+from .training.run import PATIENCE, RunFolder, report_to, train, write_json
 
 
 @dataclass

@@ -41,8 +41,13 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         _mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
         _mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         _mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
-        gc.collect()
-        _glibc("malloc_trim", 0)
+        release_freed_memory()
+
+
+def release_freed_memory() -> None:
+    """Give the memory of freed tensors back to the system."""
+    gc.collect()
+    _glibc("malloc_trim", 0)
 
 
 def copy_head_input(model: PreTrainedModel) -> RemovableHandle:

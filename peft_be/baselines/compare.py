@@ -19,10 +19,11 @@ from ..evaluation.tasks import Task, evaluate_task
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
 from ..training.be_distill_trainer import teacher_prompts
+from ..training.callbacks import OnProgress
 from ..training.provenance import sha256
 from ..training.run import RunFolder, append_record, read_records
 from ..versions import machine_of, versions
-from .method import Job, Method, OnProgress, Prompt, StandIn
+from .method import Job, Method, Prompt, StandIn
 from .methods import make_method
 
 

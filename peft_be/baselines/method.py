@@ -16,9 +16,9 @@ from ..models import cache_dir
 from ..prompting import PromptRenderer
 from ..teacher import Answer, AnswerSettings, SharedPrefix, cached_answers, share_prefix
 from ..training.be_distill_trainer import teacher_prompts
+from ..training.callbacks import OnProgress
 
 
-OnProgress = Callable[[str, int, int, dict], None]
 Prompt = str | list[dict[str, str]]
 
 

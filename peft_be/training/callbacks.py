@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from .be_distill_trainer import BEDistillTrainer
 
 
-class ProgressCallback(TrainerCallback):
-    """Reports each step, with the latest logged values, to `on_progress(stage, done, total, values)`."""
+# The stage, the work done, its total, and the latest logged values
+OnProgress = Callable[[str, int, int, dict], None]
 
-    def __init__(self, stage: str, on_progress: Callable[[str, int, int, dict], None]):
+
+class ProgressCallback(TrainerCallback):
+    """Reports each step."""
+
+    def __init__(self, stage: str, on_progress: OnProgress):
         self.stage = stage
         self.on_progress = on_progress
         self.values: dict[str, float] = {}

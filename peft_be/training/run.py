@@ -1,4 +1,4 @@
-"""One training run in one folder: its settings, what a resumed run must find again, and what is finished."""
+"""A run in a folder: its settings, what a resumed run must find again, what is finished, and the training itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import json
 import os
 import shutil
 from pathlib import Path
+
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers import ProgressCallback as ProgressBarCallback
+
+from .callbacks import OnProgress, ProgressCallback, StopOnInterrupt
+
+
+# Validations without improvement after which training stops
+PATIENCE = 5
 
 
 def last_checkpoint(directory: str | os.PathLike) -> str | None:
@@ -129,3 +138,24 @@ class RunFolder:
         """Write the result and delete the work in progress."""
         write_json(self.directory / self.RESULT, result)
         shutil.rmtree(self.work)
+
+
+def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
+    """Report to `on_progress`, if there is one, in the place of the trainer's own printing."""
+    if on_progress:
+        trainer.add_callback(ProgressCallback(stage, on_progress))
+        for printer in (PrinterCallback, ProgressBarCallback):
+            trainer.remove_callback(printer)
+
+
+def train(trainer: Trainer, stage: str) -> list[dict]:
+    """Train to the end, from the last complete checkpoint if there is one, and return the log."""
+    stop = StopOnInterrupt()
+    trainer.add_callback(stop)
+    if trainer.args.load_best_model_at_end:
+        trainer.add_callback(EarlyStoppingCallback(PATIENCE))
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt
+    # Without the summary at the end, which knows of this process's steps only
+    return [{"stage": stage, **entry} for entry in trainer.state.log_history if "train_loss" not in entry]

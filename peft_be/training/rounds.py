@@ -1,0 +1,132 @@
+"""The main training and, behind it, rounds on answers that the student wrote itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from ..data import QuerySplits
+from .be_distill_config import BEDistillConfig
+from .be_distill_trainer import BEDistillTrainer
+from .budget import steps_in_time
+from .callbacks import OnProgress
+from .provenance import stage_name
+from .run import RunFolder, report_to, train, write_json
+
+
+# Steps of a round, as a share of the main training's
+ROUND_SHARE = 0.5
+
+
+@dataclass
+class Rounds:
+    """
+    The main training and its rounds on the student's own answers, as far as they are finished.
+
+    Attributes:
+        rounds (`int`): trainings that are finished, the main one counted.
+        max_steps (`int`): of the main training, or what fits of it.
+        steps (`int`): all that were made.
+        best (`dict`): the value by which the rows were chosen, and its step.
+        log (`list[dict]`): steps go on from one round to the next.
+        written (`list[tuple[int, list[int]]]`): what the student wrote behind the last one: indices of training queries, and ids.
+        provenance (`dict`): of the rows, see [`BETokenConfig`].
+    """
+
+    rounds: int = 0
+    max_steps: int = 0
+    steps: int = 0
+    best: dict = field(default_factory=dict)
+    log: list[dict] = field(default_factory=list)
+    written: list[tuple[int, list[int]]] = field(default_factory=list)
+    provenance: dict = field(default_factory=dict)
+
+    RECORD = "rounds.json"
+
+    @classmethod
+    def resume(cls, folder: Path, peft_model: PeftModel) -> Rounds:
+        """What `folder` has of an interrupted run; the model gets its rows."""
+        if not (folder / cls.RECORD).is_file():
+            return cls()
+        done = cls(**json.loads((folder / cls.RECORD).read_text()))
+        peft_model.base_model.set_rows("default", load_file(done._rows(folder))["rows"])
+        peft_model.peft_config["default"].provenance = done.provenance
+        return done
+
+    def save(self, folder: Path, peft_model: PeftModel) -> None:
+        self.provenance = peft_model.peft_config["default"].provenance
+        # First the rows, which the record names
+        save_file({"rows": peft_model.base_model.get_rows("default")}, self._rows(folder))
+        write_json(folder / self.RECORD, asdict(self))
+
+    def _rows(self, folder: Path) -> Path:
+        return folder / f"rows{self.rounds}.safetensors"
+
+
+def train_rounds(
+    peft_model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[dict[str, str]],
+    splits: QuerySplits,
+    run: RunFolder,
+    training_args: dict,
+    on_policy_rounds: int,
+    seconds: float | None,
+    on_progress: OnProgress | None,
+) -> Rounds:
+    """Stage 2, or stages 1 and 2 together, within `seconds`; goes on with what `run` holds of it."""
+    start, done = time.perf_counter(), Rounds.resume(run.work, peft_model)
+    for number in range(done.rounds, 1 + on_policy_rounds):
+        args = training_args
+        if number:
+            args = {**args, "init": None, "max_steps": max(1, int(ROUND_SHARE * done.max_steps))}
+        trainer = BEDistillTrainer(
+            peft_model,
+            BEDistillConfig(str(run.work / (f"round{number}" if number else "stage2")), **args),
+            prompt,
+            train_dataset=Dataset.from_dict(
+                {
+                    "query": splits.train + [splits.train[query] for query, _ in done.written],
+                    "answer": [None] * len(splits.train) + [ids for _, ids in done.written],
+                }
+            ),
+            eval_dataset=Dataset.from_dict({"query": splits.validation}),
+            processing_class=tokenizer,
+            on_teacher_progress=on_progress
+            and (lambda name, count, total: on_progress(f"teacher, {name} queries", count, total, {})),
+        )
+        stage = stage_name(trainer.args.kd_weight) + (f", on-policy round {number}" if number else "")
+        report_to(on_progress, trainer, stage)
+        if seconds is not None:
+            fitting = run.settings.get("fitting_steps", {})
+            if stage not in fitting:
+                # What is left is for the rounds behind this training, too
+                share = ROUND_SHARE if number else 1.0
+                share /= share + ROUND_SHARE * (on_policy_rounds - number)
+                left = seconds - (time.perf_counter() - start)
+                fitting = {**fitting, stage: steps_in_time(trainer, share * left)}
+                run.remember("fitting_steps", fitting)
+            trainer.args.max_steps = min(trainer.args.max_steps, fitting[stage])
+        log = train(trainer, stage)
+        done.log += [{**entry, "step": done.steps + entry["step"]} for entry in log]
+        best_step = done.steps + trainer.state.best_global_step
+        done.best = {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": best_step}
+        done.max_steps = done.max_steps or trainer.args.max_steps
+        done.steps += trainer.state.global_step
+        done.rounds += 1
+        if number < on_policy_rounds:
+            report = on_progress and (lambda count, total: on_progress("student, train queries", count, total, {}))
+            done.written = [(a.query, a.ids) for a in trainer.student_answers(splits.train, on_progress=report)]
+        elif number:
+            provenance = peft_model.peft_config["default"].provenance
+            provenance["stages"].append("on-policy rounds")
+            provenance["training"] |= {"steps": done.steps, "train_queries": len(splits.train)}
+        done.save(run.work, peft_model)
+    return done
