@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .data import QuerySplits, query_key, split_queries
 from .models import DEFAULT_MODEL, cache_dir, load_model
@@ -106,7 +106,7 @@ def compress_prompt(
         resume (`bool`, *optional*, defaults to `False`):
             Go on with the interrupted run in `output_dir`.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Delete an earlier run in `output_dir`.
+            Replace an earlier run in `output_dir`; it is deleted when the new one is finished.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
             Called with the stage, the work done, its total, and the latest logged values.
         **training_args:
@@ -124,8 +124,9 @@ def compress_prompt(
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
     splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=seed)
-    # Settings out of range are found before anything is loaded or written
-    BEDistillConfig(str(output_dir), seed=seed, **training_args)
+    check_steps(BEDistillConfig(str(output_dir), seed=seed, **training_args))
+    if reconstruction_steps < 0:
+        raise ValueError(f"reconstruction_steps must be at least 0, got {reconstruction_steps}.")
     if on_policy_rounds < 0 or (on_policy_rounds and training_args.get("kd_weight") == 0):
         raise ValueError(f"on_policy_rounds needs distillation and lies at 0 or above, got {on_policy_rounds}.")
     settings = {
@@ -211,7 +212,7 @@ def pretrain_ae(
         `Path`: the adapter's folder.
     """
     training_args = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 25, "save_steps": 25, **training_args}
-    AEConfig(str(output_dir), seed=seed, **training_args)
+    check_steps(AEConfig(str(output_dir), seed=seed, **training_args))
     settings = {
         "corpus": sha256(texts),
         "model": model if isinstance(model, str) else model.name_or_path,
@@ -249,6 +250,12 @@ def pretrain_ae(
         trainer.model.save_pretrained(run.directory)
         run.finish(report)
         return run.directory
+
+
+def check_steps(args: TrainingArguments) -> None:
+    """`args` was made before anything is loaded or written, to find settings out of range."""
+    if args.max_steps < 1:  # what transformers reads as: train for epochs
+        raise ValueError(f"max_steps must be at least 1, got {args.max_steps}.")
 
 
 def find_ae_row(

@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .compress import RECIPE, add_adapter, find_ae_row, load_base, training_report
+from .compress import RECIPE, add_adapter, check_steps, find_ae_row, load_base, training_report
 from .data import QuerySplits, load_queries, split_queries
 from .models import DEFAULT_MODEL, cache_dir
 from .prompting import PromptRenderer, load_prompt
@@ -117,8 +117,7 @@ def compress_prompts(
         "save_total_limit": None,
         "load_best_model_at_end": False,
     }
-    # Settings out of range are found before anything is loaded or written
-    BEDistillConfig(str(output_dir), seed=seed, **training_args)
+    check_steps(BEDistillConfig(str(output_dir), seed=seed, **training_args))
     settings = {
         "prompts": sha256([[job.name, job.prompt, job.queries, job.test_queries] for job in jobs]),
         "model": model if isinstance(model, str) else model.name_or_path,
@@ -131,7 +130,7 @@ def compress_prompts(
     }
     with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
         model, tokenizer = load_base(model, tokenizer)
-        reconstructs = training_args["kd_weight"] < 1
+        reconstructs = training_args["kd_weight"] < 1 and training_args.get("use_ae_token", True)
         batch = _Batch(
             run=run,
             settings=settings,

@@ -161,7 +161,7 @@ def compare_methods(
         task ([`Task`], *optional*): a task to score every method on, too.
         name (`str`, *optional*, defaults to `"prompt"`): what the report calls P.
         resume (`bool`, *optional*, defaults to `False`): go on with the interrupted run in `output_dir`.
-        overwrite (`bool`, *optional*, defaults to `False`): delete an earlier run in `output_dir`.
+        overwrite (`bool`, *optional*, defaults to `False`): replace an earlier run in `output_dir`, as in [`compress_prompt`].
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called with what is being done, the work done, its
             total, and the latest values.
 

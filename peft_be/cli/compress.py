@@ -38,7 +38,7 @@ def compress(
     max_steps: MaxSteps = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Answers a step.", show_default="2")] = None,
     max_answer_length: MaxAnswerLength = None,
-    reconstruction_steps: Annotated[int, typer.Option(help="Steps of stage 1 alone before the rest.")] = 0,
+    reconstruction_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1 alone before the rest.")] = 0,
     reconstruction_interval: Annotated[
         Optional[int], typer.Option(help="Reconstruct at every n-th step only.", show_default="32")
     ] = None,

@@ -13,7 +13,7 @@ def pretrain_ae(
     corpus: Annotated[Path, typer.Option(help="JSONL file with a `text` in each row.")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     model: Model = "smollm2",
-    max_steps: Annotated[int, typer.Option(help="Number of steps.")] = 200,
+    max_steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 200,
     learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.01")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Passages a step.", show_default="4")] = None,
     max_passage_length: Annotated[

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 
 if TYPE_CHECKING:
@@ -58,9 +58,22 @@ class StopOnInterrupt(TrainerCallback):
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def release(self) -> None:
+        """Behind training, however it ended: Ctrl-C does again what it did before."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+
+
+class Patience(EarlyStoppingCallback):
+    """Early stopping that a resumed run takes up where it was: it counts the validations so far again."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        values = [
+            entry[name] for entry in state.log_history if (name := f"eval_{args.metric_for_best_model}") in entry
+        ]
+        if values:
+            self.early_stopping_patience_counter = len(values) - 1 - values.index(min(values))
 
 
 class EachPromptsBest(TrainerCallback):

@@ -7,10 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer
 from transformers import ProgressCallback as ProgressBarCallback
 
-from .callbacks import OnProgress, ProgressCallback, StopOnInterrupt
+from .callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
 
 
 # Validations without improvement after which training stops
@@ -68,12 +68,13 @@ class RunFolder:
         directory (`str` or `Path`): the output folder.
         settings (`dict`): everything that changes the result, JSON-serialisable; a resumed run must have the same.
         resume (`bool`): go on with the unfinished run in the folder.
-        overwrite (`bool`): delete what is in the folder.
+        overwrite (`bool`): replace the run in the folder. It is deleted when the new one is finished, and comes back if that
+            fails before it has done any work.
 
     Raises:
         `FileExistsError`: the folder holds a finished run, an unfinished one, or other files.
         `FileNotFoundError`: there is no run to resume.
-        `ValueError`: the run to resume had other settings.
+        `ValueError`: the run to resume had other settings, or it is to be overwritten as well.
         `OSError`: the folder cannot be written.
     """
 
@@ -83,11 +84,14 @@ class RunFolder:
         self.directory = Path(directory)
         self.work = self.directory / "training"
         self._settings_file = self.work / "settings.json"
-        if overwrite and (self.is_finished or self._settings_file.exists()):
-            shutil.rmtree(self.directory)
-        if self.is_finished:
+        self._replaced = self.directory / ".replaced"
+        if resume and overwrite:
+            raise ValueError("A run is either resumed or overwritten: leave out --resume or --overwrite.")
+        if overwrite and (self.is_finished or self._settings_file.exists() or self._replaced.exists()):
+            self._set_aside()
+        elif self.is_finished:
             raise FileExistsError(f"'{directory}' holds a finished run: choose another folder, or pass --overwrite.")
-        if resume:
+        elif resume:
             self._check(settings)
         elif self._settings_file.exists():
             raise FileExistsError(
@@ -103,14 +107,34 @@ class RunFolder:
         except OSError as error:
             raise OSError(f"The output folder '{directory}' cannot be written: {error.strerror}.") from error
 
+    def _set_aside(self) -> None:
+        """Move what is in the folder into a subfolder of it, for the folder itself may be in use."""
+        if self.is_finished:
+            shutil.rmtree(self._replaced, ignore_errors=True)
+        try:
+            entries = [path for path in self.directory.iterdir() if path != self._replaced]
+            if self._replaced.exists():  # an unfinished run lies over a finished one, which is worth more
+                for path in entries:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                return
+            self._replaced.mkdir()
+            for path in entries:
+                path.rename(self._replaced / path.name)
+        except OSError as error:
+            raise OSError(f"The output folder '{self.directory}' cannot be written: {error.strerror}.") from error
+
     # As a context, it takes an empty run away when it fails: only work that is worth resuming stays
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind, *_) -> None:
         failed = kind is not None and issubclass(kind, Exception)
-        if failed and not any(path.is_file() for path in self.work.glob("*/**/*")):
+        if failed and not any(path.is_file() and path != self._settings_file for path in self.work.rglob("*")):
             shutil.rmtree(self.work)
+            if self._replaced.exists():
+                for path in self._replaced.iterdir():
+                    path.rename(self.directory / path.name)
+                self._replaced.rmdir()
             if not any(self.directory.iterdir()):
                 self.directory.rmdir()
 
@@ -135,9 +159,10 @@ class RunFolder:
         write_json(self._settings_file, self.settings)
 
     def finish(self, result: dict) -> None:
-        """Write the result and delete the work in progress."""
+        """Write the result, and delete the work in progress and what was overwritten."""
         write_json(self.directory / self.RESULT, result)
         shutil.rmtree(self.work)
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
 
 def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
@@ -153,8 +178,11 @@ def train(trainer: Trainer, stage: str) -> list[dict]:
     stop = StopOnInterrupt()
     trainer.add_callback(stop)
     if trainer.args.load_best_model_at_end:
-        trainer.add_callback(EarlyStoppingCallback(PATIENCE))
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+        trainer.add_callback(Patience(PATIENCE))
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    finally:
+        stop.release()
     if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
     # Without the summary at the end, which knows of this process's steps only

@@ -101,7 +101,7 @@ def compression(tmp_path_factory, tiny_dir, ae):
     return folder, arguments
 
 
-@pytest.mark.parametrize("where", ["stage1/checkpoint-*", "teacher", "stage2/checkpoint-*", "distillation.json"])
+@pytest.mark.parametrize("where", ["stage1/checkpoint-*", "teacher", "stage2/checkpoint-*", "rounds.json"])
 def test_stages_1_and_2(compression, where):
     folder, arguments = compression
     name = where.split("/")[0]
