@@ -9,20 +9,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .data import QuerySplits, query_key, split_queries
 from .models import DEFAULT_MODEL, cache_dir, load_model
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
-from .training.ae_row import load_ae_row, shipped_ae
+from .training.adapter import add_adapter, find_ae_row
 from .training.callbacks import OnProgress
 from .training.provenance import sha256
 from .training.rounds import train_rounds
 from .training.run import RunFolder, report_to, train
-from .tuner import BETokenConfig
 
 
 # What differs from `BEDistillConfig`, whose defaults are the paper's: distillation alone at temperature 1 comes nearer to the
@@ -256,45 +254,6 @@ def check_steps(args: TrainingArguments) -> None:
     """`args` was made before anything is loaded or written, to find settings out of range."""
     if args.max_steps < 1:  # what transformers reads as: train for epochs
         raise ValueError(f"max_steps must be at least 1, got {args.max_steps}.")
-
-
-def find_ae_row(
-    ae: str | os.PathLike | None,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    model_name: str,
-    reconstructs: bool,
-) -> torch.Tensor | None:
-    """The [AE] row `[1, d]` of a backbone, from the folder `ae` or as shipped; `None` where nothing is reconstructed."""
-    if not reconstructs:
-        if ae is not None:
-            raise ValueError(
-                "An [AE] row was given, and nothing uses it: set kd_weight below 1, or reconstruction_steps."
-            )
-        return None
-    directory = ae or shipped_ae(model)
-    if directory is None:
-        raise ValueError(
-            f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
-            "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
-        )
-    return load_ae_row(directory, model, tokenizer)
-
-
-def add_adapter(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    num_be_tokens: int,
-    ae_row: torch.Tensor | None,
-    slot: str,
-) -> PeftModel:
-    """The model with a new adapter of `num_be_tokens` rows, which has an [AE] row too if one is given."""
-    vocab_size = model.get_input_embeddings().num_embeddings
-    config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, ae_row is not None, slot=slot)
-    peft_model = get_peft_model(model, config)
-    if ae_row is not None:
-        peft_model.base_model.set_ae_row("default", ae_row)
-    return peft_model
 
 
 def training_report(

@@ -14,11 +14,12 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .compress import RECIPE, add_adapter, check_steps, find_ae_row, load_base, training_report
-from .data import QuerySplits, load_queries, split_queries
+from .compress import RECIPE, check_steps, load_base, training_report
+from .data import QuerySplits, load_queries, query_column, split_queries
 from .models import DEFAULT_MODEL, cache_dir
 from .prompting import PromptRenderer, load_prompt
 from .training import BEDistillConfig, BEDistillTrainer
+from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
 from .training.provenance import sha256, stage_name
@@ -203,27 +204,27 @@ class _Batch:
         queries = {
             split: Dataset.from_dict(
                 {
-                    "query": [q for _, splits in group for q in getattr(splits, split)],
+                    "query": query_column([q for _, splits in group for q in getattr(splits, split)]),
                     "prompt_name": [job.name for job, splits in group for _ in getattr(splits, split)],
                 }
             )
             for split in ("train", "validation")
         }
-        trainer = BEDistillTrainer(
-            peft_model,
-            BEDistillConfig(str(work), seed=self.settings["seed"], **args),
-            {job.name: job.prompt for job, _ in group},
-            train_dataset=queries["train"],
-            eval_dataset=queries["validation"],
-            processing_class=self.tokenizer,
-            on_teacher_progress=self.on_progress
-            and (lambda name, done, total: self.on_progress(f"{label}: teacher, {name} queries", done, total, {})),
-        )
-        stage = stage_name(trainer.args.kd_weight)
-        report_to(self.on_progress, trainer, f"{label}: {stage}")
-        best = EachPromptsBest(trainer, PATIENCE)
-        trainer.add_callback(best)
         try:
+            trainer = BEDistillTrainer(
+                peft_model,
+                BEDistillConfig(str(work), seed=self.settings["seed"], **args),
+                {job.name: job.prompt for job, _ in group},
+                train_dataset=queries["train"],
+                eval_dataset=queries["validation"],
+                processing_class=self.tokenizer,
+                on_teacher_progress=self.on_progress
+                and (lambda name, done, total: self.on_progress(f"{label}: teacher, {name} queries", done, total, {})),
+            )
+            stage = stage_name(trainer.args.kd_weight)
+            report_to(self.on_progress, trainer, f"{label}: {stage}")
+            best = EachPromptsBest(trainer, PATIENCE)
+            trainer.add_callback(best)
             train(trainer, stage)
         except FloatingPointError:
             if len(trainer.failed) < len(group):

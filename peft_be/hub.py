@@ -146,7 +146,11 @@ def _stage(folder: Path, target: Path, name: str, base_model: str | None, licens
     card = ModelCard.load(target / CARD_FILE)
     card.data.license = license or card.data.license
     unedited = is_unedited(card.text)
-    text = card.text.replace(REPOSITORY, name).replace(local, base_model or local)
+    text = card.text.replace(REPOSITORY, name)
+    if base_model is not None and not unedited:  # a text that saving has left as it was
+        text = text.replace(f"`{local}`", f"`{base_model}`")
+        if Path(local).is_absolute():  # where it lay on this machine
+            text = text.replace(local, base_model)
     card.text = signed(body_of(text)) if unedited else text
     card.save(target / CARD_FILE)
 

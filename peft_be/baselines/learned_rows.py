@@ -54,10 +54,12 @@ class LearnedRows(Method):
         tuner, config = result.model.base_model, result.model.peft_config["default"]
         rows, used = tuner.get_rows("default"), result.report["settings"]
         reconstruction = None
-        if used["kd_weight"] < 1 or used["reconstruction_steps"]:
-            ae_row = None if config.ae_token_id is None else tuner.get_ae_row("default")
-            prompt_ids = PromptRenderer(job.tokenizer, job.prompt).prompt_ids
-            args = rows, ae_row, prompt_ids, OutputHead(job.model)
-            reconstruction = reconstruction_scores(job.model, job.tokenizer, *args)
-        result.model.unload()
+        try:
+            if used["kd_weight"] < 1 or used["reconstruction_steps"]:
+                ae_row = None if config.ae_token_id is None else tuner.get_ae_row("default")
+                prompt_ids = PromptRenderer(job.tokenizer, job.prompt).prompt_ids
+                args = rows, ae_row, prompt_ids, OutputHead(job.model)
+                reconstruction = reconstruction_scores(job.model, job.tokenizer, *args)
+        finally:  # the next method is given the same model
+            result.model.unload()
         return StandIn(rows=rows, slot=config.slot, reconstruction=reconstruction, log=result.report["log"])

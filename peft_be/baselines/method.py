@@ -15,6 +15,7 @@ from ..data import QuerySplits
 from ..models import cache_dir
 from ..prompting import PromptRenderer
 from ..teacher import Answer, AnswerSettings, SharedPrefix, cached_answers, share_prefix
+from ..training.adapter import add_adapter
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
 
@@ -101,9 +102,6 @@ class StandIn:
         learned keys and values, the first `prefix.length` ids stand for these.
         """
         if self.rows is not None:
-            # Imported here: methods that learn nothing do not need the training
-            from ..compress import add_adapter
-
             peft_model = add_adapter(model, tokenizer, len(self.rows), None, self.slot).eval()
             peft_model.base_model.set_rows("default", self.rows)
             try:

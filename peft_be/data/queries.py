@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..prompting.messages import check_query
+
 
 # The field of a JSONL row that holds the query, in the order in which they are tried
 QUERY_FIELDS = ("query", "prompt", "question", "instruction")
@@ -117,6 +119,13 @@ def split_queries(
     size = min(max(1, round(validation_fraction * len(pool))), max_validation)
     dropped = len(queries) - len(pool) + len(test_queries or []) - len(test)
     return QuerySplits(train=pool[size:], validation=pool[:size], test=test, num_duplicates=dropped)
+
+
+def query_column(queries: list) -> list:
+    """Queries for a column of a dataset, whose cells are of one type: where one is a dialogue, texts become dialogues, too."""
+    if all(isinstance(query, str) for query in queries):
+        return queries
+    return [check_query(query) for query in queries]
 
 
 def query_key(query) -> str:

@@ -100,7 +100,7 @@ class FidelityScorer:
         return Fidelity(
             kl=torch.cat(per_token).mean().item(),
             query_kl=[kl.mean().item() for kl in per_token],
-            top1_agreement=(top_tokens(states, self.head) == self._top).double().mean().item(),
+            top1_agreement=(top_tokens(states, self.head) == self._top).cpu().double().mean().item(),
             answer_rouge_l=sum(rouge_l) / len(rouge_l),
             answers=texts,
         )
@@ -118,7 +118,7 @@ class FidelityScorer:
         batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
         report = self._report(f"KL, {label}")
         states = answer_states(self._model, prompts, ids, batch, pad, prefix=prefix, on_progress=report)
-        return states, [divergence(s.hidden, t.hidden, self.head).double() for s, t in zip(states, self.teacher)]
+        return states, [divergence(s.hidden, t.hidden, self.head).cpu().double() for s, t in zip(states, self.teacher)]
 
     def _generate(self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str) -> list[Answer]:
         pad, report = self._tokenizer.pad_token_id or 0, self._report(f"answers, {label}")
@@ -256,7 +256,7 @@ def reconstruction_scores(
     embeds[ids == -1] = (special if scale is None else special * scale).to(embeds.dtype)
     hidden = model.get_decoder()(inputs_embeds=embeds, use_cache=False)[0][0, -len(prompt_ids) - 1 : -1]
     predicted = top_tokens([Answer(0, prompt_ids, hidden)], head)
-    right = (predicted == torch.tensor(prompt_ids, device=predicted.device)).double().cpu()
+    right = (predicted == torch.tensor(prompt_ids, device=predicted.device)).cpu().double()
     so_far = right.cumsum(0) / torch.arange(1, len(right) + 1)
     wrong = (right == 0).nonzero()
     lengths = sorted({round(n) for n in torch.linspace(1, len(right), min(100, len(right))).tolist()})

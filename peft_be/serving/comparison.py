@@ -133,4 +133,4 @@ class PromptComparison:
         head = OutputHead(base)
         # One at a time, for beside the full prompt the others would be padding for the most part
         states = {form: answer_states(base, [ids], [answer])[0].hidden for form, ids in prompts.items()}
-        return {form: divergence(s, states["full"], head).double().mean().item() for form, s in states.items()}
+        return {form: divergence(s, states["full"], head).cpu().double().mean().item() for form, s in states.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -25,7 +25,7 @@ from ..teacher import (
     generate_answers,
     share_prefix,
 )
-from ..tuner import BETokenConfig
+from .adapter import add_adapter, find_ae_row
 from .be_distill_config import BEDistillConfig
 from .ggt import GGT
 from .init import initial_rows, residual_growth
@@ -69,7 +69,8 @@ class BEDistillTrainer(RowTrainer):
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The causal LM. If it is not wrapped yet, an adapter with one [BE] row is put on it.
+            The causal LM. If it is not wrapped yet, an adapter with one [BE] row is put on it, and, where `kd_weight` is
+            below 1, with the [AE] row that the package ships for this backbone.
         args ([`BEDistillConfig`], *optional*):
             Configuration. If `None`, a default one is used.
         prompt (`str`, `list[dict]` or `dict[str, str | list[dict]]`):
@@ -137,11 +138,9 @@ class BEDistillTrainer(RowTrainer):
         if prompt is None:
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
         if not isinstance(model, PeftModel):
-            vocab_size = model.get_input_embeddings().num_embeddings
-            config = BETokenConfig.for_tokenizer(
-                processing_class, vocab_size, use_ae_token=args.kd_weight < 1 and args.use_ae_token
-            )
-            model = get_peft_model(model, config)
+            reconstructs = args.kd_weight < 1 and args.use_ae_token
+            ae_row = find_ae_row(None, model, processing_class, model.name_or_path, reconstructs)
+            model = add_adapter(model, processing_class, ae_row=ae_row)
         self._adapter = model.active_adapter
         config = model.peft_config[self._adapter]
         ae_token_id = config.ae_token_id if args.use_ae_token else None
@@ -476,10 +475,12 @@ class BEDistillTrainer(RowTrainer):
         model.eval()
         start = time.perf_counter()
         if self.args.kd_weight > 0:
-            metric, sums = "kl", torch.zeros(2, len(self.renderers), dtype=torch.double, device=self.args.device)
+            # Apple's GPUs have no doubles
+            precision = torch.float if self.args.device.type == "mps" else torch.double
+            metric, sums = "kl", torch.zeros(2, len(self.renderers), dtype=precision, device=self.args.device)
             for inputs in self.get_eval_dataloader(eval_dataset):
                 kl, numbers = self._kd_losses(model, self._prepare_inputs(inputs), temperature=1.0, beta=0.0)
-                sums.index_add_(1, numbers, torch.stack([kl.double(), torch.ones_like(kl, dtype=torch.double)]))
+                sums.index_add_(1, numbers, torch.stack([kl.to(precision), torch.ones_like(kl, dtype=precision)]))
             total, count = self.accelerator.reduce(sums, reduction="sum")
             values = dict(zip(self.renderers, (total / count).tolist()))
         else:

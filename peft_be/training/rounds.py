@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from ..data import QuerySplits
+from ..data import QuerySplits, query_column
 from .be_distill_config import BEDistillConfig
 from .be_distill_trainer import BEDistillTrainer
 from .budget import steps_in_time
@@ -93,11 +93,11 @@ def train_rounds(
             prompt,
             train_dataset=Dataset.from_dict(
                 {
-                    "query": splits.train + [splits.train[query] for query, _ in done.written],
+                    "query": query_column(splits.train + [splits.train[query] for query, _ in done.written]),
                     "answer": [None] * len(splits.train) + [ids for _, ids in done.written],
                 }
             ),
-            eval_dataset=Dataset.from_dict({"query": splits.validation}),
+            eval_dataset=Dataset.from_dict({"query": query_column(splits.validation)}),
             processing_class=tokenizer,
             on_teacher_progress=on_progress
             and (lambda name, count, total: on_progress(f"teacher, {name} queries", count, total, {})),

@@ -50,6 +50,12 @@ class RowTrainer(SFTTrainer):
     loss_is_scaled_for_ga = False
 
     def __init__(self, model: PeftModel, **kwargs):
+        args, base = kwargs["args"], model.get_base_model().name_or_path
+        if args.push_to_hub and Path(base).is_dir():
+            raise ValueError(
+                f"push_to_hub=True uploads while training, and the base model is the folder '{base}', which nobody else has: load "
+                "it by its Hub id, or call push_to_hub(base_model=...) behind the training."
+            )
         keep_backward(model)
         rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(model=model, **kwargs)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from peft_be import PromptJob, compress_prompts
+from peft_be import BETokenConfig, PromptJob, compress_prompts
 
 from .server import TOKEN, Hub
 
@@ -95,6 +96,23 @@ save_file({{"rows": model.base_model.get_rows("default")}}, {str(tmp_path / "aga
     # Again: the repository is there
     code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny")
     assert code == 0, out
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_the_base_is_renamed_where_it_is_named(hub, adapters, tmp_path, edited):
+    """A base called `model` here, as much else in a card is."""
+    shutil.copytree(adapters[0] / "one", tmp_path / "one")
+    config = BETokenConfig.from_pretrained(tmp_path / "one")
+    config.base_model_name_or_path = "model"
+    config.save_pretrained(tmp_path / "one")
+    if edited:
+        card = tmp_path / "one" / "README.md"
+        card.write_text(card.read_text() + "\nMine, for a model of `model`.\n")
+    code, out = peft_be(hub, tmp_path, "push", tmp_path / "one", "me/keeper", "--base-model", "org/model")
+    assert code == 0, out
+    text = ModelCard(hub.repos["me/keeper"]["README.md"].decode()).text
+    assert "Input embeddings of `org/model`, trained" in text and "model, tokenizer = peft_be.load_adapter(" in text
+    assert ("Mine, for a model of `org/model`." in text) == edited and "org/org" not in text
 
 
 def test_many_adapters_in_one_repository(hub, adapters, tmp_path):

@@ -7,7 +7,18 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer, BETokenConfig, PromptRenderer
+from peft_be import (
+    AEConfig,
+    AETrainer,
+    BEDistillConfig,
+    BEDistillTrainer,
+    BETokenConfig,
+    PromptJob,
+    PromptRenderer,
+    compress_prompt,
+    compress_prompts,
+    load_model,
+)
 from peft_be.training.be_distill_trainer import CALIBRATION_QUERY
 from peft_be.training.budget import steps_in_time
 from peft_be.training.init import initial_rows
@@ -346,3 +357,38 @@ def test_gradient_checkpointing_changes_memory_alone(tiny_model, smollm2_tokeniz
         rows.append(model.base_model.get_rows("default"))
         base = model.unload()
     torch.testing.assert_close(rows[0], rows[1])
+
+
+def test_an_unwrapped_model_gets_a_trained_ae_row_or_none(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="none is shipped"):
+        trainer(tiny_model, smollm2_tokenizer, tmp_path, kd_weight=0.5)
+    shipped = peft_model(tiny_model)
+    shipped.save_pretrained(tmp_path / "ae")
+    expected = shipped.base_model.get_ae_row("default")
+    base = shipped.unload()
+    monkeypatch.setattr("peft_be.training.adapter.shipped_ae", lambda model: tmp_path / "ae")
+    run = trainer(base, smollm2_tokenizer, tmp_path, kd_weight=0.5)
+    assert run.model.base_model.get_ae_row("default").equal(expected)
+    assert trainer(run.model.unload(), smollm2_tokenizer, tmp_path, kd_weight=1.0)._reconstruction == {}
+
+
+def test_texts_and_dialogues_among_the_queries(tiny_model, smollm2_tokenizer, tmp_path):
+    dialogue = [
+        {"role": "user", "content": "Who are you?"},
+        {"role": "assistant", "content": "The keeper."},
+        {"role": "user", "content": "Of what?"},
+    ]
+    queries = [*QUERIES, dialogue, [{"role": "user", "content": "Are you alone?"}]]
+    args = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **FAST}
+    result = compress_prompt(PROMPT, queries, tmp_path / "one", **args)
+    assert result.report["num_queries"] == {"train": 6, "validation": 1}
+    jobs = [PromptJob("texts", PROMPT, QUERIES), PromptJob("both", PROMPT, queries)]
+    del args["save_steps"]
+    args["model"] = result.model.unload()
+    assert [r.error for r in compress_prompts(jobs, tmp_path / "many", **args)] == [None, None]
+
+
+def test_nothing_is_uploaded_that_names_a_local_base(tiny_dir, smollm2_tokenizer, tmp_path):
+    model, _ = load_model(str(tiny_dir))
+    with pytest.raises(ValueError, match="nobody else has"):
+        trainer(model, smollm2_tokenizer, tmp_path, kd_weight=1.0, push_to_hub=True, hub_model_id="me/keeper")

@@ -44,6 +44,7 @@ class DialoguePerplexity(Task):
         states = answer_states(model, prompts, lines, batch_size, pad, prefix=prefix)
         losses = [
             cross_entropy(answer.hidden, torch.tensor(answer.ids, device=answer.hidden.device), head)
+            .cpu()
             .double()
             .sum()
             .item()
