@@ -23,6 +23,8 @@ from peft_be.training.be_distill_trainer import CALIBRATION_QUERY
 from peft_be.training.budget import steps_in_time
 from peft_be.training.init import initial_rows
 
+from ..tiny import save_tiny_llama
+
 
 PROMPT = (
     "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
@@ -362,7 +364,8 @@ def test_gradient_checkpointing_changes_memory_alone(tiny_model, smollm2_tokeniz
 def test_an_unwrapped_model_gets_a_trained_ae_row_or_none(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="none is shipped"):
         trainer(tiny_model, smollm2_tokenizer, tmp_path, kd_weight=0.5)
-    shipped = peft_model(tiny_model)
+    vocab_size = tiny_model.get_input_embeddings().num_embeddings
+    shipped = get_peft_model(tiny_model, BETokenConfig.for_tokenizer(smollm2_tokenizer, vocab_size, 0, True))
     shipped.save_pretrained(tmp_path / "ae")
     expected = shipped.base_model.get_ae_row("default")
     base = shipped.unload()
@@ -388,7 +391,7 @@ def test_texts_and_dialogues_among_the_queries(tiny_model, smollm2_tokenizer, tm
     assert [r.error for r in compress_prompts(jobs, tmp_path / "many", **args)] == [None, None]
 
 
-def test_nothing_is_uploaded_that_names_a_local_base(tiny_dir, smollm2_tokenizer, tmp_path):
-    model, _ = load_model(str(tiny_dir))
+def test_nothing_is_uploaded_that_names_a_local_base(smollm2_tokenizer, tmp_path):
+    model, _ = load_model(str(save_tiny_llama(tmp_path / "base", smollm2_tokenizer)))
     with pytest.raises(ValueError, match="nobody else has"):
         trainer(model, smollm2_tokenizer, tmp_path, kd_weight=1.0, push_to_hub=True, hub_model_id="me/keeper")
