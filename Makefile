@@ -42,7 +42,7 @@ demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
 		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite --max-steps 540 --max-minutes 16.5
 	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.txt --queries $(DEMO)/test_queries.jsonl \
-		--samples 3 --seed $(SEED) --json $(OUT)/scores.json
+		--samples 3 --json $(OUT)/scores.json
 
 test: install
 	$(BIN)/python -m pytest -q

@@ -138,11 +138,12 @@ def split_sentences(messages: list[dict[str, str]], words: list[Word]) -> torch.
 
 
 def tf_idf(words: list[str], sentences: torch.Tensor) -> torch.Tensor:
-    """TF-IDF of each word, `[len(words)]`: its share of all words, and how few sentences have it."""
+    """TF-IDF of each word, `[len(words)]`: its share of all words, and how few sentences have it; 0 for one that all have."""
     counts = Counter(words)
     num_sentences = int(sentences.max()) + 1
     spread = Counter(word for word, _ in set(zip(words, sentences.tolist())))
-    idf = {word: math.log((1 + num_sentences) / (1 + spread[word])) + 1 for word in counts}
+    # A single sentence tells no words apart
+    idf = {w: math.log((1 + num_sentences) / (1 + spread[w])) if num_sentences > 1 else 1.0 for w in counts}
     return torch.tensor([counts[w] / len(words) * idf[w] for w in words], dtype=torch.float64)
 
 

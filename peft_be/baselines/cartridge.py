@@ -101,12 +101,13 @@ class Cartridge(Method):
         parameters = [p for p in model.parameters() if p.requires_grad]
 
         def kl(batch: dict) -> torch.Tensor:
+            batch = {name: tensor.to(job.model.device) for name, tensor in batch.items()}
             student, _ = predicting(final_hidden_states(model, batch), batch["labels"])
             return divergence(student, batch["teacher_hidden"], head)
 
         @torch.no_grad()
         def validate() -> float:
-            return torch.cat([kl(batch) for batch in loaders["validation"]]).double().mean().item()
+            return torch.cat([kl(batch) for batch in loaders["validation"]]).cpu().double().mean().item()
 
         steps = job.max_steps or self.max_steps
         if job.max_minutes is not None:

@@ -231,6 +231,7 @@ def compare_methods(
             "budget": {"max_steps": max_steps, "max_minutes": max_minutes},
             "seeds": list(seeds),
             "task": task and type(task).__name__,
+            "task_lower_is_better": task is not None and task.lower_is_better,
             "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],
             "full_answers": scorer.texts,
             "methods": [summary(spec, made[spec], done, errors.get(spec)) for spec in methods],

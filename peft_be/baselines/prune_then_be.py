@@ -36,4 +36,7 @@ class PruneThenBE(Method):
         self.be = BE(num_be_tokens)
 
     def fit(self, job: Job) -> StandIn:
-        return self.be.fit(replace(job, prompt=self.pruner.fit(job).prompt))
+        pruned = replace(job, prompt=self.pruner.fit(job).prompt)
+        for split in ("train", "validation"):  # as P's answers, which a comparison has at hand, not part of the budget
+            pruned.teacher_answers(split)
+        return self.be.fit(pruned)

@@ -48,6 +48,8 @@ def compare(
     held_out = load_queries(test_queries) if test_queries else None
     if (task is None) != (task_items is None):
         raise ValueError("A task needs its items: give --task and --task-items, or neither.")
+    if task == "rolebench-judge":
+        raise ValueError("rolebench-judge needs a judge: pass load_task(..., judge=...) to compare_methods in Python.")
     with resumable(output), progress_bars() as on_progress:
         compare_methods(
             text,

@@ -23,7 +23,6 @@ def evaluate(
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
-    seed: Annotated[int, typer.Option(help="Recorded in the result.")] = 42,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the scores to this file.")] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the scores into the metadata of the adapter's card.")
@@ -65,7 +64,6 @@ def evaluate(
             ae_row=load_ae_row(ae_directory, base, tokenizer) if ae_directory else None,
             max_answer_length=max_answer_length,
             batch_size=batch_size,
-            seed=seed,
             on_progress=on_progress,
         )
     console.print(score_table(scores))

@@ -140,7 +140,6 @@ def evaluate_fidelity(
     ae_row: torch.Tensor | None = None,
     max_answer_length: int = 64,
     batch_size: int = 32,
-    seed: int = 42,
     on_progress: OnProgress | None = None,
 ) -> tuple[dict, list[dict]]:
     """
@@ -162,8 +161,6 @@ def evaluate_fidelity(
             Longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `32`):
             Queries processed together.
-        seed (`int`, *optional*, defaults to `42`):
-            Recorded in the result; the evaluation itself draws nothing at random.
         on_progress (`Callable[[str, int, int], None]`, *optional*):
             Called with what is being done, the queries done, and their total.
 
@@ -204,7 +201,6 @@ def evaluate_fidelity(
         "answer_rouge_l": {name: score.answer_rouge_l for name, score in scores.items()},
         "reconstruction": reconstruction,
         "ttft_ms": {name: time_to_first_token(base, ids[:3]) for name, ids in {"full": full, **prompts}.items()},
-        "seed": seed,
         "versions": versions(),
     }
     model.train(was_training)

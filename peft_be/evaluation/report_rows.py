@@ -101,7 +101,7 @@ def report_rows(results: dict) -> list[Row]:
         row.error = " ".join(str(method["error"]).split()) if method.get("error") else None
         row.cells = _cells(row, method, prompt_tokens)
         rows.append(row)
-    _add_retention(rows)
+    _add_retention(results, rows)
     return rows
 
 
@@ -147,9 +147,9 @@ def _cells(row: Row, method: dict, prompt_tokens: int | None) -> dict[str, Cell]
     }
 
 
-def _add_retention(rows: list[Row]) -> None:
+def _add_retention(results: dict, rows: list[Row]) -> None:
     """Fill in the parts of the full prompt's score that remain, if the prompt matters to the task at all."""
-    if _retention_obstacle(rows):
+    if _retention_obstacle(results, rows):
         return
     full = next(row.cells["task"].value for row in rows if row.name == "full")
     for row in rows:
@@ -157,8 +157,10 @@ def _add_retention(rows: list[Row]) -> None:
             row.cells["retention"] = Cell(fixed(3)(score / full), score / full)
 
 
-def _retention_obstacle(rows: list[Row]) -> str | None:
+def _retention_obstacle(results: dict, rows: list[Row]) -> str | None:
     """Why task scores cannot be given in parts of the full prompt's; `None` if they can."""
+    if results.get("task_lower_is_better"):
+        return "of this task, lower scores are better"
     bounds = {row.name: row for row in rows if row.is_bound and row.cells["task"].value is not None}
     if len(bounds) < 2:
         return "the full prompt or no prompt has no score"
@@ -197,7 +199,7 @@ def report_notes(results: dict, rows: list[Row]) -> list[str]:
     once = [row.label for row in rows if row.cells["kl"].spread == "one seed" or row.cells["gap"].spread == "one seed"]
     if once:
         notes.append(f"One seed only: {', '.join(once)}. A small difference to another method may be chance.")
-    if any(row.cells["task"].value is not None for row in rows) and (obstacle := _retention_obstacle(rows)):
+    if any(row.cells["task"].value is not None for row in rows) and (obstacle := _retention_obstacle(results, rows)):
         notes.append(f"No task retention: {obstacle}.")
     wanted = len(results.get("seeds") or [])
     for row in rows:

@@ -123,8 +123,9 @@ class PromptEmbeds:
         ids = torch.tensor(self._renderer.be(query))
         places = [(ids == be_id).nonzero().item() for be_id in self.config.be_token_ids]
         ids[places] = 0  # [BE] may have ids that the embedding has not
+        weight = getattr(embedding, "weight", None)
         with torch.no_grad():
-            embeds = embedding(ids).clone()
+            embeds = embedding(ids if weight is None else ids.to(weight.device)).clone()
         embeds[places] = self.rows.to(embeds)
         return embeds
 

@@ -26,6 +26,8 @@ from .prefix import SharedPrefix, can_share_prefix
 
 # A prefix shorter than this is not worth a cache of its own
 MIN_SHARED_PREFIX = 32
+# Of a model's configuration: where it came from, and what wrote it
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
 
 
 @dataclass
@@ -114,12 +116,13 @@ def generate_answers(
     sampling = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    stop_ids = _stop_ids(model)
+    stop_ids, own = _stop_ids(model), model.generation_config
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_return_sequences=settings.num_answers,
         eos_token_id=sorted(stop_ids),
         pad_token_id=pad_token_id,
+        suppress_tokens=own.suppress_tokens,
         **sampling,
     )
     shared = prefix.length if prefix else 0
@@ -148,6 +151,10 @@ def generate_answers(
             # Each batch has its own seed, so that a resumed run writes the same answers
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(settings.seed + number)
+            # `generate` fills in what is left open. A repetition penalty, for instance, would punish the words of P where P
+            # is read, and nothing where [BE] is
+            stack.callback(setattr, model, "generation_config", own)
+            model.generation_config = GenerationConfig()
             sequences = model.generate(**inputs, generation_config=config)
         hidden = torch.stack(steps, dim=1)
         answers = []
@@ -240,8 +247,10 @@ class AnswerCache:
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of the model's architecture, dtype and a sample of every weight: what a teacher's answers depend on."""
+    """SHA-256 of the model's configuration, stop ids, dtype and a sample of every weight: what a teacher's answers depend on."""
     digest = hashlib.sha256()
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
+    digest.update(json.dumps([config, sorted(_stop_ids(model))], sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
         if "be_token_" in name:  # the learned rows are not part of the teacher
             continue

@@ -115,6 +115,13 @@ def test_words_that_are_everywhere_count_less_each():
     assert scores[0] < 3 * scores[1]  # three times as frequent, not three times as important
 
 
+def test_a_word_of_all_sentences_weighs_nothing():
+    words, sentences = ["the", "sea", "the", "wind", "the", "rain"], torch.tensor([0, 0, 1, 1, 2, 2])
+    scores = tf_idf(words, sentences)
+    assert (scores[[0, 2, 4]] == 0).all() and (scores[[1, 3, 5]] > 0).all()
+    assert (tf_idf(["the", "sea"], torch.tensor([0, 0])) > 0).all()  # a single sentence tells nothing
+
+
 def test_roulette_keeps_the_expectation():
     weights = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.1, 0.0, 0.0], dtype=torch.float64)
     sentences = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])

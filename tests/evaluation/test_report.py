@@ -184,6 +184,16 @@ def test_retention_needs_a_prompt_that_matters(results, full, none, has_retentio
     assert ("No task retention" in text) is not has_retention
 
 
+def test_no_part_is_retained_of_what_is_better_when_lower(results):
+    results["methods"][0]["runs"][0]["task"] = {"score": 50.0, "stderr": 1.0}
+    results["methods"][1]["runs"][0]["task"] = {"score": 80.0, "stderr": 1.0}
+    for lower_is_better in (False, True):
+        results["task_lower_is_better"] = lower_is_better
+        text = markdown_table(results)
+        assert table_of(text)[r"\[BE\], 1 row"]["Task retention"] == "–"
+        assert ("lower scores are better" in text) == lower_is_better
+
+
 def test_texts_are_escaped(results):
     results["queries"][0] = results["full_answers"][1] = HOSTILE
     results["model"] = results["prompt"]["name"] = results["task"] = HOSTILE

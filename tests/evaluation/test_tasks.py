@@ -182,6 +182,8 @@ class Endpoint(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, self.headers.get("Authorization"), body))
         status = self.server.statuses.pop(0) if self.server.statuses else 200
+        if status is None:
+            return  # the connection is dropped
         text = self.server.judge(body["messages"][0]["content"])
         content = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
         self.send_response(status)
@@ -242,17 +244,18 @@ def test_a_judge_that_always_takes_the_first_decides_nothing(endpoint):
     endpoint.judge = lambda question: "Both are fine."
     result = load("rolebench-judge", judge=EndpointJudge(endpoint.url, "x")).score(["a"] * 4)
     assert result["score"] == 0.5 and result["metrics"]["unclear"]["score"] == 1
+    assert result["metrics"]["consistent"]["score"] == 0
 
 
 def test_an_endpoint_that_fails(endpoint, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    endpoint.statuses = [503, 429]
+    endpoint.statuses = [503, None, 429]
     assert EndpointJudge(endpoint.url, "x")(["?"]) == ["Winner: tie"]
     endpoint.statuses = [401]
     with pytest.raises(OSError, match="status 401") as error:
         EndpointJudge(endpoint.url, "x")(["?"])
-    assert "secret" not in str(error.value) and len(endpoint.seen) == 4
+    assert "secret" not in str(error.value) and len(endpoint.seen) == 5
     with pytest.raises(OSError, match="does not answer"):
         EndpointJudge("http://127.0.0.1:9/v1", "x", retries=1)(["?"])
 

@@ -106,6 +106,28 @@ def test_fingerprint_sees_weights_and_dtype():
     assert len(prints) == 3
 
 
+def test_fingerprint_sees_the_configuration_and_not_where_it_lies():
+    model = make(SHARED["llama"]())
+    first = model_fingerprint(model)
+    model.config._name_or_path = "elsewhere"
+    assert model_fingerprint(model) == first
+    model.config.rms_norm_eps *= 2
+    second = model_fingerprint(model)
+    model.generation_config.eos_token_id = 5
+    assert len({first, second, model_fingerprint(model)}) == 3
+
+
+def test_the_models_own_decoding_settings_change_nothing():
+    model = make(SHARED["llama"]())
+    expected = generate_answers(model, PROMPTS, SETTINGS, 0)
+    own = model.generation_config
+    own.repetition_penalty, own.num_beams, own.no_repeat_ngram_size, own.min_new_tokens = 1.5, 4, 1, 3
+    assert_same(generate_answers(model, PROMPTS, SETTINGS, 0), expected, exact=True)
+    assert model.generation_config is own and own.num_beams == 4
+    own.suppress_tokens = [expected[0].ids[0]]  # of a merged model: what it must not write
+    assert expected[0].ids[0] not in generate_answers(model, PROMPTS, SETTINGS, 0)[0].ids
+
+
 def test_several_answers_need_sampling():
     with pytest.raises(ValueError, match="sampling"):
         AnswerSettings(num_answers=2)

@@ -24,6 +24,7 @@ class DialoguePerplexity(Task):
     `item_scores` are perplexities of single lines; their mean is another number.
     """
 
+    lower_is_better = True
     template = "Scene: {scene}\nDialogue:\n{history}"
     reference_fields = ("response",)
 

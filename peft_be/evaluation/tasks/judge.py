@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -42,7 +43,7 @@ class RoleBenchJudge(AnswerTask):
     Items have a `question`, a `role`, optionally its description `desc`, and the answer to compare with.
 
     Metrics: `win_rate`, the score; `tie`, the share of ties; `consistent`, the share of items at which both orders name the
-    same winner; `unclear`, the share of the judge's answers without a verdict.
+    same winner, or a tie; `unclear`, the share of the judge's answers without a verdict.
 
     Args:
         items (`list[dict]`): the items.
@@ -74,7 +75,7 @@ class RoleBenchJudge(AnswerTask):
             points = ({"1": 1.0, "2": 0.0}.get(forward, 0.5), {"1": 0.0, "2": 1.0}.get(backward, 0.5))
             scores["win_rate"].append(sum(points) / 2)
             scores["tie"].append(points.count(0.5) / 2)
-            scores["consistent"].append(float(points[0] == points[1]))
+            scores["consistent"].append(float(None not in (forward, backward) and points[0] == points[1]))
             scores["unclear"].append([forward, backward].count(None) / 2)
         return scores
 
@@ -125,7 +126,7 @@ class EndpointJudge:
                     return json.load(response)["choices"][0]["message"]["content"] or ""
             except urllib.error.HTTPError as error:
                 problem, again = f"status {error.code}", error.code == 429 or error.code >= 500
-            except (urllib.error.URLError, TimeoutError) as error:
+            except (OSError, http.client.HTTPException) as error:  # `URLError` and what comes unwrapped
                 problem, again = str(getattr(error, "reason", error)), True
             except (json.JSONDecodeError, KeyError, IndexError, TypeError):
                 problem, again = "its answer is no chat completion", False

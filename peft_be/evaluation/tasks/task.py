@@ -25,6 +25,7 @@ class Task(ABC):
             the prompt's examples are written. `None` is the class's own.
 
     Attributes:
+        lower_is_better (`bool`): of the score.
         queries (`list[str]`): one an item.
         references (`list`): one an item.
 
@@ -32,6 +33,7 @@ class Task(ABC):
         `ValueError`: there are no items, or one lacks a field.
     """
 
+    lower_is_better = False
     template = "{question}"
     reference_fields: tuple[str, ...] = ("final", "answer")  # the first that an item has is its reference
 
