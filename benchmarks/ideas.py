@@ -7,7 +7,9 @@ Ideas for the recipe that the package does not have, each against the default re
 - `smaller half`: the other way round, so that tokens that the row cannot hold anyway disturb less;
 - `second half, teacher's answers` and `second half, student's answers`: the second half of the steps is a training of its own
   that starts from the rows of the first, on the same answers or on those that the student writes by then alone (the package's
-  on-policy rounds train on both).
+  on-policy rounds train on both);
+- `original answers`: the KL along the data's own answers in the place of the teacher's (the teacher choice of the paper's
+  figure 3), for prompts whose training queries have some.
 
 What is chosen here is measured on validation queries only. Finished runs are skipped.
 
@@ -26,6 +28,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from common import json_lines
 from datasets import Dataset
 from peft import get_peft_model
 
@@ -77,7 +80,9 @@ TRAINERS = {
     "larger half": LargerHalf,
     "smaller half": SmallerHalf,
 }
+ORIGINAL = "original answers"
 SECOND_HALVES = ("second half, teacher's answers", "second half, student's answers")
+IDEAS = (*TRAINERS, ORIGINAL, *SECOND_HALVES)
 
 
 def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
@@ -103,8 +108,13 @@ def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
     def curve_of(trainer: BEDistillTrainer) -> list[list[float]]:
         return [[e["step"], e["eval_kl"]] for e in trainer.state.log_history if "eval_kl" in e]
 
-    if idea in TRAINERS:
-        curve = curve_of(train(TRAINERS[idea], max_steps))
+    if idea == ORIGINAL:
+        originals = {line["query"]: line.get("answer") for line in json_lines(folder / "train.jsonl")}
+        data[0]["answer"] = [originals[query] for query in splits.train]
+        if None in data[0]["answer"]:
+            raise SystemExit(f"The training queries of '{folder}' have no answers: choose other --ideas or --prompts.")
+    if idea not in SECOND_HALVES:
+        curve = curve_of(train(TRAINERS.get(idea, BEDistillTrainer), max_steps))
     else:
         first = train(BEDistillTrainer, max_steps // 2)
         if idea == SECOND_HALVES[1]:
@@ -132,7 +142,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="folders that prompts.py wrote")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--max-steps", type=int, default=160)
-    parser.add_argument("--ideas", nargs="+", choices=(*TRAINERS, *SECOND_HALVES), default=(*TRAINERS, *SECOND_HALVES))
+    parser.add_argument("--ideas", nargs="+", choices=IDEAS, default=IDEAS)
     parser.add_argument("--table", action="store_true", help="print the table only")
     args = parser.parse_args()
     names = ("prompt", "idea", "seed", "max_steps")

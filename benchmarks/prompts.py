@@ -63,6 +63,7 @@ class Source(NamedTuple):
     test: list[str] | None = None  # `None`: a part of `train`
     items: list[dict] = []  # of the task that the prompt is for, in the form of its class
     num_train: int = NUM_TRAIN
+    answers: dict[str, str] = {}  # that the data has to training queries
 
 
 def roles(data: Path):
@@ -73,7 +74,8 @@ def roles(data: Path):
         train, test = ([q["question"] for q in own[s]] for s in ("train", "test"))
         name = f"role-{role.lower().replace(' ', '-')}"
         prompt = profiles[role]["system_long"]
-        yield Source(name, prompt, train, test, own["test"])
+        answers = {q["question"].strip(): q["references"][0] for q in own["train"]}
+        yield Source(name, prompt, train, test, own["test"], answers=answers)
         yield Source(f"{name}-480", prompt, train, test, own["test"], 480)
 
 
@@ -91,16 +93,20 @@ def gsm8k(data: Path):
     def query(item: dict) -> str:
         return prompt["query_template"].replace("{question}", item["question"])
 
+    def answer(item: dict) -> str:
+        """In the form of the prompt's examples."""
+        steps = re.sub(r"<<.*?>>", "", item["answer"]).partition("\n####")[0].replace("\n", " ")
+        return f"{steps} The final answer is {item['final']}"
+
     queries = [query(item) for item in train], [query(item) for item in test]
-    yield Source("gsm8k-8shot", prompt["messages"], *queries, test)
+    answers = {query(item).strip(): answer(item) for item in train}
+    yield Source("gsm8k-8shot", prompt["messages"], *queries, test, answers=answers)
     yield Source("gsm8k-8shot-480", prompt["messages"], *queries, test, 480)
     for shots in NUM_SHOTS:
         messages = prompt["messages"][: 2 * shots]
-        # The prompt has eight worked examples; more come from the training set, in its form
+        # The prompt has eight worked examples; more come from the training set
         for item in train[: shots - len(messages) // 2]:
-            steps = re.sub(r"<<.*?>>", "", item["answer"]).partition("\n####")[0].replace("\n", " ")
-            answer = f"{steps} The final answer is {item['final']}"
-            messages += [{"role": "user", "content": query(item)}, {"role": "assistant", "content": answer}]
+            messages += [{"role": "user", "content": query(item)}, {"role": "assistant", "content": answer(item)}]
         yield Source(f"gsm8k-{shots}shot", messages, queries[0][max(NUM_SHOTS) :], queries[1], test)
 
 
@@ -212,6 +218,9 @@ def write(folder: Path, source: Source) -> None:
     else:
         (folder / "prompt.json").write_text(json.dumps(source.prompt, indent=1))
     files = {"train": [{"query": query} for query in train], "test": [{"query": query} for query in test]}
+    for line in files["train"]:
+        if line["query"] in source.answers:
+            line["answer"] = source.answers[line["query"]]
     if source.items:
         files["items"] = rng.sample(source.items, min(NUM_ITEMS, len(source.items)))
     for name, lines in files.items():
