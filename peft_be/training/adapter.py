@@ -30,7 +30,7 @@ def find_ae_row(
     if directory is None:
         raise ValueError(
             f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
-            "pretrain-ae and pass it as ae, or distil only (kd_weight=1)."
+            "pretrain-ae and pass it as ae (to a trainer: in an adapter, by set_ae_row), or distil only (kd_weight=1)."
         )
     return load_ae_row(directory, model, tokenizer)
 
