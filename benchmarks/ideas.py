@@ -30,14 +30,14 @@ from pathlib import Path
 import torch
 from common import json_lines
 from datasets import Dataset
-from peft import get_peft_model
 
-from peft_be import BEDistillConfig, BEDistillTrainer, BETokenConfig
+from peft_be import BEDistillConfig, BEDistillTrainer
 from peft_be.baselines.compare import SPLIT_SEED
 from peft_be.compress import RECIPE
 from peft_be.data import load_queries, split_queries
 from peft_be.models import cache_dir, load_model
 from peft_be.prompting import load_prompt
+from peft_be.training.adapter import add_adapter
 from peft_be.training.row_trainer import final_hidden_states, predicting
 from peft_be.training.run import append_record, read_records
 from peft_be.versions import machine_of, versions
@@ -73,16 +73,17 @@ class SmallerHalf(LargerHalf):
     larger, smaller = 0.5, 1.5
 
 
+ORIGINAL = "original answers"
 TRAINERS = {
     "default": BEDistillTrainer,
     "hidden states first": HiddenStatesFirst,
     "first tokens": FirstTokens,
     "larger half": LargerHalf,
     "smaller half": SmallerHalf,
+    ORIGINAL: BEDistillTrainer,  # on other data
 }
-ORIGINAL = "original answers"
 SECOND_HALVES = ("second half, teacher's answers", "second half, student's answers")
-IDEAS = (*TRAINERS, ORIGINAL, *SECOND_HALVES)
+IDEAS = (*TRAINERS, *SECOND_HALVES)
 
 
 def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
@@ -90,8 +91,7 @@ def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
     (file,) = folder.glob("prompt.*")
     prompt = load_prompt(file)
     splits = split_queries(load_queries(folder / "train.jsonl"), load_queries(folder / "test.jsonl"), seed=SPLIT_SEED)
-    vocab_size = model.get_input_embeddings().num_embeddings
-    peft_model = get_peft_model(model, BETokenConfig.for_tokenizer(tokenizer, vocab_size))
+    peft_model = add_adapter(model, tokenizer)
     data = {"query": splits.train}, {"query": splits.validation}
 
     def train(cls: type[BEDistillTrainer], steps: int, **changes) -> BEDistillTrainer:
@@ -113,8 +113,8 @@ def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
         data[0]["answer"] = [originals[query] for query in splits.train]
         if None in data[0]["answer"]:
             raise SystemExit(f"The training queries of '{folder}' have no answers: choose other --ideas or --prompts.")
-    if idea not in SECOND_HALVES:
-        curve = curve_of(train(TRAINERS.get(idea, BEDistillTrainer), max_steps))
+    if idea in TRAINERS:
+        curve = curve_of(train(TRAINERS[idea], max_steps))
     else:
         first = train(BEDistillTrainer, max_steps // 2)
         if idea == SECOND_HALVES[1]:
