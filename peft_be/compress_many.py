@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .compress import RECIPE, check_steps, load_base, training_report
 from .data import QuerySplits, load_queries, query_column, split_queries
+from .files import write_json
 from .models import DEFAULT_MODEL, cache_dir
 from .prompting import PromptRenderer, load_prompt
 from .training import BEDistillConfig, BEDistillTrainer
@@ -23,7 +24,7 @@ from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
 from .training.provenance import sha256, stage_name
-from .training.run import PATIENCE, RunFolder, report_to, train, write_json
+from .training.run import PATIENCE, RunFolder, report_to, train
 
 
 @dataclass

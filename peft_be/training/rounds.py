@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..data import QuerySplits, query_column
+from ..files import write_json
 from .be_distill_config import BEDistillConfig
 from .be_distill_trainer import BEDistillTrainer
 from .budget import steps_in_time
 from .callbacks import OnProgress
 from .provenance import stage_name
-from .run import RunFolder, report_to, train, write_json
+from .run import RunFolder, report_to, train
 
 
 # Steps of a round, as a share of the main training's

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer
 from transformers import ProgressCallback as ProgressBarCallback
 
+from ..files import write_json
 from .callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
 
 
@@ -30,13 +31,6 @@ def last_checkpoint(directory: str | os.PathLike) -> str | None:
         except (FileNotFoundError, json.JSONDecodeError):
             shutil.rmtree(folder)
     return max(complete)[1] if complete else None
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file that appears under its name only when it is complete."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)
 
 
 def read_records(path: Path) -> list[dict]:
