@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from peft_be.files import read_json_lines
 from peft_be.memory import release_freed_memory
 from peft_be.versions import machine, versions
 
@@ -26,8 +27,8 @@ _NOT_SETTINGS = ("json", "only", "resume", "vllm")
 
 
 def json_lines(path: Path) -> list[dict]:
-    """The records of a file of JSON lines. Texts may hold characters at which `str.splitlines` would cut them."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    """The records of a file of JSON lines."""
+    return [record for _, record in read_json_lines(path, "file")]
 
 
 def synchronize(device: torch.device) -> None:

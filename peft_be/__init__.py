@@ -15,6 +15,7 @@ _LAZY = {
     "PromptEmbeds": "serving",
     "PromptJob": "compress_many",
     "PromptRenderer": "prompting",
+    "as_queries": "data",
     "bench_inference": "evaluation",
     "compress_prompt": "compress",
     "compress_prompts": "compress_many",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +50,12 @@ class Compression:
 
 def compress_prompt(
     prompt: str | list[dict[str, str]],
-    queries: list | QuerySplits,
+    queries: Iterable | QuerySplits,
     output_dir: str | os.PathLike,
     *,
     model: str | PreTrainedModel = DEFAULT_MODEL,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    test_queries: list | None = None,
+    test_queries: Iterable | None = None,
     ae: str | os.PathLike | None = None,
     num_be_tokens: int = 1,
     slot: str = "system",
@@ -73,15 +74,15 @@ def compress_prompt(
     Args:
         prompt (`str` or `list[dict]`):
             P: a system text, or the chat messages in front of the user's turn.
-        queries (`list` or [`QuerySplits`]):
-            What users may ask; no answers needed. Of a list, a tenth, 48 at most, is held out to choose the checkpoint by.
+        queries (`Iterable` or [`QuerySplits`]):
+            What users may ask, in any form that [`as_queries`] takes; no answers needed. A tenth, 48 at most, is held out to choose the checkpoint by.
         output_dir (`str` or `os.PathLike`):
             Folder of the adapter. An unfinished run keeps its work there.
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"smollm2"`):
             `smollm2`, a folder, a Hub id, or a loaded model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Needed with a loaded model.
-        test_queries (`list`, *optional*):
+        test_queries (`Iterable`, *optional*):
             Queries for a later evaluation; their duplicates are taken out of the training queries.
         ae (`str` or `os.PathLike`, *optional*):
             Folder of an adapter with the [AE] row, for `kd_weight` below 1 and `reconstruction_steps`. `None` takes the one

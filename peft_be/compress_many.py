@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .compress import RECIPE, check_steps, load_base, training_report
-from .data import QuerySplits, load_queries, query_column, split_queries
-from .files import write_json
+from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
+from .files import capitalised, write_json
 from .models import DEFAULT_MODEL, cache_dir
 from .prompting import PromptRenderer, load_prompt
 from .training import BEDistillConfig, BEDistillTrainer
@@ -27,6 +27,10 @@ from .training.provenance import sha256, stage_name
 from .training.run import PATIENCE, RunFolder, report_to, train
 
 
+# Keys of a row in a manifest
+_NEEDED, _OPTIONAL = {"name", "prompt", "queries"}, {"test_queries", "query_field"}
+
+
 @dataclass
 class PromptJob:
     """
@@ -35,14 +39,22 @@ class PromptJob:
     Args:
         name (`str`): its name, and that of its adapter's folder: letters, digits, `.`, `_` and `-`.
         prompt (`str` or `list[dict]`): P: a system text, or the chat messages in front of the user's turn.
-        queries (`list`): what users may ask; no answers needed.
+        queries (`list`): what users may ask; no answers needed. Any form that [`as_queries`] takes; kept as a list.
         test_queries (`list`, *optional*): queries for a later evaluation; their duplicates are not trained on.
+
+    Raises:
+        `ValueError`: something that is no query.
     """
 
     name: str
     prompt: str | list[dict[str, str]]
     queries: list
     test_queries: list | None = None
+
+    def __post_init__(self):
+        self.queries = as_queries(self.queries)
+        if self.test_queries is not None:
+            self.test_queries = as_queries(self.test_queries)
 
 
 @dataclass
@@ -281,44 +293,35 @@ def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, s
 
     Args:
         path (`str` or `os.PathLike`):
-            JSON lines: `{"name": ..., "prompt": ..., "queries": ...}` and optionally `"test_queries"`, where all but the
-            name are paths, relative to the manifest's folder.
+            JSON lines, or rows in another of the formats of [`read_rows`]: `{"name": ..., "prompt": ..., "queries": ...}`, and
+            optionally `"test_queries"` and `"query_field"`, the field of the queries' rows. All are texts; the prompt and
+            the queries are paths, relative to the manifest's folder.
 
     Returns:
         `tuple[list[PromptJob], dict[str, str]]`: the jobs, and by name what is wrong with those whose files cannot be used.
 
     Raises:
         `FileNotFoundError`: there is no manifest.
-        `ValueError`: a line is not such an object, a name is unusable or repeated, or there is no line.
+        `ValueError`: a row is not such an object, a name is unusable or repeated, or there is no row.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no manifest '{path}': check the path.")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"Line {number} of '{path}' is not JSON: {error}.") from error
-        needed, allowed = {"name", "prompt", "queries"}, {"name", "prompt", "queries", "test_queries"}
-        if (
-            not isinstance(row, dict)
-            or not needed <= row.keys() <= allowed
-            or not all(isinstance(value, str) for value in row.values())
+    path, rows = Path(path), []
+    for where, row in read_rows(path, "manifest"):
+        row = {key: value for key, value in row.items() if value not in (None, "")}  # cells of a table may be empty
+        if not _NEEDED <= row.keys() <= _NEEDED | _OPTIONAL or not all(
+            isinstance(value, str) for value in row.values()
         ):
             raise ValueError(
-                f"Line {number} of '{path}' must be an object with name, prompt, queries and optionally test_queries, all "
-                "of them texts."
+                f"{capitalised(where)} must be an object with name, prompt, queries and optionally test_queries and "
+                "query_field, all of them texts."
             )
         rows.append(row)
     _check_names([row["name"] for row in rows])
     jobs, errors = [], {}
     for row in rows:
         try:
-            files = {key: load_queries(path.parent / row[key]) for key in ("queries", "test_queries") if key in row}
-            jobs.append(PromptJob(row["name"], load_prompt(path.parent / row["prompt"]), **files))
+            field, folder = row.get("query_field"), path.parent
+            files = {key: load_queries(folder / row[key], field) for key in ("queries", "test_queries") if key in row}
+            jobs.append(PromptJob(row["name"], load_prompt(folder / row["prompt"]), **files))
         except (ValueError, OSError) as error:
             errors[row["name"]] = str(error)
     return jobs, errors

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 
+_BYTE_ORDER_MARK = "\ufeff"
 # What JSON escapes can spell and no encoding can write: half of a pair of surrogates
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Of a text that is read at once, and of a line, in bytes: far above what a model can take, and below what memory can
+MAX_SIZE, MAX_LINE = 2**28, 2**26
 _JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "a boolean"}
 
 
@@ -31,15 +34,13 @@ def read_text(path: str | os.PathLike, what: str) -> str:
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: it is a folder, or no UTF-8 text.
+        `ValueError`: it is a folder, no UTF-8 text, or larger than 256 MB.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"The {what} '{path}' is a folder: give a file.")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {what} '{path}': check the path.")
+    path = check_file(path, what)
+    if (size := path.stat().st_size) > MAX_SIZE:
+        raise ValueError(f"The {what} '{path}' has {size:,} bytes, and at most {MAX_SIZE:,} can be read: split it.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8").lstrip(_BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         raise ValueError(f"The {what} '{path}' is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
     if "\0" in text:
@@ -47,9 +48,51 @@ def read_text(path: str | os.PathLike, what: str) -> str:
     return text
 
 
+def read_lines(path: str | os.PathLike, what: str) -> Iterator[str]:
+    """
+    Read a UTF-8 text file line by line, so that a large one does not have to fit in memory. Only `\\n`, `\\r\\n` and `\\r`
+    end a line: U+2028, U+0085 and form feeds, at which `str.splitlines` would break it, may be a part of the text. A
+    byte-order mark is left out, also where joined files have one in the middle.
+
+    The arguments and errors are those of [`read_text`]; errors name the line, which may have up to 64 MB.
+    """
+    path, number = check_file(path, what), 0
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE + 1):
+            where = f"Line {number + 1} of the {what} '{path}'"
+            if len(line) > MAX_LINE:
+                raise ValueError(f"{where} has more than {MAX_LINE:,} bytes: that is more than can be read.")
+            if b"\0" in line:
+                raise ValueError(f"{where} holds NUL characters, so it is no text file: save it as UTF-8.")
+            try:
+                text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError:
+                raise ValueError(f"{where} is not UTF-8 text: save the file as UTF-8.") from None
+            for part in text.split("\r"):
+                number += 1
+                yield part.lstrip(_BYTE_ORDER_MARK)
+
+
+def check_file(path: str | os.PathLike, what: str) -> Path:
+    """Raise the errors of [`read_text`] for a path that is no file. Returns the path."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"The {what} '{path}' is a folder: give a file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {what} '{path}': check the path.")
+    return path
+
+
+def well_formed(text: str) -> str:
+    """The text without lone surrogates, which no tokenizer and no file takes: they become U+FFFD."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def parse_json(text: str, where: str, kind: type | None = None) -> Any:
     """
-    Parse JSON. Lone surrogates, which no tokenizer and no file takes, become U+FFFD.
+    Parse JSON. Lone surrogates become U+FFFD, see [`well_formed`].
 
     Args:
         text (`str`): the JSON.
@@ -57,19 +100,26 @@ def parse_json(text: str, where: str, kind: type | None = None) -> Any:
         kind (`type`, *optional*): the type that the value must have, such as `dict`.
 
     Raises:
-        `ValueError`: it is not JSON, or of another type.
+        `ValueError`: it is not JSON, an object has a key twice, or the value is of another type.
     """
-    where = where[0].upper() + where[1:]
+    place = capitalised(where)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_distinct)
+    except _RepeatedKey as error:
+        raise ValueError(f"{place} has the key {error} twice: which value is meant is not clear.") from None
     except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be read.") from None
+        raise ValueError(f"{place} is nested too deeply to be read.") from None
     except ValueError as error:  # not JSON, or a number of thousands of digits
-        raise ValueError(f"{where} is not JSON: {error}.") from None
+        raise ValueError(f"{place} is not JSON: {error}.") from None
+    check_kind(value, where, kind)
+    return _well_formed(value) if "\\u" in text else value
+
+
+def check_kind(value: Any, where: str, kind: type | None) -> None:
+    """Raise a `ValueError` if a value of JSON is not of the type `kind`; `None` takes any."""
     if kind is not None and not isinstance(value, kind):
         found = "null" if value is None else _JSON_TYPES[type(value)]
-        raise ValueError(f"{where} must be {_JSON_TYPES[kind]}, and is {found}.")
-    return _well_formed(value) if "\\u" in text else value
+        raise ValueError(f"{capitalised(where)} must be {_JSON_TYPES[kind]}, and is {found}.")
 
 
 def read_json(path: str | os.PathLike, what: str, kind: type | None = None) -> Any:
@@ -77,26 +127,31 @@ def read_json(path: str | os.PathLike, what: str, kind: type | None = None) -> A
     return parse_json(read_text(path, what), f"the {what} '{path}'", kind)
 
 
-def read_json_lines(path: str | os.PathLike, what: str) -> Iterator[tuple[str, dict]]:
+def read_json_lines(path: str | os.PathLike, what: str, kind: type | None = dict) -> Iterator[tuple[str, Any]]:
     """
-    Read a file with one JSON object a line. Empty lines are passed over.
+    Read a file with one JSON value a line. Empty lines are passed over.
 
     Args:
         path (`str` or `os.PathLike`): the file.
         what (`str`): what the file is, for error messages.
+        kind (`type`, *optional*, defaults to `dict`): the type that each value must have; `None` takes any.
 
     Yields:
-        `tuple[str, dict]`: where the object stands (`"line 3 of 'queries.jsonl'"`), and the object.
+        `tuple[str, Any]`: where the value stands (`"line 3 of 'queries.jsonl'"`), and the value.
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: the file is no UTF-8 text, or a line is no JSON object.
+        `ValueError`: the file is no UTF-8 text, or a line is no such value.
     """
-    # `splitlines` would break at U+2028, U+0085 or a form feed, which may stand inside a JSON string
-    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path, what), start=1):
         if line.strip():
             where = f"line {number} of '{path}'"
-            yield where, parse_json(line, where, dict)
+            yield where, parse_json(line, where, kind)
+
+
+def capitalised(where: str) -> str:
+    """A place in a file (`"line 3 of 'queries.jsonl'"`) as the start of a sentence."""
+    return where[0].upper() + where[1:]
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -106,11 +161,25 @@ def write_json(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
+class _RepeatedKey(Exception):
+    pass
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of a JSON text, where `json` would take the last of several values of a key without a word."""
+    value: dict = {}
+    for key, item in pairs:
+        if key in value:
+            raise _RepeatedKey(repr(key))
+        value[key] = item
+    return value
+
+
 def _well_formed(value: Any) -> Any:
     if isinstance(value, str):
-        return _LONE_SURROGATE.sub("\ufffd", value)
+        return well_formed(value)
     if isinstance(value, list):
         return [_well_formed(item) for item in value]
     if isinstance(value, dict):
-        return {_well_formed(key): _well_formed(item) for key, item in value.items()}
+        return {well_formed(key): _well_formed(item) for key, item in value.items()}
     return value

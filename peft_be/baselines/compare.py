@@ -6,12 +6,13 @@ import os
 import shutil
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from transformers import DynamicCache, PreTrainedModel
 
-from ..data import query_key, split_queries
+from ..data import as_queries, query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
@@ -122,12 +123,12 @@ def request_cost(model: PreTrainedModel, prompt: list[int], stand_in: StandIn, r
 
 def compare_methods(
     prompt: Prompt,
-    queries: list,
+    queries: Iterable,
     output_dir: str | os.PathLike,
     methods: list[str],
     *,
     model: str = DEFAULT_MODEL,
-    test_queries: list | None = None,
+    test_queries: Iterable | None = None,
     seeds: tuple[int, ...] = (42,),
     max_steps: int | None = None,
     max_minutes: float | None = None,
@@ -147,12 +148,12 @@ def compare_methods(
 
     Args:
         prompt (`str` or `list[dict]`): P.
-        queries (`list`): what users may ask.
+        queries (`Iterable`): what users may ask, in any form that [`as_queries`] takes.
         output_dir (`str` or `os.PathLike`): folder for `results.json`, `report.html` and `table.md`; a finished run of a method
             is kept there until all are done.
         methods (`list[str]`): see [`make_method`].
         model (`str`, *optional*, defaults to `"smollm2"`): `smollm2`, a folder, a GGUF file or a Hub id.
-        test_queries (`list`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are fewer.
+        test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are fewer.
         seeds (`tuple[int, ...]`, *optional*, defaults to `(42,)`): one run of each method for each; one in all for methods
             without anything random.
         max_steps (`int`, *optional*): training steps of each run; `None` is each method's own default.
@@ -177,6 +178,7 @@ def compare_methods(
     made = {spec: make_method(spec) for spec in methods}
     if not seeds:
         raise ValueError("A comparison needs at least one seed.")
+    queries = as_queries(queries)
     if test_queries is None:
         distinct = list({query_key(query): query for query in queries}.values())
         test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation

@@ -8,15 +8,16 @@ import typer
 from rich.table import Table
 
 from .common import check_json_file, console, progress_bars
-from .options import AllowTemplateChange, BaseModel
+from .options import QUERY_FILES, AllowTemplateChange, BaseModel, QueryField
 
 
 def bench(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
     queries: Annotated[
-        Optional[Path], typer.Option(help="Users' turns: .txt, one a line, or .jsonl; four general ones by default.")
+        Optional[Path], typer.Option(help=f"Users' turns, four general ones by default: {QUERY_FILES}")
     ] = None,
+    query_field: QueryField = None,
     model: BaseModel = None,
     batch_sizes: Annotated[str, typer.Option(help="Requests answered together, separated by commas.")] = "1,4",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer behind the first one.")] = 32,
@@ -35,7 +36,9 @@ def bench(
         sizes = tuple(int(size) for size in batch_sizes.split(","))
     except ValueError:
         raise ValueError(f"--batch-sizes takes whole numbers separated by commas, got '{batch_sizes}'.") from None
-    text, asked = load_prompt(prompt), load_queries(queries) if queries else None
+    if query_field and not queries:
+        raise ValueError("--query-field is the field of --queries: give these, too.")
+    text, asked = load_prompt(prompt), load_queries(queries, query_field) if queries else None
     check_json_file(json_file)
     directory = find_adapter(directory)
     peft_model, tokenizer = load_adapter(directory, model, allow_template_change)

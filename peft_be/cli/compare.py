@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from .common import console, progress_bars, resumable
-from .options import MaxAnswerLength, Model, Overwrite, Resume
+from .options import QUERY_FILES, MaxAnswerLength, Model, Overwrite, QueryField, Resume
 
 
 SMALL_SET = "be,soft-prompt,distillation,memory-token,truncation:64,self-information:64"
@@ -14,7 +14,7 @@ SMALL_SET = "be,soft-prompt,distillation,memory-token,truncation:64,self-informa
 
 def compare(
     prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
-    queries: Annotated[Path, typer.Option(help="What users may ask: .txt, one a line, or .jsonl.")],
+    queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for results.json, report.html and table.md.")],
     methods: Annotated[
         str,
@@ -24,6 +24,7 @@ def compare(
     test_queries: Annotated[
         Optional[Path], typer.Option(help="Held-out queries to score on; by default 24 of the queries.")
     ] = None,
+    query_field: QueryField = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method that has something random in it.")] = 1,
     max_steps: Annotated[
         Optional[int], typer.Option(min=1, help="Training steps of each run; by default each method's own.")
@@ -33,7 +34,7 @@ def compare(
     task: Annotated[
         Optional[str], typer.Option(help="A task to score on, too, such as gsm8k: see docs/evaluation.md.")
     ] = None,
-    task_items: Annotated[Optional[Path], typer.Option(help="Its items, .jsonl.")] = None,
+    task_items: Annotated[Optional[Path], typer.Option(help="Its items: .jsonl, .json, .csv or .parquet.")] = None,
     seed: Annotated[int, typer.Option(help="The first of the seeds; the others follow it.")] = 42,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -44,8 +45,8 @@ def compare(
     from ..evaluation.tasks import load_task
     from ..prompting import load_prompt
 
-    text, asked = load_prompt(prompt), load_queries(queries)
-    held_out = load_queries(test_queries) if test_queries else None
+    text, asked = load_prompt(prompt), load_queries(queries, query_field)
+    held_out = load_queries(test_queries, query_field) if test_queries else None
     if (task is None) != (task_items is None):
         raise ValueError("A task needs its items: give --task and --task-items, or neither.")
     if task == "rolebench-judge":

@@ -8,12 +8,14 @@ import typer
 from .common import console, progress_bars, resumable
 from .options import (
     AE,
+    QUERY_FILES,
     KDWeight,
     LearningRate,
     MaxAnswerLength,
     MaxSteps,
     Model,
     Overwrite,
+    QueryField,
     Resume,
     Seed,
     Slot,
@@ -23,12 +25,13 @@ from .options import (
 
 def compress(
     prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
-    queries: Annotated[Path, typer.Option(help="What users may ask: .txt, one a line, or .jsonl.")],
+    queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     model: Model = "smollm2",
     test_queries: Annotated[
         Optional[Path], typer.Option(help="Queries kept for peft-be eval: their duplicates are not trained on.")
     ] = None,
+    query_field: QueryField = None,
     ae: AE = None,
     num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows.")] = 1,
     slot: Slot = "system",
@@ -65,8 +68,8 @@ def compress(
         "max_answer_length": max_answer_length,
         "reconstruction_interval": reconstruction_interval,
     }
-    text, asked = load_prompt(prompt), load_queries(queries)
-    held_out = load_queries(test_queries) if test_queries else None
+    text, asked = load_prompt(prompt), load_queries(queries, query_field)
+    held_out = load_queries(test_queries, query_field) if test_queries else None
     console.print(f"Compressing [bold]{prompt}[/] with {len(asked)} queries on [bold]{model}[/]")
     with resumable(output), progress_bars() as on_progress:
         result = compress_prompt(

@@ -8,13 +8,14 @@ import typer
 from rich.table import Table
 
 from .common import check_json_file, console, progress_bars
-from .options import AllowTemplateChange, BaseModel
+from .options import QUERY_FILES, AllowTemplateChange, BaseModel, QueryField
 
 
 def evaluate(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
-    queries: Annotated[Path, typer.Option(help="Held-out queries: .txt, one a line, or .jsonl.")],
+    queries: Annotated[Path, typer.Option(help=f"Held-out queries: {QUERY_FILES}")],
+    query_field: QueryField = None,
     model: BaseModel = None,
     ae: Annotated[
         Optional[Path], typer.Option(help="Folder of the [AE] adapter, to score the reconstruction.")
@@ -38,7 +39,7 @@ def evaluate(
     from ..training.ae_row import load_ae_row, shipped_ae
     from ..tuner.card import add_scores
 
-    text, asked = load_prompt(prompt), load_queries(queries)
+    text, asked = load_prompt(prompt), load_queries(queries, query_field)
     directory = find_adapter(directory)
     seen = set(read_report(directory).get("seen_queries", []))
     fresh = [query for query in asked if query_key(query) not in seen]

@@ -13,6 +13,11 @@ BaseModel = Annotated[Optional[str], typer.Option(help="Base model; by default t
 AllowTemplateChange = Annotated[
     bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
 ]
+QUERY_FILES = ".txt with one a line, .jsonl, .json, .csv or .parquet."
+QueryField = Annotated[
+    Optional[str],
+    typer.Option(help="Field of the queries' rows; by default query, prompt, question, instruction or messages."),
+]
 AE = Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")]
 Slot = Annotated[str, typer.Option(help="system: inside the system turn; prefix: in front of the user's turn.")]
 KDWeight = Annotated[

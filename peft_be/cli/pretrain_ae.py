@@ -10,7 +10,7 @@ from .options import Model, Overwrite, Resume, Seed
 
 
 def pretrain_ae(
-    corpus: Annotated[Path, typer.Option(help="JSONL file with a `text` in each row.")],
+    corpus: Annotated[Path, typer.Option(help="File with a `text` in each row: .jsonl, .json, .csv or .parquet.")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     model: Model = "smollm2",
     max_steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 200,

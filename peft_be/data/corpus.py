@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import os
 
 from transformers import PreTrainedTokenizerBase
 
+from ..files import capitalised, well_formed
+from .rows import read_rows
 
-def load_corpus(path: str | Path) -> list[str]:
+
+def load_corpus(path: str | os.PathLike) -> list[str]:
     """
-    Read passages from a JSONL file, one object with a `text` a line.
+    Read passages from a file.
+
+    Args:
+        path (`str` or `os.PathLike`): rows with a `text` each, in any of the formats of [`read_rows`], such as `.jsonl`.
+
+    Returns:
+        `list[str]`: the texts in file order.
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: a line is no JSON object with a `text`, or the file holds no text.
+        `ValueError`: a row has no `text`, or the file holds none or is damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no corpus file '{path}': check the path.")
     texts = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"Line {number} of '{path}' is no JSON object with a 'text'.") from error
-            texts.append(text)
-    if not any(texts):
+    for where, row in read_rows(path, "corpus file"):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"{capitalised(where)} is no JSON object with a 'text'.")
+        texts.append(well_formed(row["text"]))
+    if not any(text.strip() for text in texts):
         raise ValueError(f"The corpus file '{path}' holds no text.")
     return texts
 

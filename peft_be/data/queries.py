@@ -1,124 +1,138 @@
-"""User queries: read from files, cleaned, and split so that no query is seen on two sides."""
+"""User queries: from files, data sets and lists to one form, a text or a dialogue that ends in the user's turn."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
-import re
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from datasets import Dataset
+
+from ..files import capitalised, read_lines, well_formed
 from ..prompting.messages import check_query
+from .rows import ROW_SUFFIXES, read_rows
 
 
-# The field of a JSONL row that holds the query, in the order in which they are tried
-QUERY_FIELDS = ("query", "prompt", "question", "instruction")
+# The fields of a row that may hold the query. Several with content are ambiguous, but for an instruction with its input
+QUERY_FIELDS = ("query", "prompt", "question", "instruction", "messages")
+INPUT_FIELD = "input"
 
 
-def load_queries(path: str | Path) -> list:
+def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
     """
-    Read queries from a file.
+    Read queries from a file. Its suffix, in upper or lower case, says what it is.
 
     Args:
-        path (`str` or `Path`):
-            `.txt` with one query a line, or `.jsonl` with one object a line that has the query under `query`, `prompt`,
-            `question` or `instruction`: a string, or a list of chat messages that ends with the user's turn.
+        path (`str` or `os.PathLike`):
+            `.txt`: one query a line, without the white space around it; empty lines are passed over. `.jsonl` or `.ndjson`:
+            one JSON value a line. `.json`: a list of them. `.csv` or `.tsv`: a table whose first line names the columns.
+            `.parquet`: a table. What a row may be, see [`as_queries`].
+        field (`str`, *optional*):
+            The field or column that holds the query.
 
     Returns:
-        `list`: the queries in file order; empty lines are passed over.
+        `list`: the queries in file order: texts, or lists of chat messages.
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: the file is not text, a row is no JSON object with a query, or there is no query at all.
+        `ValueError`: the file is of another kind, damaged or empty, or a row has no query, or several; the sentence names
+            the line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no query file '{path}': check the path.")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The query file '{path}' is not UTF-8 text: convert it first.") from error
-    queries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        queries.append(_parse_row(line, f"line {number} of '{path}'") if path.suffix == ".jsonl" else line.strip())
+    if path.suffix.lower() == ".txt":
+        if field is not None:
+            raise ValueError(f"'{path}' has one query a line and no field '{field}': leave out --query-field.")
+        queries = _text_lines(path)
+    elif path.suffix.lower() in ROW_SUFFIXES:
+        queries = [_query_of(row, field, where) for where, row in read_rows(path, "query file", kind=None)]
+    else:
+        raise ValueError(
+            f"Cannot read the query file '{path}': its name must end in .txt for one query a line, or in one of "
+            f"{', '.join(ROW_SUFFIXES)}."
+        )
     if not queries:
         raise ValueError(f"The query file '{path}' holds no queries: give one query a line.")
     return queries
 
 
-def _parse_row(line: str, where: str):
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where[0].upper()}{where[1:]} is not JSON: {error}.") from error
-    field = next((name for name in QUERY_FIELDS if isinstance(row, dict) and row.get(name)), None)
-    if field is None:
-        raise ValueError(f"{where[0].upper()}{where[1:]} has no query: it needs one of {', '.join(QUERY_FIELDS)}.")
-    query = row[field]
-    is_dialogue = isinstance(query, list) and all(
-        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in query
-    )
-    if not isinstance(query, str) and not is_dialogue:
-        raise ValueError(f"'{field}' in {where} must be a string or a list of chat messages.")
-    return query
-
-
-@dataclass
-class QuerySplits:
-    """Disjoint lists of queries, and how many duplicates were dropped to make them so."""
-
-    train: list
-    validation: list
-    test: list
-    num_duplicates: int
-
-
-def split_queries(
-    queries: list,
-    test_queries: list | None = None,
-    validation_fraction: float = 0.1,
-    max_validation: int = 48,
-    seed: int = 42,
-) -> QuerySplits:
+def as_queries(source: Iterable, field: str | None = None) -> list:
     """
-    Split queries into training and validation, with duplicates removed, also those of the test queries.
-
-    Two queries are duplicates if they differ in letter case and white space only.
+    Queries in the form in which everything in this package takes them.
 
     Args:
-        queries (`list`):
-            Queries to train on and to choose the checkpoint by.
-        test_queries (`list`, *optional*):
-            Held-out queries. They are kept; their duplicates among `queries` are dropped.
-        validation_fraction (`float`, *optional*, defaults to `0.1`):
-            Share of the distinct queries that goes to validation, at least one query.
-        max_validation (`int`, *optional*, defaults to `48`):
-            Upper bound of the validation queries.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the shuffle that picks the validation queries.
+        source (`Iterable`):
+            A [`~datasets.Dataset`], a list or any other iterable of queries: texts, lists of chat messages, or rows (dicts). A
+            row has its query under `query`, `prompt`, `question`, `instruction` or `messages`, as a text or as a dialogue of
+            user and assistant messages that ends in the user's turn; an `input` is appended to its `instruction`.
+        field (`str`, *optional*):
+            The field of the rows that holds the query.
+
+    Returns:
+        `list`: the queries in order: texts, or lists of messages with `role` and `content`.
 
     Raises:
-        `ValueError`: fewer than two distinct queries are left to train and validate on.
+        `ValueError`: the source is no such thing, or a row has no query, or several; the sentence names the row.
+
+    Example:
+
+        ```python
+        >>> from datasets import load_dataset
+        >>> from peft_be import as_queries
+
+        >>> queries = as_queries(load_dataset("HuggingFaceH4/ultrachat_200k", split="train_sft[:500]"), field="prompt")
+        ```
     """
-    test = list({query_key(q): q for q in reversed(test_queries or [])}.values())[::-1]
-    held_out = {query_key(q) for q in test}
-    distinct = {}
-    for query in queries:
-        if query_key(query) not in held_out:
-            distinct.setdefault(query_key(query), query)
-    if len(distinct) < 2:
+    _check_source(source)
+    if isinstance(source, Dataset):
+        # Other columns may be large, or images that would be decoded
+        known = {field} if field else {*QUERY_FIELDS, INPUT_FIELD}
+        columns = [name for name in source.column_names if name in known]
+        source = source.select_columns(columns) if columns else source
+    return [_query_of(row, field, f"row {number} of the queries") for number, row in enumerate(source, start=1)]
+
+
+def query_dataset(source: Iterable) -> Dataset:
+    """
+    Queries as a dataset to train on.
+
+    Args:
+        source (`Iterable`):
+            What [`as_queries`] takes. Rows may also have an `answer` and a `prompt_name`. Where they have a `query`, that is the
+            query, whatever other fields there are.
+
+    Returns:
+        [`~datasets.Dataset`]: with the columns `query` and, if they were there, `answer` and `prompt_name`.
+
+    Raises:
+        `ValueError`: as in [`as_queries`].
+    """
+    _check_source(source)
+    rows = source if isinstance(source, Dataset) else list(source)
+    names = rows.column_names if isinstance(rows, Dataset) else _keys(rows)
+    columns = {"query": query_column(as_queries(rows, "query" if "query" in names else None))}
+    for name in ("answer", "prompt_name"):
+        if name in names:
+            columns[name] = list(rows[name]) if isinstance(rows, Dataset) else [row.get(name) for row in rows]
+    return Dataset.from_dict(columns)
+
+
+def _keys(rows: list) -> set[str]:
+    return set().union(*(row for row in rows if isinstance(row, Mapping)))
+
+
+def _check_source(source: Any) -> None:
+    if isinstance(source, (str, bytes, os.PathLike)):
+        raise ValueError("Queries are a list, not a single text; read a file with peft_be.load_queries(path).")
+    if isinstance(source, Mapping):
         raise ValueError(
-            f"Only {len(distinct)} distinct training quer{'y is' if len(distinct) == 1 else 'ies are'} left of "
-            f"{len(queries)} given: at least two different queries are needed, a few hundred are good."
+            f"Queries are a list or one split of a data set, not an object with {_names(source)}: choose one of these."
         )
-    pool = list(distinct.values())
-    random.Random(seed).shuffle(pool)
-    size = min(max(1, round(validation_fraction * len(pool))), max_validation)
-    dropped = len(queries) - len(pool) + len(test_queries or []) - len(test)
-    return QuerySplits(train=pool[size:], validation=pool[:size], test=test, num_duplicates=dropped)
+    if type(source).__name__ == "DataFrame":  # of pandas or polars; to iterate over one gives columns
+        raise ValueError("Queries are a list or a Dataset: pass a DataFrame as Dataset.from_pandas(frame).")
+    if isinstance(source, (set, frozenset)) or not isinstance(source, Iterable):
+        raise ValueError(f"Queries are a list or another iterable with an order, and not a {type(source).__name__}.")
 
 
 def query_column(queries: list) -> list:
@@ -128,7 +142,92 @@ def query_column(queries: list) -> list:
     return [check_query(query) for query in queries]
 
 
-def query_key(query) -> str:
-    """The same string for two queries that differ in letter case and white space only, otherwise different ones."""
-    text = query if isinstance(query, str) else json.dumps([[m["role"], m["content"]] for m in query])
-    return hashlib.sha256(re.sub(r"\s+", " ", text).strip().casefold().encode()).hexdigest()[:24]
+def _text_lines(path: Path) -> list[str]:
+    lines = [stripped for line in read_lines(path, "query file") if (stripped := line.strip())]
+    if lines and (suffix := _structure(lines)):
+        raise ValueError(
+            f"The query file '{path}' holds no plain text, but what belongs into a {suffix} file: rename it, or give one "
+            "query a line."
+        )
+    return [well_formed(line) for line in lines]
+
+
+def _structure(lines: list[str]) -> str | None:
+    """The suffix that a text of these lines should have, if it plainly is JSON or a table."""
+    first = lines[0]
+    if first in "[{" or (first[0] == "[" and _is_json("\n".join(lines))):
+        return ".json"
+    if first[0] == "{" and _is_json(first):
+        return ".jsonl"
+    for separator, suffix in ((",", ".csv"), (";", ".csv"), ("\t", ".tsv")):
+        names = [name.strip(" \"'") for name in first.split(separator)]
+        if len(names) > 1 and set(names) & set(QUERY_FIELDS):
+            return suffix
+    return None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _query_of(item: Any, field: str | None, where: str) -> str | list[dict[str, str]]:
+    """The query in an item of a list, or in a row that stands at `where`."""
+    if isinstance(item, Mapping):
+        item = _value_of(item, field, where)
+    elif field is not None:
+        raise ValueError(f"{capitalised(where)} is no object with a field '{field}'.")
+    if isinstance(item, (list, tuple)):
+        item = check_query(item, f"The query in {where}")
+        if item[-1]["content"].strip():
+            return [{**message, "content": well_formed(message["content"])} for message in item]
+    elif not isinstance(item, str):
+        raise ValueError(
+            f"The query in {where} must be a text or a list of chat messages, and is of type {type(item).__name__}."
+        )
+    elif item.strip():
+        return well_formed(item)
+    raise ValueError(f"The query in {where} is empty.")
+
+
+def _value_of(row: Mapping, field: str | None, where: str) -> Any:
+    """What stands in the field of a row that holds the query."""
+    if field is not None:
+        if _is_empty(row.get(field)):
+            raise ValueError(f"{capitalised(where)} has nothing in the field '{field}'; it has {_names(row)}.")
+        return row[field]
+    found = [name for name in QUERY_FIELDS if not _is_empty(row.get(name))]
+    if not found:
+        hint = (
+            "one chat message is no dialogue, put the messages of each into a list" if "role" in row else _names(row)
+        )
+        raise ValueError(
+            f"{capitalised(where)} has no query: it needs one of {', '.join(QUERY_FIELDS)}, or name another field with "
+            f"--query-field (field= in Python). Found: {hint}."
+        )
+    if not _is_empty(row.get(INPUT_FIELD)):
+        # In the form of Alpaca: the instruction says what to do, the input what with
+        instruction, given = row.get("instruction"), row[INPUT_FIELD]
+        if found == ["instruction"] and isinstance(instruction, str) and isinstance(given, str):
+            return f"{instruction}\n\n{given}"
+        found.append(INPUT_FIELD)
+    if len(found) > 1:
+        raise ValueError(
+            f"{capitalised(where)} has several fields that may hold the query: {', '.join(found)}. Choose one with "
+            "--query-field (field= in Python)."
+        )
+    return row[found[0]]
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a field has no content: tables fill missing cells with `None` or NaN."""
+    if isinstance(value, float):
+        return value != value
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _names(row: Mapping) -> str:
+    return ", ".join(map(str, row)) or "nothing"

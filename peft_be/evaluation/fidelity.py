@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data import as_queries
 from ..losses import OutputHead, divergence
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
@@ -136,7 +137,7 @@ def evaluate_fidelity(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[dict[str, str]],
-    queries: list,
+    queries: Iterable,
     ae_row: torch.Tensor | None = None,
     max_answer_length: int = 64,
     batch_size: int = 32,
@@ -153,8 +154,8 @@ def evaluate_fidelity(
             Its tokenizer.
         prompt (`str` or `list[dict]`):
             P, the prompt that [BE] stands for.
-        queries (`list`):
-            Held-out queries: none of them may have been trained on.
+        queries (`Iterable`):
+            Held-out queries, in any form that [`as_queries`] takes: none of them may have been trained on.
         ae_row (`torch.Tensor` of shape `[1, d]`, *optional*):
             The [AE] row, for the reconstruction of P from `[BE][AE]`. Without one it is not scored (`None`).
         max_answer_length (`int`, *optional*, defaults to `64`):
@@ -168,8 +169,9 @@ def evaluate_fidelity(
         `tuple[dict, list[dict]]`: the scores, and for each query the texts `query`, `full`, `be` and `no_prompt`.
 
     Raises:
-        `ValueError`: no queries.
+        `ValueError`: no queries, or something that is no query.
     """
+    queries = as_queries(queries)
     config = model.peft_config[model.active_adapter]
     base = model.get_base_model()
     was_training = model.training

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from ..data import as_queries
 from ..prompting import PromptRenderer
 from ..teacher import common_prefix_length
 from ..versions import machine_of, versions
@@ -34,7 +35,7 @@ def bench_inference(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[dict[str, str]],
-    queries: list | None = None,
+    queries: Iterable | None = None,
     batch_sizes: tuple[int, ...] = (1, 4),
     new_tokens: int = 32,
     repeats: int = 5,
@@ -54,8 +55,8 @@ def bench_inference(
             Its tokenizer.
         prompt (`str` or `list[dict]`):
             P, the prompt that [BE] stands for.
-        queries (`list`, *optional*):
-            Users' turns, taken in order and again from the first. `None` takes four general ones.
+        queries (`Iterable`, *optional*):
+            Users' turns, in any form that [`as_queries`] takes, taken in order and again from the first. `None` takes four general ones.
         batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
             Requests answered together.
         new_tokens (`int`, *optional*, defaults to `32`):
@@ -75,16 +76,19 @@ def bench_inference(
             against `full` and against `full_cached`, and `None` where it saves none.
 
     Raises:
-        `ValueError`: fewer than two repeats, no decoded token, or a batch size below 1.
+        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, or no queries.
     """
     if repeats < 2 or new_tokens < 1 or min(batch_sizes) < 1:
         raise ValueError("A measurement needs at least 2 repeats, 1 new token, and batch sizes of 1 or more.")
+    queries = QUERIES if queries is None else as_queries(queries)
+    if not queries:
+        raise ValueError("There are no queries to measure with.")
     config = model.peft_config[model.active_adapter]
     base = model.get_base_model()
     was_training = model.training
     model.eval()
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt)
-    queries = list(itertools.islice(itertools.cycle(queries or QUERIES), max(batch_sizes)))
+    queries = list(itertools.islice(itertools.cycle(queries), max(batch_sizes)))
     full = [renderer.full(query) for query in queries]
     prompts = {
         "full": full,

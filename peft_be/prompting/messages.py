@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_json, read_text
+
 
 _SUFFIXES = "a .txt file with the system prompt or a .json file with a list of chat messages"
 
@@ -40,7 +42,8 @@ def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, st
         if message["role"] == "system" and number > 1:
             raise ValueError(f"{name}: message {number} is a system message; only the first message can be one.")
         if not isinstance(message["content"], str):
-            raise ValueError(f"{name}: the content of message {number} must be text.")
+            kind = "a list of parts" if isinstance(message["content"], list) else type(message["content"]).__name__
+            raise ValueError(f"{name}: the content of message {number} must be text, and is {kind}.")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -68,22 +71,24 @@ def check_prompt(prompt: Any, name: str = "The prompt") -> list[dict[str, str]]:
     return messages
 
 
-def check_query(query: Any) -> list[dict[str, str]]:
+def check_query(query: Any, name: str = "The query") -> list[dict[str, str]]:
     """
     Check a query and return it as messages.
 
     Args:
         query (`str` or `list[dict]`):
             The user's turn, or a dialogue of user and assistant messages that ends in it.
+        name (`str`, *optional*, defaults to `"The query"`):
+            How error messages call it.
 
     Raises:
         `ValueError`: if it is not such a query.
     """
-    messages = check_messages([{"role": "user", "content": query}] if isinstance(query, str) else query, "The query")
+    messages = check_messages([{"role": "user", "content": query}] if isinstance(query, str) else query, name)
     if messages[0]["role"] == "system":
-        raise ValueError("The query starts with a system message, but that place belongs to the prompt: remove it.")
+        raise ValueError(f"{name} starts with a system message, but that place belongs to the prompt: remove it.")
     if messages[-1]["role"] != "user":
-        raise ValueError("The query must end in a user message.")
+        raise ValueError(f"{name} must end in a user message: leave the answer out, the model writes its own.")
     return messages
 
 
@@ -106,23 +111,27 @@ def load_prompt(path: str | os.PathLike) -> str | list[dict[str, str]]:
     """
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".json"):
-        raise ValueError(f"Cannot read the prompt {path}: pass {_SUFFIXES}.")
-    if not path.exists():
-        raise FileNotFoundError(f"There is no prompt file {path}: check the path.")
-    if not path.is_file():
-        raise ValueError(f"The prompt {path} is not a file: pass {_SUFFIXES}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The prompt {path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+        raise ValueError(f"Cannot read the prompt '{path}': pass {_SUFFIXES}.")
+    text = read_text(path, "prompt file").removesuffix("\n")
     if not text.strip():
-        raise ValueError(f"The prompt {path} is empty: there is nothing to compress.")
+        raise ValueError(f"The prompt file '{path}' is empty: there is nothing to compress.")
     if path.suffix.lower() == ".txt":
+        if _is_message_list(text):
+            raise ValueError(f"The prompt file '{path}' holds chat messages in JSON: rename it to .json.")
         return text
+    messages = parse_json(text, f"the prompt file '{path}'")
+    if isinstance(messages, str):
+        raise ValueError(f"The prompt file '{path}' holds one JSON string: save the text as a .txt file instead.")
+    return check_prompt(messages, f"The prompt file '{path}'")
+
+
+def _is_message_list(text: str) -> bool:
+    if not text.lstrip().startswith("["):
+        return False
     try:
         messages = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"The prompt {path} is not valid JSON: {error}.") from None
-    if isinstance(messages, str):
-        raise ValueError(f"The prompt {path} holds one JSON string: save the text as a .txt file instead.")
-    return check_prompt(messages, f"The prompt {path}")
+    except (ValueError, RecursionError):
+        return False
+    return bool(messages) and all(
+        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in messages
+    )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from ..data import query_dataset
 from ..losses import OutputHead, cross_entropy, divergence
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
@@ -78,12 +79,12 @@ class BEDistillTrainer(RowTrainer):
             trained together: the adapter's [BE] rows are dealt out to them in this order, the same number to each, every
             step takes a batch of each prompt's queries, and each prompt's rows become what they would have become
             alone (see [`compress_prompts`], which also chooses each prompt's checkpoint).
-        train_dataset ([`~datasets.Dataset`], *optional*):
-            Queries, in a column `query` (a string, or chat messages that end with the user's turn), and, in an optional
-            column `answer`, given answers to distil on instead of the teacher's own: texts, token ids, or `None` where the
+        train_dataset ([`~datasets.Dataset`] or `Iterable`, *optional*):
+            Queries, in a column `query` or in any other form that [`as_queries`] takes, and, in an optional column `answer`,
+            given answers to distil on instead of the teacher's own: texts, token ids, or `None` where the
             teacher is to answer. With several prompts, a column `prompt_name` says whose query it is. Not needed if
             `kd_weight=0`.
-        eval_dataset ([`~datasets.Dataset`], *optional*):
+        eval_dataset ([`~datasets.Dataset`] or `Iterable`, *optional*):
             Held-out queries, with the same columns. Their KL chooses the checkpoint. Not needed if `kd_weight=0`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer.
@@ -128,8 +129,8 @@ class BEDistillTrainer(RowTrainer):
         model: PreTrainedModel | PeftModel,
         args: BEDistillConfig | None = None,
         prompt: str | list[dict[str, str]] | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        train_dataset: Dataset | Iterable | None = None,
+        eval_dataset: Dataset | Iterable | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         on_teacher_progress: Callable[[str, int, int], None] | None = None,
@@ -191,7 +192,8 @@ class BEDistillTrainer(RowTrainer):
             rows = {"input_ids": [[self._pad]], "labels": [[-100]], "length": [1], "prompt": [0]}
             train_dataset = eval_dataset = Dataset.from_dict(rows)
         else:
-            queries = train_dataset, eval_dataset
+            datasets = train_dataset, eval_dataset
+            queries = [None if dataset is None else query_dataset(dataset) for dataset in datasets]
             train_dataset, eval_dataset = self._teach(base, *queries, args)
             self._num_queries = dict(zip(("train", "validation"), map(len, queries)))
         super().__init__(

@@ -35,7 +35,7 @@ def write(path, text, mode="w"):
         ("empty.txt", " \n", ["is empty"]),
         ("latin.txt", "caf\xe9".encode("latin-1"), ["not UTF-8"]),
         ("prompt.pdf", "x", ["pass a .txt"]),
-        ("broken.json", '[{"role": "user"', ["not valid JSON"]),
+        ("broken.json", '[{"role": "user"', ["not JSON"]),
         ("role.json", '[{"role": "pirate", "content": "x"}]', ["'pirate'"]),
         ("user.json", '[{"role": "user", "content": "x"}]', ["ends in a user message"]),
         ("long.txt", "sea " * 800, ["context is 512"]),

@@ -39,9 +39,41 @@ def test_splits_are_disjoint_and_lose_nothing(seed):
     assert (again.train, again.validation) == (splits.train, splits.validation)
 
 
-def test_a_dialogue_is_not_its_text():
-    assert query_key([{"role": "user", "content": "a"}]) != query_key("a")
-    assert query_key("A  b\n") == query_key("a B")
+def test_a_dialogue_of_one_turn_is_its_text():
+    user, assistant = ({"role": role, "content": "A  b"} for role in ("user", "assistant"))
+    assert query_key([user]) == query_key("a B\n")
+    longer = query_key([user, assistant, user])
+    assert longer == query_key([{**message, "content": "a\nB "} for message in (user, assistant, user)])
+    assert longer not in {query_key([user]), query_key([assistant, assistant, user]), query_key("A b A b A b")}
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("A  b\n", "a B"),
+        ("Où est le café ?", "ou\u0300 est le cafe\u0301\xa0?"),
+        ("What?", "\ufeffWhat?"),
+        ("What now?", "What\u200b now\u2060?"),
+        ("co\xadoperate", "cooperate"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+        ("Μαΐου", "ΜΑΐΟΥ"),
+    ],
+)
+def test_queries_that_look_alike_are_the_same(one, other):
+    assert query_key(one) == query_key(other)
+    assert query_key([{"role": "user", "content": one}]) == query_key(other)
+    assert split_queries([one, "x", "y"], [other]).num_duplicates == 1
+
+
+def test_what_reads_differently_is_not_the_same():
+    texts = ["What is 2²?", "What is 22?", "What is 2 2?", "resume", "résumé", "می\u200cروم", "میروم"]
+    assert len({query_key(text) for text in texts}) == len(texts)
+
+
+def test_keys_that_adapters_recorded_still_hold():
+    """As `training.json` of earlier adapters has them."""
+    assert query_key("  What did you see on Day 1, Élise? 你好 ") == "fcc318e3b066befd2a4c6439"
+    assert query_key("Straße\tund Weg") == "cc79e2cf5b240f4092df85f7"
 
 
 @pytest.mark.parametrize("queries", [[], ["a"], ["a", "A "], ["a", "b"]])

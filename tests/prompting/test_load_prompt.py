@@ -19,6 +19,8 @@ MESSAGES = [
         ("Be brief.", "Be brief."),
         ("\n  Be\n\nbrief. \n\n", "\n  Be\n\nbrief. \n"),
         ("Be\r\nbrief.\r\n", "Be\nbrief."),
+        ("Be\u2028brief.\x85\x0cNow.", "Be\u2028brief.\x85\x0cNow."),
+        ("[Be brief.]", "[Be brief.]"),
         ("\ufeffSoyez bref, élève 你好.\n", "Soyez bref, élève 你好."),
     ],
 )
@@ -49,8 +51,11 @@ def test_json(tmp_path):
         ("P.md", b"x", "pass a .txt file with the system prompt or a .json file"),
         ("P", b"x", "pass a .txt file"),
         ("P.json", b"", "is empty"),
-        ("P.json", b"[", "is not valid JSON"),
-        ("P.json", b"[" * 100_000, "is not valid JSON"),
+        ("P.json", b"[", "is not JSON"),
+        ("P.json", b"[" * 100_000, "is nested too deeply"),
+        ("P.txt", json.dumps(MESSAGES).encode(), "holds chat messages in JSON: rename it to .json"),
+        ("P.txt", b"a\0b", "holds NUL characters"),
+        ("P.json", b'[{"role": "system", "role": "user", "content": "x"}]', "has the key 'role' twice"),
         ("P.json", b'"Be brief."', "save the text as a .txt file"),
         ("P.json", b"{}", "must be a non-empty list"),
         ("P.json", b"[]", "must be a non-empty list"),
@@ -78,5 +83,5 @@ def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no prompt file"):
         load_prompt(tmp_path / "P.txt")
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="is a folder"):
         load_prompt(tmp_path / "folder.txt")

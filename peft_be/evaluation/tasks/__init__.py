@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import os
 
+from ...data import read_rows
 from .bbh import BBH
 from .classification import Classification
 from .dialogue import DialoguePerplexity
@@ -44,39 +44,30 @@ __all__ = [
 
 
 def load_task(
-    name: str, path: str | Path, where: dict | None = None, max_items: int | None = None, **arguments
+    name: str, path: str | os.PathLike, where: dict | None = None, max_items: int | None = None, **arguments
 ) -> Task:
     """
     Make a task from a file.
 
     Args:
         name (`str`): a key of `TASKS`.
-        path (`str` or `Path`): a `.jsonl` file with one item a line; its fields are those that the task's class names.
+        path (`str` or `os.PathLike`): a file with an item in each row, in any of the formats of [`read_rows`], such as
+            `.jsonl`; the fields are those that the task's class names.
         where (`dict`, *optional*): take only items with these values, such as `{"role": "Sherlock Holmes", "split": "test"}`.
         max_items (`int`, *optional*): take the first so many.
         arguments: of the task's class.
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: there is no such task, a line is no JSON object, no item is left, or one lacks a field.
+        `ValueError`: there is no such task, a row is no object, no item is left, or one lacks a field.
     """
     if name not in TASKS:
         raise ValueError(f"There is no task '{name}': choose one of {', '.join(TASKS)}.")
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file '{path}' with the items of the task: check the path.")
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"Line {number} of '{path}' is not JSON: {error}.") from error
-        if not isinstance(item, dict):
-            raise ValueError(f"Line {number} of '{path}' is no JSON object.")
-        if all(item.get(field) == value for field, value in (where or {}).items()):
-            items.append(item)
+    items = [
+        item
+        for _, item in read_rows(path, "file with the items of the task")
+        if all(item.get(field) == value for field, value in (where or {}).items())
+    ]
     if not items:
         raise ValueError(f"No item of '{path}' fits {where}." if where else f"There are no items in '{path}'.")
     return TASKS[name](items[:max_items], **arguments)
