@@ -62,12 +62,12 @@ def read_lines(path: str | os.PathLike, what: str) -> Iterator[str]:
             where = f"Line {number + 1} of the {what} '{path}'"
             if len(line) > MAX_LINE:
                 raise ValueError(f"{where} has more than {MAX_LINE:,} bytes: that is more than can be read.")
-            if b"\0" in line:
-                raise ValueError(f"{where} holds NUL characters, so it is no text file: save it as UTF-8.")
             try:
                 text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError:
                 raise ValueError(f"{where} is not UTF-8 text: save the file as UTF-8.") from None
+            if "\0" in text:
+                raise ValueError(f"{where} holds NUL characters, so it is no text file: save it as UTF-8.")
             for part in text.split("\r"):
                 number += 1
                 yield part.lstrip(_BYTE_ORDER_MARK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -53,11 +54,15 @@ def read_rows(path: str | os.PathLike, what: str, kind: type | None = dict) -> I
 
 def _has_json_lines(path: Path, what: str) -> bool:
     """Whether the first line is an object: many a `.json` file holds JSON lines."""
-    first = next((line for line in read_lines(path, what) if line.strip()), "")
+    with check_file(path, what).open("rb") as file:
+        # A list may be a line that is too long to be read as one
+        if not file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+            return False
     try:
-        return first.lstrip().startswith("{") and isinstance(json.loads(first), dict)
+        json.loads(next(line for line in read_lines(path, what) if line.strip()))
     except (ValueError, RecursionError):
         return False
+    return True
 
 
 def _json_rows(path: Path, what: str, kind: type | None) -> Iterator[tuple[str, Any]]:

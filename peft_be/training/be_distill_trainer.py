@@ -138,6 +138,9 @@ class BEDistillTrainer(RowTrainer):
         args = args or BEDistillConfig("be")
         if prompt is None:
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
+        if args.kd_weight > 0:
+            datasets = train_dataset, eval_dataset
+            train_dataset, eval_dataset = (None if given is None else query_dataset(given) for given in datasets)
         if not isinstance(model, PeftModel):
             reconstructs = args.kd_weight < 1 and args.use_ae_token
             ae_row = find_ae_row(None, model, processing_class, model.name_or_path, reconstructs)
@@ -192,8 +195,7 @@ class BEDistillTrainer(RowTrainer):
             rows = {"input_ids": [[self._pad]], "labels": [[-100]], "length": [1], "prompt": [0]}
             train_dataset = eval_dataset = Dataset.from_dict(rows)
         else:
-            datasets = train_dataset, eval_dataset
-            queries = [None if dataset is None else query_dataset(dataset) for dataset in datasets]
+            queries = train_dataset, eval_dataset
             train_dataset, eval_dataset = self._teach(base, *queries, args)
             self._num_queries = dict(zip(("train", "validation"), map(len, queries)))
         super().__init__(
