@@ -44,7 +44,7 @@ def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
     if path.suffix.lower() == ".txt":
         if field is not None:
             raise ValueError(f"'{path}' has one query a line and no field '{field}': leave out --query-field.")
-        queries = _text_lines(path)
+        queries = _text_queries(path)
     elif path.suffix.lower() in ROW_SUFFIXES:
         queries = [_query_of(row, field, where) for where, row in read_rows(path, "query file", kind=None)]
     else:
@@ -142,14 +142,15 @@ def query_column(queries: list) -> list:
     return [check_query(query) for query in queries]
 
 
-def _text_lines(path: Path) -> list[str]:
-    lines = [stripped for line in read_lines(path, "query file") if (stripped := line.strip())]
-    if lines and (suffix := _structure(lines)):
+def _text_queries(path: Path) -> list[str]:
+    numbered = enumerate(read_lines(path, "query file"), start=1)
+    lines = [(number, stripped) for number, line in numbered if (stripped := line.strip())]
+    if lines and (suffix := _structure([line for _, line in lines])):
         raise ValueError(
             f"The query file '{path}' holds no plain text, but what belongs into a {suffix} file: rename it, or give one "
             "query a line."
         )
-    return [well_formed(line) for line in lines]
+    return [_query_of(line, None, f"line {number} of '{path}'") for number, line in lines]
 
 
 def _structure(lines: list[str]) -> str | None:
@@ -180,17 +181,15 @@ def _query_of(item: Any, field: str | None, where: str) -> str | list[dict[str, 
         item = _value_of(item, field, where)
     elif field is not None:
         raise ValueError(f"{capitalised(where)} is no object with a field '{field}'.")
-    if isinstance(item, (list, tuple)):
-        item = check_query(item, f"The query in {where}")
-        if item[-1]["content"].strip():
-            return [{**message, "content": well_formed(message["content"])} for message in item]
-    elif not isinstance(item, str):
-        raise ValueError(
-            f"The query in {where} must be a text or a list of chat messages, and is of type {type(item).__name__}."
-        )
-    elif item.strip():
+    name = f"The query in {where}"
+    if not isinstance(item, (str, list, tuple)):
+        raise ValueError(f"{name} must be a text or a list of chat messages, and is of type {type(item).__name__}.")
+    messages = check_query(item, name)
+    if not messages[-1]["content"].strip():
+        raise ValueError(f"{name} is empty.")
+    if isinstance(item, str):
         return well_formed(item)
-    raise ValueError(f"The query in {where} is empty.")
+    return [{**message, "content": well_formed(message["content"])} for message in messages]
 
 
 def _value_of(row: Mapping, field: str | None, where: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 from ..files import parse_json, read_text
 
 
+# Of a message. About a million tokens: more than the contexts of models, and to count the tokens of more takes minutes
+MAX_CHARACTERS = 2**22
 _SUFFIXES = "a .txt file with the system prompt or a .json file with a list of chat messages"
 
 
@@ -19,7 +21,8 @@ def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, st
 
     Args:
         messages (`list[dict]`):
-            Messages with a `role` (`"system"`, only as the first, `"user"` or `"assistant"`) and a text `content`.
+            Messages with a `role` (`"system"`, only as the first, `"user"` or `"assistant"`) and a text `content` of up to
+            4 million characters.
             Further keys may only be there with the value `None`, as they are in datasets.
         name (`str`, *optional*, defaults to `"The prompt"`):
             How error messages call the list.
@@ -44,6 +47,10 @@ def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, st
         if not isinstance(message["content"], str):
             kind = "a list of parts" if isinstance(message["content"], list) else type(message["content"]).__name__
             raise ValueError(f"{name}: the content of message {number} must be text, and is {kind}.")
+        if (length := len(message["content"])) > MAX_CHARACTERS:
+            raise ValueError(
+                f"{name}: message {number} has {length:,} characters, and more than {MAX_CHARACTERS:,} fit no model."
+            )
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -118,6 +125,7 @@ def load_prompt(path: str | os.PathLike) -> str | list[dict[str, str]]:
     if path.suffix.lower() == ".txt":
         if _is_message_list(text):
             raise ValueError(f"The prompt file '{path}' holds chat messages in JSON: rename it to .json.")
+        check_prompt(text, f"The prompt file '{path}'")
         return text
     messages = parse_json(text, f"the prompt file '{path}'")
     if isinstance(messages, str):

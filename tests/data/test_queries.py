@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Value
 
 from peft_be.data import as_queries, load_queries, query_dataset
+from peft_be.prompting import load_prompt
 
 
 TEXTS = ["What, when and where?", 'She said "no"', "Où est le café ?", "Line\none", "NA", "007"]
@@ -243,16 +244,28 @@ def test_queries_to_train_on():
 
 
 def test_large_files_stay_within_bounds(tmp_path):
-    """A line of 10 MB is a query like any other, and other columns than the query's are not kept."""
+    """Other columns than the query's are not kept."""
     path = write(
-        tmp_path / "q.jsonl", json_lines([{"query": "a", "text": "x" * 10_000}] * 5_000 + [{"query": "y" * 10**7}])
+        tmp_path / "q.jsonl",
+        json_lines([{"query": "a", "text": "x" * 10_000}] * 5_000 + [{"query": "y" * 4 * 10**6, "text": "z" * 10**7}]),
     )
     tracemalloc.start()
     queries = load_queries(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(queries) == 5_001 and len(queries[-1]) == 10**7
+    assert len(queries) == 5_001 and len(queries[-1]) == 4 * 10**6
     assert peak < 60e6 < 2 * path.stat().st_size
+
+
+def test_a_text_that_fits_no_model_is_refused(tmp_path):
+    """Where it stands, and before its tokens are counted, which takes minutes."""
+    long = "word " * 2_000_000
+    with pytest.raises(ValueError, match="The query in line 2 of .*q.txt': message 1 has 9,999,999 characters"):
+        load_queries(write(tmp_path / "q.txt", f"a\n{long}\n"))
+    with pytest.raises(ValueError, match="row 2 of the queries: message 2 has 10,000,000 characters"):
+        as_queries(["a", [USER, {**ASSISTANT, "content": long}, USER]])
+    with pytest.raises(ValueError, match="p.txt': message 1 has 10,000,000 characters"):
+        load_prompt(write(tmp_path / "p.txt", long))
 
 
 def test_a_line_that_no_memory_holds_is_refused(tmp_path, monkeypatch):

@@ -291,6 +291,16 @@ def test_bad_input(tmp_path):
         load_task("dialogue-perplexity", path)
     with pytest.raises(ValueError, match="'role'"):
         RoleBenchJudge([{"question": "Who?", "rolegpt": "I."}], judge=list)
+    for template, message in (
+        ("{", "not one of str.format"),
+        ("{}", "must name the fields"),
+        ("{0.real}", "must name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_task("gsm8k", path, template=template)
+    for value in (["Why?"], None, {"text": "Why?"}, True):
+        with pytest.raises(ValueError, match="The field 'question' of item 1 of the task must be a text or a number"):
+            GSM8K([{"question": value, "final": "1"}])
     (tmp_path / "items.jsonl").write_text("{\n")
     with pytest.raises(ValueError, match="Line 1 of .* is not JSON"):
         load_task("gsm8k", path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from abc import ABC, abstractmethod
+from string import Formatter
 from typing import Any
 
 import torch
@@ -47,10 +48,21 @@ class Task(ABC):
 
     def query(self, item: dict, number: int) -> str:
         """The query of the item, which is the `number`-th."""
+        for field in self._template_fields():
+            if field not in item:
+                raise ValueError(f"Item {number} of the task has no field '{field}'.")
+            if isinstance(item[field], bool) or not isinstance(item[field], (str, int, float)):
+                raise ValueError(f"The field '{field}' of item {number} of the task must be a text or a number.")
+        return self.template.format(**item)
+
+    def _template_fields(self) -> list[str]:
         try:
-            return self.template.format(**item)
-        except KeyError as error:
-            raise ValueError(f"Item {number} of the task has no field {error}.") from None
+            fields = [field for _, field, _, _ in Formatter().parse(self.template) if field is not None]
+        except ValueError as error:
+            raise ValueError(f"The template {self.template!r} is not one of str.format: {error}.") from None
+        if not all(field.isidentifier() for field in fields):
+            raise ValueError(f"The template {self.template!r} must name the fields of an item, as in {{question}}.")
+        return fields
 
     def reference(self, item: dict, number: int) -> Any:
         """The reference of the item, which is the `number`-th."""
