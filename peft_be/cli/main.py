@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from .bench import bench
+from .cache import cache
 from .chat import chat
 from .common import run_cleanly
 from .compare import compare
@@ -35,6 +36,7 @@ app.command()(chat)
 app.command()(demo)
 app.command()(info)
 app.command()(push)
+app.command()(cache)
 # All that follows goes to the harness as it is, `--help` too
 app.command(
     "lm-eval",
