@@ -19,7 +19,7 @@ from .data import QuerySplits, load_queries, query_column, split_queries
 from .files import read_json, write_json
 from .models import DEFAULT_MODEL
 from .prompting import PromptRenderer, load_prompt
-from .teacher import model_fingerprint, teacher_cache_dir
+from .teacher import teacher_cache_dir, weights_fingerprint
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
@@ -138,7 +138,7 @@ def compress_prompts(
             errors = {prompt["name"]: prompt["error"] for prompt in record["prompts"] if prompt["error"] is not None}
             return [_result(run, job.name, errors) for job in jobs]
         model, tokenizer = load_base(model, tokenizer)
-        run.confirm("base_sha256", model_fingerprint(model), "base model or dtype")
+        run.confirm("base_sha256", weights_fingerprint(model), "base model or dtype")
         training_args = {**config_args(run.settings, BEDistillConfig), **training_args, **needed}
         training_args["save_steps"] = training_args["eval_steps"]
         reconstructs = training_args["kd_weight"] < 1 and training_args.get("use_ae_token", True)

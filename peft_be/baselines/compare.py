@@ -19,7 +19,7 @@ from ..evaluation.tasks import Task, evaluate_task
 from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
-from ..teacher import model_fingerprint
+from ..teacher import weights_fingerprint
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
 from ..training.provenance import sha256
@@ -203,7 +203,7 @@ def compare_methods(
         if folder.is_finished:
             return read_json(folder.directory / folder.RESULT, "result", dict)
         base, tokenizer = load_model(model)
-        folder.confirm("base_sha256", model_fingerprint(base), "base model or dtype")
+        folder.confirm("base_sha256", weights_fingerprint(base), "base model or dtype")
         renderer = PromptRenderer(tokenizer, prompt)
 
         def job(spec: str, seed: int) -> Job:

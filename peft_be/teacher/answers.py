@@ -25,8 +25,8 @@ from .prefix import SharedPrefix, can_share_prefix
 
 # A prefix shorter than this is not worth a cache of its own
 MIN_SHARED_PREFIX = 32
-# Of a model's configuration: where it came from, and what wrote it
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
+# Of a model's configuration: where it came from, what wrote it, and what TRL's trainers switch off
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,9 @@ def answer_states(
     return _run(states, _batches([p + a for p, a in zip(prompts, answers)], batch_size), cache, on_progress)
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of the model's configuration, stop ids, dtype and a sample of every weight: what a teacher's answers depend on."""
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of the names, shapes and dtypes of all weights, and of a sample of each. Learned rows are not counted."""
     digest = hashlib.sha256()
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
-    digest.update(json.dumps([config, sorted(_stop_ids(model))], sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
         if "be_token_" in name:  # the learned rows are not part of the teacher
             continue
@@ -199,6 +197,13 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name.replace('.base_layer', '')}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of the model's configuration, stop ids and weights: what a teacher's answers depend on."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
+    parts = [config, sorted(_stop_ids(model)), weights_fingerprint(model)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def cached_answers(

@@ -159,7 +159,11 @@ class AnswerCache:
         except (OSError, SafetensorError) as error:
             if part is not None:
                 part.unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) else str(error).split("I/O error: ")[-1]
+            reason = (
+                error.strerror
+                if isinstance(error, OSError)
+                else str(error).split("I/O error: ")[-1].partition(" (os error")[0]
+            )
             raise OSError(
                 f"The teacher's cache '{self.directory.parent}' cannot be written ({reason}): make room, for instance with peft-be "
                 "cache --clear, or set PEFT_BE_CACHE to another folder."

@@ -7,6 +7,7 @@ import errno
 import inspect
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -244,9 +245,12 @@ class RunFolder:
         self.settings = {**defaults, **record}
         for name, value in _as_json(self._asked).items():
             if name not in self.settings or self.settings[name] != value:
+                # Of a prompt and queries there are hashes only, which tell nobody anything
+                is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+                values = "" if is_hash else f" ({self.settings.get(name)}, now {value})"
                 raise ValueError(
-                    f"The run in '{self.directory}' was started with another {name.replace('_', ' ')} "
-                    f"({self.settings.get(name)}, now {value}): use the same settings, or --overwrite."
+                    f"The run in '{self.directory}' was started with another {name.replace('_', ' ')}{values}: use the same "
+                    "settings, or --overwrite."
                 )
         unknown = record.keys() - defaults.keys() - self._asked.keys() - set(self.FOUND)
         if unknown:
@@ -351,9 +355,9 @@ def _unwritable_reason(error: BaseException | None) -> str | None:
         return error.strerror
     text = str(error)
     if isinstance(error, SafetensorError) and "I/O error" in text:
-        return text.split("I/O error: ")[-1]
-    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "file write" in text):
-        return "the disk is full"
+        return text.split("I/O error: ")[-1].partition(" (os error")[0]
+    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
+        return "is the disk full?"
     return None
 
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-# Read by torch and tokenizers when they are imported. With threads, a child of a fork could wait for ever
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+if __name__ == "__main__":
+    # Read by torch and tokenizers when they are imported. With threads, a child of a fork could wait for ever
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 from safetensors import safe_open  # noqa: E402
 
-import peft_be.compress_many  # noqa: E402
 from peft_be import compress_prompt, compress_prompts, pretrain_ae  # noqa: E402
 from peft_be.baselines.compare import compare_methods  # noqa: E402
 from peft_be.compress_many import PromptJob  # noqa: E402
@@ -39,11 +39,11 @@ from ..tiny import save_tiny_llama  # noqa: E402
 PROMPT = (
     "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
 )
-QUERIES = [f"What did you see on day {i}?" for i in range(24)]
+QUERIES = [f"What did you see on day {i}?" for i in range(12)]
 TEXTS = [f"{query} The sea is wide, and day {i} was long. " * 8 for i, query in enumerate(QUERIES)]
 # Overshoots, so that training stops early
 STEPS = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_answer_length": 6}
-STEPS |= {"max_steps": 34, "eval_steps": 3, "save_steps": 3, "logging_steps": 3}
+STEPS |= {"max_steps": 17, "eval_steps": 2, "save_steps": 2, "logging_steps": 2}
 # The audit events of what changes files
 OPERATIONS = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "os.truncate"}
 # Of the records, what is measured and differs from run to run
@@ -51,8 +51,8 @@ MEASURED = {"seconds", "eval_runtime", "ttft_ms", "fit_seconds", "machine", "ver
 
 
 def run_pretrain_ae(folder: Path, shared: Path, **options) -> None:
-    steps = {"max_steps": 23, "eval_steps": 4, "save_steps": 4, "logging_steps": 4, "max_passage_length": 64}
-    pretrain_ae(TEXTS, folder, model=str(shared / "tiny"), num_validation=4, **steps, **options)
+    steps = {"max_steps": 13, "eval_steps": 3, "save_steps": 3, "logging_steps": 3, "max_passage_length": 64}
+    pretrain_ae(TEXTS, folder, model=str(shared / "tiny"), num_validation=3, **steps, **options)
 
 
 def run_compress(folder: Path, shared: Path, **options) -> None:
