@@ -316,7 +316,7 @@ class RunFolder:
             self._moving.rmdir()
         if self.is_finished:
             shutil.rmtree(self._replaced, ignore_errors=True)
-            if self._is_begun:
+            if self._is_begun or self.work.exists() and not any(self.work.iterdir()):
                 self._clear_work()
         elif self._replaced.exists() and not self._is_begun:
             self._discard()

@@ -33,6 +33,7 @@ from peft_be import compress_prompt, compress_prompts, pretrain_ae  # noqa: E402
 from peft_be.baselines.compare import compare_methods  # noqa: E402
 from peft_be.compress_many import PromptJob  # noqa: E402
 
+from ..prompting.chat_tokenizers import build_tokenizer  # noqa: E402
 from ..tiny import save_tiny_llama  # noqa: E402
 
 
@@ -195,17 +196,16 @@ class Killer:
 
     Args:
         folder (`Path`): for everything.
-        tokenizer: of the tiny model.
         seed (`int`): of the moments.
     """
 
-    def __init__(self, folder: Path, tokenizer, seed: int):
+    def __init__(self, folder: Path, seed: int):
         self.folder = folder
         self.random = random.Random(seed)
         self.alone: dict[str, tuple[dict, float, int]] = {}
         pid = os.fork()  # torch works in children only
         if pid == 0:
-            save_tiny_llama(folder / "tiny", tokenizer)
+            save_tiny_llama(folder / "tiny", build_tokenizer("smollm2"))  # reading a real one takes longer than a run
             os._exit(0)
         assert wait(pid) == 0
         self._undisturbed("pretrain-ae")
@@ -249,10 +249,6 @@ class Killer:
 
 
 def main() -> None:
-    from transformers import AutoTokenizer
-
-    from peft_be.models import resolve_model
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--seed", type=int, default=18)
@@ -264,7 +260,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    killer = Killer(folder, AutoTokenizer.from_pretrained(resolve_model("smollm2")), args.seed)
+    killer = Killer(folder, args.seed)
     runs = []
     for command in args.only:
         for number in range(args.kills):

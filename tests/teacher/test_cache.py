@@ -23,7 +23,9 @@ DAMAGES = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-40]),
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(os.urandom(500)),
-    "a bit": lambda path: path.write_bytes(path.read_bytes()[:-3] + bytes([path.read_bytes()[-3] ^ 1]) + path.read_bytes()[-2:]),
+    "a bit": lambda path: path.write_bytes(
+        path.read_bytes()[:-3] + bytes([path.read_bytes()[-3] ^ 1]) + path.read_bytes()[-2:]
+    ),
     "nan": lambda path: change(path, hidden=lambda t: t["hidden"] * float("nan")),
     "shape": lambda path: change(path, hidden=lambda t: t["hidden"][:, :-1].contiguous()),
     "rows": lambda path: change(path, hidden=lambda t: t["hidden"][:-1].contiguous()),

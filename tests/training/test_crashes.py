@@ -47,7 +47,10 @@ class Job:
     def same(self, left, right):
         rows = [load_file(self.folder / name / "adapter_model.safetensors") for name in (left, right)]
         reports = [json.loads((self.folder / name / "training.json").read_text()) for name in (left, right)]
-        logs = [[{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in report["log"]] for report in reports]
+        logs = [
+            [{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in report["log"]]
+            for report in reports
+        ]
         assert all(tensor.equal(rows[1][name]) for name, tensor in rows[0].items())
         assert logs[0] == logs[1] and reports[0].get("best") == reports[1].get("best")
         assert content(self.folder / left) == content(self.folder / right)
