@@ -16,13 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from .data import QuerySplits, query_key, split_queries
 from .files import read_json
 from .models import DEFAULT_MODEL, load_model
-from .teacher import teacher_cache_dir, weights_fingerprint
+from .teacher import teacher_cache_dir, weights_sha256
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.callbacks import OnProgress
 from .training.provenance import sha256
 from .training.rounds import train_rounds
-from .training.run import PLACES, RunFolder, config_args, default_settings, report_to, train
+from .training.run import RunFolder, report_to, train
+from .training.settings import PLACES, config_args, default_settings
 from .tuner import BETokenConfig
 
 
@@ -148,7 +149,7 @@ def compress_prompt(
     with RunFolder(output_dir, settings, resume, overwrite, defaults) as run, ExitStack() as on_failure:
         model_name = settings["model"]
         model, tokenizer = load_base(model, tokenizer)
-        run.confirm("base_sha256", weights_fingerprint(model), "base model or dtype")
+        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
         start = time.perf_counter()
 
         training_args = {**config_args(run.settings, BEDistillConfig), **training_args}
@@ -251,7 +252,7 @@ def pretrain_ae(
         if run.is_finished:
             return run.directory
         model, tokenizer = load_base(model, tokenizer)
-        run.confirm("base_sha256", weights_fingerprint(model), "base model or dtype")
+        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
         start = time.perf_counter()
         training_args = {"save_total_limit": 1, **config_args(run.settings, AEConfig), **training_args}
         trainer = AETrainer(

@@ -19,13 +19,14 @@ from .data import QuerySplits, load_queries, query_column, split_queries
 from .files import read_json, write_json
 from .models import DEFAULT_MODEL
 from .prompting import PromptRenderer, load_prompt
-from .teacher import teacher_cache_dir, weights_fingerprint
+from .teacher import teacher_cache_dir, weights_sha256
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
 from .training.provenance import sha256, stage_name
-from .training.run import PATIENCE, PLACES, RunFolder, config_args, default_settings, report_to, train
+from .training.run import PATIENCE, RunFolder, report_to, train
+from .training.settings import PLACES, config_args, default_settings
 
 
 MAX_NAME_LENGTH = 128
@@ -138,7 +139,7 @@ def compress_prompts(
             errors = {prompt["name"]: prompt["error"] for prompt in record["prompts"] if prompt["error"] is not None}
             return [_result(run, job.name, errors) for job in jobs]
         model, tokenizer = load_base(model, tokenizer)
-        run.confirm("base_sha256", weights_fingerprint(model), "base model or dtype")
+        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
         training_args = {**config_args(run.settings, BEDistillConfig), **training_args, **needed}
         training_args["save_steps"] = training_args["eval_steps"]
         reconstructs = training_args["kd_weight"] < 1 and training_args.get("use_ae_token", True)

@@ -19,11 +19,12 @@ from ..evaluation.tasks import Task, evaluate_task
 from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
-from ..teacher import weights_fingerprint
+from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
 from ..training.provenance import sha256
-from ..training.run import RunFolder, append_record, default_settings, read_records
+from ..training.run import RunFolder, append_record, read_records
+from ..training.settings import default_settings
 from ..versions import machine_of, versions
 from .method import Job, Method, Prompt, StandIn
 from .methods import make_method
@@ -203,7 +204,7 @@ def compare_methods(
         if folder.is_finished:
             return read_json(folder.directory / folder.RESULT, "result", dict)
         base, tokenizer = load_model(model)
-        folder.confirm("base_sha256", weights_fingerprint(base), "base model or dtype")
+        folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
         renderer = PromptRenderer(tokenizer, prompt)
 
         def job(spec: str, seed: int) -> Job:

@@ -6,7 +6,7 @@ from .answers import (
     generate_answers,
     model_fingerprint,
     share_prefix,
-    weights_fingerprint,
+    weights_sha256,
 )
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
@@ -26,5 +26,5 @@ __all__ = [
     "model_fingerprint",
     "share_prefix",
     "teacher_cache_dir",
-    "weights_fingerprint",
+    "weights_sha256",
 ]

@@ -187,7 +187,7 @@ def answer_states(
     return _run(states, _batches([p + a for p, a in zip(prompts, answers)], batch_size), cache, on_progress)
 
 
-def weights_fingerprint(model: PreTrainedModel) -> str:
+def weights_sha256(model: PreTrainedModel) -> str:
     """SHA-256 of the names, shapes and dtypes of all weights, and of a sample of each. Learned rows are not counted."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
@@ -202,7 +202,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 def model_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the model's configuration, stop ids and weights: what a teacher's answers depend on."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
-    parts = [config, sorted(_stop_ids(model)), weights_fingerprint(model)]
+    parts = [config, sorted(_stop_ids(model)), weights_sha256(model)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

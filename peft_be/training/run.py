@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import inspect
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,12 +19,11 @@ from transformers import ProgressCallback as ProgressBarCallback
 from ..files import read_json, write_json
 from .callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
 from .checkpoints import last_checkpoint
+from .settings import as_json
 
 
 # Validations without improvement after which training stops
 PATIENCE = 5
-# Fields of a configuration that say where things are kept, and change no result
-PLACES = ("answer_cache_dir", "output_dir", "report_to")
 # What a disk that takes nothing more, or nothing at all, answers
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -53,30 +49,6 @@ def append_record(path: Path, record: dict) -> None:
             if file.read() != b"\n":
                 file.write(b"\n")
         file.write(json.dumps(record).encode() + b"\n")
-
-
-def default_settings(settings: dict, function: Callable, config_class: type | None = None) -> dict:
-    """
-    The values that the settings of a run have where nobody chose them. A run records them, so that it goes on with them after
-    an update that has others.
-
-    Args:
-        settings (`dict`): the settings of a run.
-        function (`Callable`): the job, whose arguments have defaults.
-        config_class (`type`, *optional*): its configuration; the fields count that the class declares itself.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    empty = inspect.Parameter.empty
-    defaults = {p.name: p.default for p in parameters if p.name in settings and p.default is not empty}
-    if config_class is not None:
-        own = [f for f in fields(config_class) if f.name in config_class.__annotations__ and f.name not in PLACES]
-        defaults |= {f.name: f.default for f in own}
-    return defaults
-
-
-def config_args(settings: dict, config_class: type) -> dict:
-    """Those of a run's settings that are fields of a configuration."""
-    return {f.name: settings[f.name] for f in fields(config_class) if f.name in settings}
 
 
 class RunFolder:
@@ -129,7 +101,7 @@ class RunFolder:
         self._moving = self.directory / ".replaced.part"
         self._lock_file = self.directory / ".lock"
         self._asked, self._defaults = settings, defaults or {}
-        self.settings = _as_json({**self._defaults, **settings})
+        self.settings = as_json({**self._defaults, **settings})
         if resume and overwrite:
             raise ValueError("A run is either resumed or overwritten: leave out --resume or --overwrite.")
         if self._holds_other_files():
@@ -240,10 +212,10 @@ class RunFolder:
             raise FileExistsError(
                 f"'{self.directory}' holds a finished run: choose another folder, or pass --overwrite."
             )
-        defaults = _as_json(self._defaults)
+        defaults = as_json(self._defaults)
         # A setting that is newer than the record had the value that is the default now
         self.settings = {**defaults, **record}
-        for name, value in _as_json(self._asked).items():
+        for name, value in as_json(self._asked).items():
             if name not in self.settings or self.settings[name] != value:
                 # Of a prompt and queries there are hashes only, which tell nobody anything
                 is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
@@ -343,10 +315,6 @@ class RunFolder:
             raise
         except OSError as error:
             raise OSError(f"The output folder '{self.directory}' cannot be written: {error.strerror}.") from error
-
-
-def _as_json(settings: dict) -> dict:
-    return json.loads(json.dumps(settings, default=str))
 
 
 def _unwritable_reason(error: BaseException | None) -> str | None:

@@ -201,7 +201,7 @@ class Killer:
 
     def __init__(self, folder: Path, seed: int):
         self.folder = folder
-        self.random = random.Random(seed)
+        self.random = {command: random.Random(f"{seed} {command}") for command in COMMANDS}
         self.alone: dict[str, tuple[dict, float, int]] = {}
         pid = os.fork()  # torch works in children only
         if pid == 0:
@@ -228,11 +228,11 @@ class Killer:
         for attempt in range(2 if number % 3 == 2 else 1):
             options = {"resume": True} if attempt else {}
             if number % 2:
-                at = self.random.randint(1, operations)
+                at = self.random[command].randint(1, operations)
                 pid = start(command, folder, self.folder, kill_at=at, **options)
                 outcome.kills.append(f"operation {at} of {operations}")
             else:
-                delay = self.random.uniform(0, seconds)
+                delay = self.random[command].uniform(0, seconds)
                 pid = start(command, folder, self.folder, **options)
                 time.sleep(delay)
                 os.kill(pid, signal.SIGKILL)
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--seed", type=int, default=18)
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="record to write, or to add the commands to")
     parser.add_argument(
         "--folder", type=Path, help="where to work, and keep what went wrong; by default a temporary one"
     )
@@ -273,21 +273,22 @@ def main() -> None:
             )
             if outcome.equal:
                 shutil.rmtree(folder / f"{command}-{number}")
-    table = {
-        command: {
-            "kills": sum(len(run.kills) for run in runs if run.command == command),
+    table = {}
+    for command in args.only:
+        own = [run for run in runs if run.command == command]
+        table[command] = {
+            "seed": args.seed,
             "runs": len(own),
+            "kills": sum(len(run.kills) for run in own),
             "resumed": sum(run.resumed for run in own),
             "bit_equal": sum(run.equal for run in own),
+            "moments": [run.kills for run in own],
         }
-        for command in args.only
-        for own in [[run for run in runs if run.command == command]]
-    }
-    print(json.dumps(table, indent=2))
+    print({command: f"{own['bit_equal']} of {own['runs']} bit-equal" for command, own in table.items()})
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"seed": args.seed, "commands": table, "moments": [[run.command, *run.kills] for run in runs]}
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        record = json.loads(args.json.read_text()) if args.json.exists() else {}
+        args.json.write_text(json.dumps(record | table, indent=2) + "\n")
     if args.folder is None:
         shutil.rmtree(folder)
     sys.exit(0 if all(run.equal for run in runs) else 1)
