@@ -223,29 +223,34 @@ class Killer:
 
     def kill(self, command: str, number: int) -> Outcome:
         """Kill a run, resume it, and compare it with an undisturbed one."""
-        expected, seconds, operations = self._undisturbed(command)
+        expected, _, _ = self._undisturbed(command)
         folder, outcome = self.folder / f"{command}-{number}", Outcome(command)
-        for attempt in range(2 if number % 3 == 2 else 1):
-            options = {"resume": True} if attempt else {}
-            if number % 2:
-                at = self.random[command].randint(1, operations)
-                pid = start(command, folder, self.folder, kill_at=at, **options)
-                outcome.kills.append(f"operation {at} of {operations}")
-            else:
-                delay = self.random[command].uniform(0, seconds)
-                pid = start(command, folder, self.folder, **options)
-                time.sleep(delay)
-                os.kill(pid, signal.SIGKILL)
-                outcome.kills.append(f"{delay:.2f} of {seconds:.2f} s")
-            # A run that is faster than the one it is compared with, or resumed, may end before it is killed
-            if wait(pid) != -signal.SIGKILL:
-                outcome.kills[-1] += " (it had ended)"
+        while not outcome.kills:  # a run that is faster than the undisturbed one may end before its moment
+            shutil.rmtree(folder, ignore_errors=True)
+            self._kill_once(command, folder, number % 2 == 1, outcome)
+        if number % 3 == 2:
+            self._kill_once(command, folder, number % 2 == 1, outcome, resume=True)
         outcome.resumed = wait(start(command, folder, self.folder, resume=True)) == 0
         if outcome.resumed:
             found = contents(folder / "out")
             outcome.differs = [name for name in {**expected, **found} if found.get(name, 0) != expected.get(name, 1)]
             outcome.equal = not outcome.differs
         return outcome
+
+    def _kill_once(self, command: str, folder: Path, at_operation: bool, outcome: Outcome, **options) -> None:
+        _, seconds, operations = self._undisturbed(command)
+        if at_operation:
+            at = self.random[command].randint(1, operations)
+            pid = start(command, folder, self.folder, kill_at=at, **options)
+            moment = f"operation {at} of {operations}"
+        else:
+            delay = self.random[command].uniform(0, seconds)
+            pid = start(command, folder, self.folder, **options)
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            moment = f"{delay:.2f} of {seconds:.2f} s"
+        if wait(pid) == -signal.SIGKILL:
+            outcome.kills.append(moment)
 
 
 def main() -> None:
