@@ -45,6 +45,7 @@ setup(
     install_requires=[
         "accelerate>=1.10",
         "datasets>=4.0",
+        "filelock>=3.12",
         "huggingface_hub>=1.0",
         # transformers needs it for chat templates, but does not install it; here it writes the reports, too
         "jinja2>=3.1",

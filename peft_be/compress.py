@@ -15,13 +15,17 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .data import QuerySplits, query_key, split_queries
-from .models import DEFAULT_MODEL, cache_dir, load_model
+from .files import read_json
+from .models import DEFAULT_MODEL, load_model
+from .teacher import teacher_cache_dir, weights_sha256
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.callbacks import OnProgress
 from .training.provenance import sha256
 from .training.rounds import train_rounds
 from .training.run import RunFolder, report_to, train
+from .training.settings import PLACES, config_args, default_settings
+from .tuner import BETokenConfig
 
 
 # What differs from `BEDistillConfig`, whose defaults are the paper's: distillation alone at temperature 1 comes nearer to the
@@ -103,7 +107,8 @@ def compress_prompt(
         seed (`int`, *optional*, defaults to `42`):
             Seed of everything that is random.
         resume (`bool`, *optional*, defaults to `False`):
-            Go on with the interrupted run in `output_dir`.
+            Go on with the interrupted run in `output_dir`. If there is none, one is begun, with a warning; a finished one is
+            returned as it is.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier run in `output_dir`; it is deleted when the new one is finished.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
@@ -139,34 +144,40 @@ def compress_prompt(
         "on_policy_rounds": on_policy_rounds,
         "max_minutes": max_minutes,
         "seed": seed,
-        **training_args,
+        **{name: value for name, value in training_args.items() if name not in PLACES},
     }
-    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run, ExitStack() as on_failure:
+    defaults = {**default_settings(settings, compress_prompt, BEDistillConfig), **RECIPE}
+    with RunFolder(output_dir, settings, resume, overwrite, defaults) as run, ExitStack() as on_failure:
         model_name = settings["model"]
         model, tokenizer = load_base(model, tokenizer)
+        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
         start = time.perf_counter()
 
-        training_args = {**RECIPE, **training_args}
+        training_args = {**config_args(run.settings, BEDistillConfig), **training_args}
         reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
         reconstructs = reconstructs and training_args.get("use_ae_token", True)
         ae_row = find_ae_row(ae, model, tokenizer, model_name, reconstructs)
+        if ae_row is not None:
+            run.confirm("ae_sha256", sha256(ae_row.tolist()), "[AE] row")
         peft_model = add_adapter(model, tokenizer, num_be_tokens, ae_row, slot)
         on_failure.callback(peft_model.unload)  # a model that was passed in can be used again
+        if run.is_finished:
+            return finished_compression(run, peft_model, tokenizer, on_failure)
 
         logs = []
         if reconstruction_steps:
             args = {**training_args, "kd_weight": 0.0, "max_steps": reconstruction_steps}
-            args = BEDistillConfig(str(run.work / "stage1"), seed=seed, **args)
+            args = BEDistillConfig(str(run.work / "stage1"), **args)
             trainer = BEDistillTrainer(peft_model, args, prompt, processing_class=tokenizer)
             report_to(on_progress, trainer, "stage 1")
             logs += train(trainer, "stage 1")
             training_args["init"] = None  # go on from there
         seconds = None if max_minutes is None else 60 * max_minutes - (time.perf_counter() - start)
-        args = {"answer_cache_dir": str(cache_dir() / "teacher"), "seed": seed, **training_args}
+        args = {"answer_cache_dir": str(teacher_cache_dir()), **training_args}
         done = train_rounds(peft_model, tokenizer, prompt, splits, run, args, on_policy_rounds, seconds, on_progress)
         report = training_report(
             model_name,
-            {**settings, **training_args, "max_steps": done.max_steps},
+            run.settings,
             splits,
             done.steps,
             done.best,
@@ -177,6 +188,17 @@ def compress_prompt(
         run.finish(report)
         on_failure.pop_all()
         return Compression(run.directory, peft_model, tokenizer, report)
+
+
+def finished_compression(
+    run: RunFolder, peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, on_failure: ExitStack
+) -> Compression:
+    """What a finished run made; `peft_model` has an adapter like the run's, and gets its rows."""
+    peft_model.load_adapter(run.directory, "default", is_trainable=True)
+    peft_model.peft_config["default"].provenance = BETokenConfig.from_pretrained(run.directory).provenance
+    report = read_json(run.directory / run.RESULT, "result", dict)
+    on_failure.pop_all()
+    return Compression(run.directory, peft_model, tokenizer, report)
 
 
 def pretrain_ae(
@@ -210,15 +232,16 @@ def pretrain_ae(
     Returns:
         `Path`: the adapter's folder.
     """
-    training_args = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 25, "save_steps": 25, **training_args}
-    check_steps(AEConfig(str(output_dir), seed=seed, **training_args))
+    defaults = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 25, "save_steps": 25}
+    check_steps(AEConfig(str(output_dir), seed=seed, **{**defaults, **training_args}))
     settings = {
         "corpus": sha256(texts),
         "model": model if isinstance(model, str) else model.name_or_path,
         "num_validation": num_validation,
         "seed": seed,
-        **training_args,
+        **{name: value for name, value in training_args.items() if name not in PLACES},
     }
+    defaults = {**default_settings(settings, pretrain_ae, AEConfig), **defaults}
     texts = sorted(set(texts))
     if len(texts) < 2:
         raise ValueError(
@@ -226,12 +249,16 @@ def pretrain_ae(
         )
     random.Random(seed).shuffle(texts)
     num_validation = min(num_validation, len(texts) // 2)
-    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
+    with RunFolder(output_dir, settings, resume, overwrite, defaults) as run:
+        if run.is_finished:
+            return run.directory
         model, tokenizer = load_base(model, tokenizer)
+        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
         start = time.perf_counter()
+        training_args = {"save_total_limit": 1, **config_args(run.settings, AEConfig), **training_args}
         trainer = AETrainer(
             model,
-            AEConfig(str(run.work / "stage0"), seed=seed, save_total_limit=1, **training_args),
+            AEConfig(str(run.work / "stage0"), **training_args),
             train_dataset=Dataset.from_dict({"text": texts[num_validation:]}),
             eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
             processing_class=tokenizer,
@@ -240,7 +267,7 @@ def pretrain_ae(
         logs = train(trainer, "stage 0")
         report = {
             "model": settings["model"],
-            "settings": settings,
+            "settings": run.settings,
             "num_passages": {"train": len(trainer.train_dataset), "validation": len(trainer.eval_dataset)},
             "steps": trainer.state.global_step,
             "seconds": round(time.perf_counter() - start, 1),

@@ -16,15 +16,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .compress import RECIPE, check_steps, load_base, training_report
 from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
-from .files import capitalised, write_json
-from .models import DEFAULT_MODEL, cache_dir
+from .files import capitalised, read_json, write_json
+from .models import DEFAULT_MODEL
 from .prompting import PromptRenderer, load_prompt
+from .teacher import teacher_cache_dir, weights_sha256
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
 from .training.provenance import sha256, stage_name
 from .training.run import PATIENCE, RunFolder, report_to, train
+from .training.settings import PLACES, config_args, default_settings
+
+
+MAX_NAME_LENGTH = 128
+# What Windows takes for a device, with any ending
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 
 
 # Keys of a row in a manifest
@@ -37,7 +44,8 @@ class PromptJob:
     A prompt to compress.
 
     Args:
-        name (`str`): its name, and that of its adapter's folder: letters, digits, `.`, `_` and `-`.
+        name (`str`): its name, and that of its adapter's folder: letters, digits, `.`, `_` and `-`, and nothing that a run
+            folder or an operating system keeps for itself.
         prompt (`str` or `list[dict]`): P: a system text, or the chat messages in front of the user's turn.
         queries (`list`): what users may ask; no answers needed. Any form that [`as_queries`] takes; kept as a list.
         test_queries (`list`, *optional*): queries for a later evaluation; their duplicates are not trained on.
@@ -122,16 +130,10 @@ def compress_prompts(
     _check_names([job.name for job in jobs])
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, got {group_size}.")
-    training_args = {**RECIPE, **training_args}
     # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
-    every = training_args.get("eval_steps", BEDistillConfig.eval_steps)
-    training_args |= {
-        "eval_strategy": "steps",
-        "save_steps": every,
-        "save_total_limit": None,
-        "load_best_model_at_end": False,
-    }
-    check_steps(BEDistillConfig(str(output_dir), seed=seed, **training_args))
+    needed = {"eval_strategy": "steps", "save_total_limit": None, "load_best_model_at_end": False}
+    training_args = {name: value for name, value in training_args.items() if name not in (*needed, "save_steps")}
+    check_steps(BEDistillConfig(str(output_dir), seed=seed, **{**RECIPE, **training_args, **needed}))
     settings = {
         "prompts": sha256([[job.name, job.prompt, job.queries, job.test_queries] for job in jobs]),
         "model": model if isinstance(model, str) else model.name_or_path,
@@ -140,14 +142,22 @@ def compress_prompts(
         "slot": slot,
         "group_size": group_size,
         "seed": seed,
-        **training_args,
+        **{name: value for name, value in training_args.items() if name not in PLACES},
     }
-    with RunFolder(output_dir, settings, resume=resume, overwrite=overwrite) as run:
+    defaults = {**default_settings(settings, compress_prompts, BEDistillConfig), **RECIPE, **needed}
+    with RunFolder(output_dir, settings, resume, overwrite, defaults) as run:
+        if run.is_finished:
+            record = read_json(run.directory / run.RESULT, "result", dict)
+            errors = {prompt["name"]: prompt["error"] for prompt in record["prompts"] if prompt["error"] is not None}
+            return [_result(run, job.name, errors) for job in jobs]
         model, tokenizer = load_base(model, tokenizer)
+        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
+        training_args = {**config_args(run.settings, BEDistillConfig), **training_args, **needed}
+        training_args["save_steps"] = training_args["eval_steps"]
         reconstructs = training_args["kd_weight"] < 1 and training_args.get("use_ae_token", True)
         batch = _Batch(
             run=run,
-            settings=settings,
+            settings=run.settings,
             model=model,
             tokenizer=tokenizer,
             ae_row=find_ae_row(ae, model, tokenizer, settings["model"], reconstructs),
@@ -165,23 +175,23 @@ def compress_prompts(
             group = prepared[start : start + group_size]
             label = f"{start + 1}-{start + len(group)} of {len(prepared)}"
             errors |= batch.compress(group, run.work / f"group-{number}", label)
-        results = []
-        for job in jobs:
-            if job.name in errors:
-                results.append(PromptResult(job.name, error=errors[job.name]))
-            else:
-                directory = run.directory / job.name
-                report = json.loads((directory / RunFolder.RESULT).read_text())
-                results.append(PromptResult(job.name, directory, report))
+        results = [_result(run, job.name, errors) for job in jobs]
         run.finish(
             {
-                "settings": settings,
+                "settings": run.settings,
                 "prompts": [
                     {"name": r.name, "error": r.error, "best": r.report and r.report["best"]} for r in results
                 ],
             }
         )
         return results
+
+
+def _result(run: RunFolder, name: str, errors: dict[str, str]) -> PromptResult:
+    if name in errors:
+        return PromptResult(name, error=errors[name])
+    directory = run.directory / name
+    return PromptResult(name, directory, read_json(directory / RunFolder.RESULT, "result", dict))
 
 
 @dataclass
@@ -200,7 +210,7 @@ class _Batch:
         """The split queries of a job; a `ValueError` if it cannot be compressed, before the others have cost any work."""
         seed = self.settings["seed"]
         splits = split_queries(job.queries, job.test_queries, seed=seed)
-        args = BEDistillConfig(str(self.run.work), seed=seed, **self.training_args)
+        args = BEDistillConfig(str(self.run.work), **self.training_args)
         renderer = PromptRenderer(self.tokenizer, job.prompt)
         teacher_prompts(self.model, renderer, splits.train + splits.validation, args.max_answer_length)
         return splits
@@ -208,12 +218,13 @@ class _Batch:
     def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
         """Train a group and write its adapters. Returns the errors of those that failed."""
         record = work / "done.json"
-        if record.is_file():
-            return json.loads(record.read_text())
+        done = self._finished(group, record)
+        if done is not None:
+            return done
         k, start = self.settings["num_be_tokens"], time.perf_counter()
         slot = self.settings["slot"]
         peft_model = add_adapter(self.model, self.tokenizer, k * len(group), self.ae_row, slot)
-        args = {"answer_cache_dir": str(cache_dir() / "teacher"), **self.training_args}
+        args = {"answer_cache_dir": str(teacher_cache_dir()), **self.training_args}
         queries = {
             split: Dataset.from_dict(
                 {
@@ -226,7 +237,7 @@ class _Batch:
         try:
             trainer = BEDistillTrainer(
                 peft_model,
-                BEDistillConfig(str(work), seed=self.settings["seed"], **args),
+                BEDistillConfig(str(work), **args),
                 {job.name: job.prompt for job, _ in group},
                 train_dataset=queries["train"],
                 eval_dataset=queries["validation"],
@@ -286,6 +297,15 @@ class _Batch:
         write_json(record, trainer.failed)
         return trainer.failed
 
+    def _finished(self, group: list[tuple[PromptJob, QuerySplits]], record: Path) -> dict[str, str] | None:
+        """The errors of a group whose adapters are all there; `None` if it is not finished, or its record is damaged."""
+        try:
+            failed = read_json(record, "record of a group", dict)
+        except (FileNotFoundError, ValueError):
+            return None
+        names = [job.name for job, _ in group if job.name not in failed]
+        return failed if all((self.run.directory / name / RunFolder.RESULT).is_file() for name in names) else None
+
 
 def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, str]]:
     """
@@ -331,12 +351,32 @@ def _check_names(names: list[str]) -> None:
     if not names:
         raise ValueError("There are no prompts to compress.")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "training":
-            raise ValueError(
-                f"'{name}' cannot name a prompt's folder: use letters, digits, '.', '_' and '-', and not 'training'."
-            )
-    repeated = {name for name in names if names.count(name) > 1}
+        reason = _unusable(name)
+        if reason:
+            raise ValueError(f"'{name}' cannot name a prompt's folder: {reason}.")
+    # On many file systems, names that differ in letter case only are one folder
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(name.casefold(), []).append(name)
+    repeated = sorted({name for same in spellings.values() if len(same) > 1 for name in same})
     if repeated:
         raise ValueError(
-            f"Each prompt needs a name of its own; more than one is called {', '.join(sorted(repeated))}."
+            f"Each prompt needs a name of its own, not only in another letter case; more than one is called "
+            f"{', '.join(repeated)}."
         )
+
+
+def _unusable(name: str) -> str | None:
+    """Why a name cannot be a folder beside what a run keeps in its own, on every file system."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        return "use letters, digits, '.', '_' and '-', and begin with a letter or a digit"
+    stem, _, rest = name.casefold().partition(".")
+    if stem == "training" and rest in ("", "json", "part"):
+        return "the run keeps its own files under it"
+    if name.endswith("."):
+        return "it ends in a dot, which some file systems leave out"
+    if stem in _RESERVED:
+        return "it is reserved on some systems"
+    if len(name) > MAX_NAME_LENGTH:
+        return f"it has {len(name)} characters, and {MAX_NAME_LENGTH} are the most"
+    return None

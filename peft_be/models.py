@@ -240,8 +240,14 @@ def _convert_gguf(file: Path, target: Path, name: str) -> Path:
             delattr(owner, attribute)
     model.config._name_or_path = name
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            f"'{file.name}' cannot be unpacked into '{target.parent}' ({error}): make room, or set PEFT_BE_CACHE to another folder."
+        ) from error
     try:
         part.rename(target)
     except OSError:  # another process was faster

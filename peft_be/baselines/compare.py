@@ -17,12 +17,15 @@ from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
+from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
+from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
 from ..training.provenance import sha256
 from ..training.run import RunFolder, append_record, read_records
+from ..training.settings import default_settings
 from ..versions import machine_of, versions
 from .method import Job, Method, Prompt, StandIn
 from .methods import make_method
@@ -43,6 +46,10 @@ class ComparisonFolder(RunFolder):
     @property
     def cells_file(self) -> Path:
         return self.work / "cells.jsonl"
+
+    def cells(self) -> list[dict]:
+        """The finished runs. A damaged record counts as none, and its method runs again."""
+        return [cell for cell in read_records(self.cells_file) if {"method", "seed", "kl"} <= cell.keys()]
 
 
 def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
@@ -194,8 +201,12 @@ def compare_methods(
         "max_answer_length": max_answer_length,
         "task": task and {"name": type(task).__name__, "items": sha256([task.queries, task.references])},
     }
-    with ComparisonFolder(output_dir, settings, resume=resume, overwrite=overwrite) as folder:
+    defaults = default_settings(settings, compare_methods)
+    with ComparisonFolder(output_dir, settings, resume, overwrite, defaults) as folder:
+        if folder.is_finished:
+            return read_json(folder.directory / folder.RESULT, "result", dict)
         base, tokenizer = load_model(model)
+        folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
         renderer = PromptRenderer(tokenizer, prompt)
 
         def job(spec: str, seed: int) -> Job:
@@ -203,7 +214,7 @@ def compare_methods(
             budget = {"max_steps": max_steps, "max_minutes": max_minutes, "max_answer_length": max_answer_length}
             return Job(base, tokenizer, prompt, splits, directory, seed=seed, on_progress=on_progress, **budget)
 
-        done = {(cell["method"], cell["seed"]): cell for cell in read_records(folder.cells_file)}
+        done = {(cell["method"], cell["seed"]): cell for cell in folder.cells()}
         errors = {}
         if any(method.trains for method in made.values()):
             for split in ("train", "validation"):
@@ -225,6 +236,7 @@ def compare_methods(
                 append_record(folder.cells_file, done[spec, seed])
                 shutil.rmtree(own.directory, ignore_errors=True)
         results = {
+            "settings": folder.settings,
             "model": model,
             "prompt": {"name": name, "tokens": len(renderer.prompt_ids)},
             "num_queries": {split: len(getattr(splits, split)) for split in ("train", "validation", "test")},

@@ -35,19 +35,16 @@ class LearnedRows(Method):
         settings = {"max_answer_length": job.max_answer_length, **self.settings}
         if job.max_steps is not None:
             settings["max_steps"] = job.max_steps
-        folder = job.directory / "adapter"
-        unfinished = (folder / "training" / "settings.json").exists()
         result = compress_prompt(
             job.prompt,
             job.splits,
-            folder,
+            job.directory / "adapter",
             model=job.model,
             tokenizer=job.tokenizer,
             num_be_tokens=self.num_tokens,
             max_minutes=job.max_minutes,
             seed=job.seed,
-            resume=unfinished,
-            overwrite=not unfinished,  # a finished one whose scores were not kept
+            resume=(job.directory / "adapter").exists(),  # of a comparison that was killed
             on_progress=job.on_progress,
             **settings,
         )

@@ -12,9 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import QuerySplits
-from ..models import cache_dir
 from ..prompting import PromptRenderer
-from ..teacher import Answer, AnswerSettings, SharedPrefix, cached_answers, share_prefix
+from ..teacher import Answer, AnswerSettings, SharedPrefix, cached_answers, share_prefix, teacher_cache_dir
 from ..training.adapter import add_adapter
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
@@ -65,7 +64,7 @@ class Job:
             prompts,
             AnswerSettings(max_new_tokens=self.max_answer_length),
             self.tokenizer.pad_token_id or 0,
-            cache_dir() / "teacher",
+            teacher_cache_dir(),
             prefix=share_prefix(self.model, prompts),
             on_progress=report,
         )

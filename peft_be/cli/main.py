@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from .bench import bench
+from .cache import cache
 from .chat import chat
 from .common import run_cleanly, say
 from .compare import compare
@@ -55,6 +56,7 @@ app.command()(chat)
 app.command()(demo)
 app.command()(info)
 app.command()(push)
+app.command()(cache)
 # All that follows goes to the harness as it is, `--help` too
 app.command(
     "lm-eval",

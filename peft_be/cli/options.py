@@ -30,5 +30,5 @@ MaxAnswerLength = Annotated[
     Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; begin where there is none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")]

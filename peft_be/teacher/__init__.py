@@ -1,6 +1,4 @@
 from .answers import (
-    Answer,
-    AnswerCache,
     AnswerSettings,
     answer_states,
     cached_answers,
@@ -8,7 +6,9 @@ from .answers import (
     generate_answers,
     model_fingerprint,
     share_prefix,
+    weights_sha256,
 )
+from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
 
 
@@ -18,10 +18,13 @@ __all__ = [
     "AnswerSettings",
     "SharedPrefix",
     "answer_states",
+    "cache_limit",
     "cached_answers",
     "can_share_prefix",
     "common_prefix_length",
     "generate_answers",
     "model_fingerprint",
     "share_prefix",
+    "teacher_cache_dir",
+    "weights_sha256",
 ]

@@ -16,34 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..memory import copy_head_input
+from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
 
 
 # A prefix shorter than this is not worth a cache of its own
 MIN_SHARED_PREFIX = 32
-# Of a model's configuration: where it came from, and what wrote it
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
-
-
-@dataclass
-class Answer:
-    """
-    One answer to one query.
-
-    Attributes:
-        query (`int`): index of the query.
-        ids (`list[int]`): the T token ids, with the end-of-turn token if the answer reached it.
-        hidden (`torch.Tensor` of shape `[T, d]`): the final hidden states that predict `ids`.
-    """
-
-    query: int
-    ids: list[int]
-    hidden: torch.Tensor
+# Of a model's configuration: where it came from, what wrote it, and what TRL's trainers switch off
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -204,53 +187,9 @@ def answer_states(
     return _run(states, _batches([p + a for p, a in zip(prompts, answers)], batch_size), cache, on_progress)
 
 
-class AnswerCache:
-    """
-    Answers on disk, under a key of everything that changes them. Written batch by batch, so that an interrupted run goes
-    on where it stopped. The hidden states that it gives back are mapped from the files: they are read when a step needs
-    them, and may be larger than the memory.
-
-    Args:
-        directory (`str` or `os.PathLike`): the folder of all caches.
-        key (`dict`): JSON-serialisable description; equal keys mean equal answers.
-    """
-
-    def __init__(self, directory: str | os.PathLike, key: dict):
-        text = json.dumps(key, sort_keys=True)
-        self.directory = Path(directory) / hashlib.sha256(text.encode()).hexdigest()[:32]
-
-    def load(self, number: int) -> list[Answer] | None:
-        """The answers of batch `number`, or `None` if they are not there."""
-        try:
-            tensors = load_file(self._path(number))
-        except (FileNotFoundError, SafetensorError):  # a damaged file is written again
-            return None
-        lengths = tensors["lengths"].tolist()
-        ids, hidden = tensors["ids"].split(lengths), tensors["hidden"].split(lengths)
-        return [Answer(q, i.tolist(), h) for q, i, h in zip(tensors["query"].tolist(), ids, hidden)]
-
-    def save(self, number: int, answers: list[Answer]) -> None:
-        """Write batch `number`; the file appears under its name only when it is complete."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "query": torch.tensor([a.query for a in answers]),
-            "lengths": torch.tensor([len(a.ids) for a in answers]),
-            "ids": torch.tensor([token for a in answers for token in a.ids]),
-            "hidden": torch.cat([a.hidden for a in answers]).cpu().contiguous(),
-        }
-        part = self._path(number).with_suffix(f".{os.getpid()}.part")
-        save_file(tensors, part)
-        os.replace(part, self._path(number))
-
-    def _path(self, number: int) -> Path:
-        return self.directory / f"{number:05d}.safetensors"
-
-
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of the model's configuration, stop ids, dtype and a sample of every weight: what a teacher's answers depend on."""
+def weights_sha256(model: PreTrainedModel) -> str:
+    """SHA-256 of the names, shapes and dtypes of all weights, and of a sample of each. Learned rows are not counted."""
     digest = hashlib.sha256()
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
-    digest.update(json.dumps([config, sorted(_stop_ids(model))], sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
         if "be_token_" in name:  # the learned rows are not part of the teacher
             continue
@@ -258,6 +197,13 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name.replace('.base_layer', '')}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of the model's configuration, stop ids and weights: what a teacher's answers depend on."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
+    parts = [config, sorted(_stop_ids(model)), weights_sha256(model)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def cached_answers(
@@ -275,7 +221,7 @@ def cached_answers(
     same of the same model again.
 
     Args:
-        directory (`str` or `os.PathLike`): folder of the [`AnswerCache`]s.
+        directory (`str` or `os.PathLike`): folder of the [`AnswerCache`]s. The one of [`teacher_cache_dir`] has a size limit.
         gold (`list[list[int]]`, *optional*): token ids of given answers, in the place of the model's own.
 
     The other arguments are those of [`generate_answers`].
@@ -284,10 +230,14 @@ def cached_answers(
     if settings.temperature == 0:  # greedy answers are the same for every seed
         asked = {name: value for name, value in asked.items() if name != "seed"}
     key = {"model": model_fingerprint(model), "prompts": prompts, "gold": gold, "settings": asked}
-    common = {"prefix": prefix, "cache": AnswerCache(directory, key), "on_progress": on_progress}
-    if gold is None:
-        return generate_answers(model, prompts, settings, pad_token_id, **common)
-    return answer_states(model, prompts, gold, settings.batch_size, pad_token_id, **common)
+    about = f"{Path(model.name_or_path).name}, {len(prompts)} prompts of up to {max(map(len, prompts))} tokens"
+    # What a trainer keeps in its own folder is not shared, and has no limit
+    cache = AnswerCache(directory, key, about, cache_limit() if Path(directory) == teacher_cache_dir() else None)
+    common = {"prefix": prefix, "cache": cache, "on_progress": on_progress}
+    with cache.in_use():
+        if gold is None:
+            return generate_answers(model, prompts, settings, pad_token_id, **common)
+        return answer_states(model, prompts, gold, settings.batch_size, pad_token_id, **common)
 
 
 def _run(
@@ -305,7 +255,7 @@ def _run(
             if cache:
                 cache.save(number, answers)
                 # Read again, for what the file maps does not count as memory of the process
-                answers = cache.load(number)
+                answers = cache.load(number) or answers
         results += answers
         done += len(batch)
         if on_progress:

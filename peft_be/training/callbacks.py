@@ -6,7 +6,8 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 
 if TYPE_CHECKING:
@@ -69,14 +70,18 @@ class Patience(EarlyStoppingCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        values = [
-            entry[name] for entry in state.log_history if (name := f"eval_{args.metric_for_best_model}") in entry
-        ]
+        self.is_over(args, state)
+
+    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether a run had stopped in this state."""
+        name = f"eval_{args.metric_for_best_model}"
+        values = [entry[name] for entry in state.log_history if name in entry]
         if values:
             self.early_stopping_patience_counter = len(values) - 1 - values.index(min(values))
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
-class EachPromptsBest(TrainerCallback):
+class EachPromptsBest(TrainerCallback, ExportableState):
     """
     Follows the validations of several prompts that are trained together: which step was the best of each, and when it has
     stopped to improve. Training ends when all have.
@@ -97,9 +102,23 @@ class EachPromptsBest(TrainerCallback):
         self.last_step: dict[str, int] = {}
         self._waited: dict[str, int] = {}
 
+    def state(self) -> dict:
+        """What a checkpoint keeps: the prompts that were given up. The rest is in the log."""
+        return {"args": {}, "attributes": {"failed": self.trainer.failed}}
+
     def on_train_begin(self, args, state, control, **kwargs):
-        for entry in state.log_history:  # of the run that is resumed
+        self.is_over(args, state)
+        state.stateful_callbacks[type(self).__name__] = self.state()  # older checkpoints have none
+
+    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Take up where a run was in this state. Whether it had stopped."""
+        kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+        self.trainer.failed |= kept.get("failed", {})
+        self.trainer.stopped |= self.trainer.failed.keys()
+        self.best, self.last_step, self._waited = {}, {}, {}
+        for entry in state.log_history:
             self._see(entry, entry["step"])
+        return self.trainer.stopped >= self.trainer.renderers.keys()
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         self._see(metrics, state.global_step)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..data import QuerySplits, query_column
-from ..files import write_json
+from ..files import read_json, write_json
 from .be_distill_config import BEDistillConfig
 from .be_distill_trainer import BEDistillTrainer
 from .budget import steps_in_time
@@ -53,11 +54,21 @@ class Rounds:
 
     @classmethod
     def resume(cls, folder: Path, peft_model: PeftModel) -> Rounds:
-        """What `folder` has of an interrupted run; the model gets its rows."""
-        if not (folder / cls.RECORD).is_file():
+        """
+        What `folder` has of an interrupted run; the model gets its rows. A damaged record counts as none: the trainings before
+        it are taken from their last checkpoints.
+        """
+        try:
+            done = cls(**read_json(folder / cls.RECORD, "record of the rounds", dict))
+            rows = load_file(done._rows(folder))["rows"]
+            peft_model.base_model.set_rows("default", rows)
+        except FileNotFoundError:
             return cls()
-        done = cls(**json.loads((folder / cls.RECORD).read_text()))
-        peft_model.base_model.set_rows("default", load_file(done._rows(folder))["rows"])
+        except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError):
+            warnings.warn(
+                f"The record '{folder / cls.RECORD}' is damaged: the run goes on from its checkpoints.", stacklevel=1
+            )
+            return cls()
         peft_model.peft_config["default"].provenance = done.provenance
         return done
 

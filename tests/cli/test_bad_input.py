@@ -77,7 +77,6 @@ def test_queries(cli, job, name, content, words):
         ({"kd_weight": 0.9, "ae": "/no/such/folder"}, ["no [AE] adapter"]),
         ({"ae": "some-folder"}, ["nothing uses it", "kd_weight below 1"]),
         ({"slot": "suffix"}, ["slot must be one of"]),
-        ({"resume": True}, ["no unfinished run"]),
     ],
 )
 def test_settings(cli, job, changes, words):
