@@ -334,7 +334,10 @@ def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, s
                 "query_field, all of them texts."
             )
         rows.append(row)
-    _check_names([row["name"] for row in rows])
+    try:
+        _check_names([row["name"] for row in rows])
+    except ValueError as error:
+        raise ValueError(f"In the manifest '{path}': {error}") from None
     jobs, errors = [], {}
     for row in rows:
         try:

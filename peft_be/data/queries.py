@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from .rows import ROW_SUFFIXES, read_rows
 # The fields of a row that may hold the query. Several with content are ambiguous, but for an instruction with its input
 QUERY_FIELDS = ("query", "prompt", "question", "instruction", "messages")
 INPUT_FIELD = "input"
+_HOW = "--query-field (in Python: as_queries(..., field=...))"
+# What nobody sees, such as a byte-order mark, a zero-width space or a soft hyphen. The joiners U+200C and U+200D are not
+# among them: they tell words apart in some scripts
+INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
@@ -144,7 +149,7 @@ def query_column(queries: list) -> list:
 
 def _text_queries(path: Path) -> list[str]:
     numbered = enumerate(read_lines(path, "query file"), start=1)
-    lines = [(number, stripped) for number, line in numbered if (stripped := line.strip())]
+    lines = [(number, stripped) for number, line in numbered if not _is_empty(stripped := line.strip())]
     if lines and (suffix := _structure([line for _, line in lines])):
         raise ValueError(
             f"The query file '{path}' holds no plain text, but what belongs into a {suffix} file: rename it, or give one "
@@ -185,7 +190,7 @@ def _query_of(item: Any, field: str | None, where: str) -> str | list[dict[str, 
     if not isinstance(item, (str, list, tuple)):
         raise ValueError(f"{name} must be a text or a list of chat messages, and is of type {type(item).__name__}.")
     messages = check_query(item, name)
-    if not messages[-1]["content"].strip():
+    if _is_empty(messages[-1]["content"]):
         raise ValueError(f"{name} is empty.")
     if isinstance(item, str):
         return well_formed(item)
@@ -200,12 +205,11 @@ def _value_of(row: Mapping, field: str | None, where: str) -> Any:
         return row[field]
     found = [name for name in QUERY_FIELDS if not _is_empty(row.get(name))]
     if not found:
-        hint = (
-            "one chat message is no dialogue, put the messages of each into a list" if "role" in row else _names(row)
-        )
+        if {"role", "content"} <= row.keys():
+            raise ValueError(f"{capitalised(where)} is a chat message: put the messages of each dialogue into a list.")
         raise ValueError(
-            f"{capitalised(where)} has no query: it needs one of {', '.join(QUERY_FIELDS)}, or name another field with "
-            f"--query-field (field= in Python). Found: {hint}."
+            f"{capitalised(where)} has no query: it needs one of {', '.join(QUERY_FIELDS)}, and has {_names(row)}. Name "
+            f"another field with {_HOW}."
         )
     if not _is_empty(row.get(INPUT_FIELD)):
         # In the form of Alpaca: the instruction says what to do, the input what with
@@ -216,7 +220,7 @@ def _value_of(row: Mapping, field: str | None, where: str) -> Any:
     if len(found) > 1:
         raise ValueError(
             f"{capitalised(where)} has several fields that may hold the query: {', '.join(found)}. Choose one with "
-            "--query-field (field= in Python)."
+            f"{_HOW}."
         )
     return row[found[0]]
 
@@ -225,7 +229,7 @@ def _is_empty(value: Any) -> bool:
     """Whether a field has no content: tables fill missing cells with `None` or NaN."""
     if isinstance(value, float):
         return value != value
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+    return value is None or value == [] or (isinstance(value, str) and not INVISIBLE.sub("", value).strip())
 
 
 def _names(row: Mapping) -> str:

@@ -109,6 +109,6 @@ def _parquet_rows(path: Path, what: str) -> Iterator[tuple[str, dict]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number} of '{path}'", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"The {what} '{path}' cannot be read as Parquet: {reason}.") from None

@@ -10,13 +10,10 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .queries import as_queries
+from .queries import INVISIBLE, as_queries
 
 
-# White space, characters that nobody sees such as a byte-order mark, a zero-width space or a soft hyphen (but not the joiners
-# U+200C and U+200D, which tell words apart in some scripts)
 _SPACES = re.compile(r"\s+")
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 @dataclass
@@ -98,5 +95,5 @@ def query_key(query: str | list[dict[str, str]]) -> str:
 def _look(text: str) -> str:
     # Adapters record the keys of their training queries: a text without accents in pieces and invisible characters keeps the
     # key that it has always had
-    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     return unicodedata.normalize("NFC", _SPACES.sub(" ", text).strip().casefold())
