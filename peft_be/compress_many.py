@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .compress import RECIPE, check_steps, load_base, training_report
 from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
-from .files import capitalised, read_json, write_json
+from .files import capitalised, read_json, shown, write_json
 from .models import DEFAULT_MODEL
 from .prompting import PromptRenderer, load_prompt
 from .teacher import teacher_cache_dir, weights_sha256
@@ -355,7 +355,7 @@ def _check_names(names: list[str]) -> None:
     for name in names:
         reason = _unusable(name)
         if reason:
-            raise ValueError(f"'{name}' cannot name a prompt's folder: {reason}.")
+            raise ValueError(f"{shown(name)} cannot name a prompt's folder: {reason}.")
     # On many file systems, names that differ in letter case only are one folder
     spellings: dict[str, list[str]] = {}
     for name in names:
@@ -364,7 +364,7 @@ def _check_names(names: list[str]) -> None:
     if repeated:
         raise ValueError(
             f"Each prompt needs a name of its own, not only in another letter case; more than one is called "
-            f"{', '.join(repeated)}."
+            f"{', '.join(map(shown, repeated))}."
         )
 
 

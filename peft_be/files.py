@@ -154,6 +154,12 @@ def capitalised(where: str) -> str:
     return where[0].upper() + where[1:]
 
 
+def shown(value: Any) -> str:
+    """A value of a file in an error message: control characters are escaped, and what is beyond 60 characters is left out."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file that appears under its name only when it is complete."""
     part = path.with_suffix(".part")
@@ -170,7 +176,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict:
     value: dict = {}
     for key, item in pairs:
         if key in value:
-            raise _RepeatedKey(repr(key))
+            raise _RepeatedKey(shown(key))
         value[key] = item
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..files import capitalised, read_lines, well_formed
+from ..files import capitalised, read_lines, shown, well_formed
 from ..prompting.messages import check_query
 from .rows import ROW_SUFFIXES, read_rows
 
@@ -233,4 +234,5 @@ def _is_empty(value: Any) -> bool:
 
 
 def _names(row: Mapping) -> str:
-    return ", ".join(map(str, row)) or "nothing"
+    names = [shown(name).strip("'\"") for name in itertools.islice(row, 12)]
+    return ", ".join(names + ["..."] * (len(row) > 12)) or "nothing"

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
-from ..files import MAX_LINE, capitalised, check_file, check_kind, read_json, read_json_lines, read_lines
+from ..files import MAX_LINE, capitalised, check_file, check_kind, read_json, read_json_lines, read_lines, shown
 
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -86,7 +86,7 @@ def _csv_rows(path: Path, what: str, delimiter: str) -> Iterator[tuple[str, dict
                 names = [name.strip() for name in cells]
                 repeated = next((name for name in names if names.count(name) > 1), None)
                 if repeated is not None:
-                    raise ValueError(f"The {what} '{path}' has more than one column '{repeated}'.")
+                    raise ValueError(f"The {what} '{path}' has more than one column {shown(repeated)}.")
                 continue
             if len(cells) > len(names):
                 raise ValueError(

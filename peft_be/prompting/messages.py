@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..files import parse_json, read_text
+from ..files import parse_json, read_text, shown
 
 
 # Of a message. About a million tokens: more than the contexts of models, and to count the tokens of more takes minutes
@@ -37,10 +37,12 @@ def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, st
             raise ValueError(f"{name}: message {number} must be an object with 'role' and 'content'.")
         extra = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
         if extra:
-            raise ValueError(f"{name}: message {number} has the key {extra[0]!r}; only 'role' and 'content' are used.")
+            raise ValueError(
+                f"{name}: message {number} has the key {shown(extra[0])}; only 'role' and 'content' are used."
+            )
         if message["role"] not in ("system", "user", "assistant"):
             raise ValueError(
-                f"{name}: message {number} has the role {message['role']!r}; use 'system', 'user' or 'assistant'."
+                f"{name}: message {number} has the role {shown(message['role'])}; use 'system', 'user' or 'assistant'."
             )
         if message["role"] == "system" and number > 1:
             raise ValueError(f"{name}: message {number} is a system message; only the first message can be one.")
