@@ -41,7 +41,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["peft_be", "peft_be.*"]),
-    package_data={"peft_be": ["assets/**/*"]},
+    package_data={"peft_be": ["assets/**/*", "py.typed"]},
     install_requires=[
         "accelerate>=1.10",
         "datasets>=4.0",
@@ -57,6 +57,8 @@ setup(
         "transformers>=5.20,<5.24",
         "trl>=1.16,<1.17",
         "typer>=0.15",
+        # Registers BE_TOKEN when PEFT is imported, so that `import peft_be` alone imports neither PEFT nor torch
+        "wrapt>=1.16,<3",
     ],
     extras_require=extras,
     entry_points={"console_scripts": ["peft-be=peft_be.cli.main:main"]},

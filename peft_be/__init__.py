@@ -1,16 +1,51 @@
 """One learned token in place of a long system prompt: the Behavior-Equivalent token (arXiv 2511.23271) for PEFT."""
 
-from .tuner import BETokenConfig, BETokenModel
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from wrapt import register_post_import_hook
+
+
+if TYPE_CHECKING:
+    from .compress import compress_prompt as compress_prompt
+    from .compress import pretrain_ae as pretrain_ae
+    from .compress_many import PromptJob as PromptJob
+    from .compress_many import compress_prompts as compress_prompts
+    from .data import load_queries as load_queries
+    from .evaluation import bench_inference as bench_inference
+    from .evaluation import evaluate_fidelity as evaluate_fidelity
+    from .hub import push_adapters as push_adapters
+    from .models import load_adapter as load_adapter
+    from .models import load_adapters as load_adapters
+    from .models import load_model as load_model
+    from .prompting import PromptRenderer as PromptRenderer
+    from .prompting import load_prompt as load_prompt
+    from .serving import PromptDirectory as PromptDirectory
+    from .serving import PromptEmbeds as PromptEmbeds
+    from .serving import export_gguf as export_gguf
+    from .serving import export_merged as export_merged
+    from .training import AEConfig as AEConfig
+    from .training import AETrainer as AETrainer
+    from .training import BEDistillConfig as BEDistillConfig
+    from .training import BEDistillTrainer as BEDistillTrainer
+    from .tuner import BETokenConfig as BETokenConfig
+    from .tuner import BETokenModel as BETokenModel
 
 
 __version__ = "0.1.0"
 
-# Loaded when they are first used: registering BE_TOKEN with PEFT must not cost the import of TRL
+# Each public name and its module, which is imported when the name is first used: `peft-be --help` needs neither torch nor
+# PEFT, and registering BE_TOKEN with PEFT does not need TRL
 _LAZY = {
     "AEConfig": "training",
     "AETrainer": "training",
     "BEDistillConfig": "training",
     "BEDistillTrainer": "training",
+    "BETokenConfig": "tuner",
+    "BETokenModel": "tuner",
     "PromptDirectory": "serving",
     "PromptEmbeds": "serving",
     "PromptJob": "compress_many",
@@ -31,14 +66,30 @@ _LAZY = {
     "push_adapters": "hub",
 }
 
-__all__ = ["BETokenConfig", "BETokenModel", *_LAZY]
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str):
+    if name == "tuner":  # PEFT's tuners are reached as attributes, too
+        return import_module(".tuner", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from importlib import import_module
-
     value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _without_kernel_advice(record: logging.LogRecord) -> bool:
+    return not record.msg.startswith("Failed to load CPU gemm_4bit_forward")
+
+
+# PEFT imports bitsandbytes, which on some processors prints at each import that an optional package is missing. It computes
+# without that package
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_without_kernel_advice)
+
+# BE_TOKEN is registered with PEFT as soon as both are imported, whichever comes first: at once, or right after PEFT's import
+register_post_import_hook(lambda peft: import_module(".tuner", __name__), "peft")

@@ -240,7 +240,7 @@ def compare_methods(
             "machine": machine_of(base),
             "versions": versions(),
         }
-        folder.directory.joinpath("table.md").write_text(markdown_table(results))
-        folder.directory.joinpath("report.html").write_text(html_report(results))
+        folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
+        folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
         folder.finish(results)
         return results

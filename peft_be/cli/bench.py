@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from rich.table import Table
 
-from .common import check_json_file, console, progress_bars
+from .common import check_json_file, console, say
 from .options import QUERY_FILES, AllowTemplateChange, BaseModel, QueryField
+from .progress import progress_bars
 
 
 def bench(
@@ -28,6 +28,7 @@ def bench(
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
     from ..data import load_queries
     from ..evaluation import bench_inference
+    from ..files import write_json
     from ..hub import find_adapter
     from ..models import load_adapter, read_report
     from ..prompting import load_prompt
@@ -54,19 +55,19 @@ def bench(
             training_seconds=read_report(directory).get("seconds"),
             on_progress=on_progress,
         )
+    if json_file is not None:
+        write_json(json_file, result)
     console.print(latency_table(result))
     ratio, fit = result["ttft_ratio"], result["ttft_fit"]
-    console.print(
-        f"TTFT of one request, \\[BE] to full prompt: {ratio['measured']:.3f} measured, {ratio['predicted']:.3f} predicted "
+    say(
+        f"TTFT of one request, [BE] to full prompt: {ratio['measured']:.3f} measured, {ratio['predicted']:.3f} predicted "
         f"(Eq. 6, rho {fit['rho']:.3f}); NormFLOPs {result['norm_flops']:.3f} (Eq. 5)."
     )
     if result["training_seconds"] is not None:
         for mode, label in (("full", "the full prompt"), ("full_cached", "the cached full prompt")):
             requests = result["break_even_requests"][mode]
             after = "never" if requests is None else f"after {requests:,} requests"
-            console.print(f"Against {label}, the {result['training_seconds']:.0f} s of compressing are paid {after}.")
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+            say(f"Against {label}, the {result['training_seconds']:.0f} s of compressing are paid {after}.")
 
 
 def latency_table(result: dict) -> Table:
@@ -74,7 +75,7 @@ def latency_table(result: dict) -> Table:
         title=f"{result['prompt_tokens']} prompt tokens in {result['be_tokens']}, answers of {result['new_tokens'] + 1} "
         f"tokens, median (quartiles) of {result['repeats']}"
     )
-    for column in ("requests", "", "full prompt", "full, cached", "no prompt", "\\[BE]"):
+    for column in ("requests", "", "full prompt", "full, cached", "no prompt", "[BE]"):
         table.add_column(column, justify="right" if column else "left")
     for batch in result["batches"]:
         modes = [batch[mode] for mode in ("full", "full_cached", "no_prompt", "be")]

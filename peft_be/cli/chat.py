@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.text import Text
 
-from .common import console
+from .common import bold, console
 from .options import AllowTemplateChange, BaseModel
 
 
@@ -29,7 +30,7 @@ def chat(
     dialogues: dict[str, list] = {name: [] for name in forms}
     while True:
         try:
-            question = console.input("[bold]> [/]").strip()
+            question = console.input(bold("> ")).strip()
         except (EOFError, KeyboardInterrupt):
             break
         if question in ("", "/quit"):
@@ -37,7 +38,7 @@ def chat(
         for name, render in forms.items():
             dialogue = dialogues[name]
             dialogue.append({"role": "user", "content": question})
-            console.print(f"{name}: ", style="bold cyan", end="", markup=False)
+            console.print(Text(f"{name}: ", style="bold cyan"), end="")
             answer = _answer(peft_model, tokenizer, render(dialogue), max_new_tokens, temperature)
             dialogue.append({"role": "assistant", "content": answer})
 
@@ -48,8 +49,8 @@ def _answer(model, tokenizer, ids: list[int], max_new_tokens: int, temperature: 
 
     shown = ""
     for answer in stream_answer(model, tokenizer, ids, max_new_tokens, temperature):
-        console.print(answer.text[len(shown) :], end="", markup=False, highlight=False)
+        console.print(answer.text[len(shown) :], end="", soft_wrap=True)
         shown = answer.text
     wait = f"first token after {answer.ttft_ms:.0f} ms"
-    console.print(f"\n({answer.input_tokens} input tokens, {wait})", style="dim", markup=False)
+    console.print(f"\n({answer.input_tokens} input tokens, {wait})", style="dim")
     return shown

@@ -1,60 +1,161 @@
-"""What the subcommands share: the console, progress, clean errors, and loading an adapter."""
+"""What the subcommands share: what they print, and how an error ends them. Nothing here imports torch, for `--help` is fast."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import errno
+import io
 import os
+import re
+import shlex
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 
-import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-
-console = Console()
 
 # What a wrong input, a full disk, a missing file or package raises. Anything else is a bug and keeps its traceback.
-EXPECTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError)
+EXPECTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+PACKAGE = Path(__file__).parent.parent
+
+
+class Stream:
+    """
+    Standard output or standard error, which may break without ending the work: whoever reads it may go (`| head`), or the
+    disk may be full. What is printed from then on is lost.
+
+    Args:
+        name (`str`): `"stdout"` or `"stderr"`. Looked up in `sys` at each use, for it may be replaced.
+
+    Attributes:
+        error (`OSError`, *optional*): what broke it.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str):
+        return getattr(getattr(sys, self._name), name)
+
+    def write(self, text: str) -> None:
+        self._try(lambda stream: stream.write(text))
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, action) -> None:
+        stream = getattr(sys, self._name)
+        if stream is None:  # closed by whoever started the command
+            return
+        try:
+            action(stream)
+        except OSError as error:
+            self.error = error
+            # What the stream still holds is written again at exit
+            with open(os.devnull, "w") as nowhere, contextlib.suppress(io.UnsupportedOperation):
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def make_console(file) -> Console:
+    """A console for which no text is markup: neither `[/INST]` nor `:smile:`. Style is given with `rich.text.Text`."""
+    return Console(file=file, markup=False, emoji=False, highlight=False)
+
+
+console = make_console(Stream("stdout"))
+error_console = make_console(Stream("stderr"))
+
+
+def say(*parts: str | Text, to: Console | None = None) -> None:
+    """Print the parts as one line, which is not broken: whoever copies a command or a path from it gets all of it."""
+    (to or console).print(Text.assemble(*parts), soft_wrap=True)
+
+
+def bold(value) -> Text:
+    return Text(str(value), style="bold")
+
+
+def quoted(value) -> str:
+    """A path or another argument as it is typed at the command line."""
+    return subprocess.list2cmdline([str(value)]) if os.name == "nt" else shlex.quote(str(value))
 
 
 def run_cleanly(app: typer.Typer) -> None:
     """Run a command; an expected error ends in one sentence and exit code 1, unless `PEFT_BE_DEBUG` is set."""
     quiet()
+    console.file.error = None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding must not end a run over a letter that it lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except EXPECTED_ERRORS as error:
-        if os.environ.get("PEFT_BE_DEBUG"):
+    except SystemExit as end:
+        lost = console.file.error
+        if end.code or lost is None or lost.errno == errno.EPIPE:
+            raise
+        fail(f"What the command printed is lost: {os.strerror(lost.errno)}. Files that it was to write are complete.")
+    except Exception as error:
+        if os.environ.get("PEFT_BE_DEBUG") or not (is_out_of_memory(error) or isinstance(error, EXPECTED_ERRORS)):
             raise
         message = str(error)
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             message = "Out of memory: lower --batch-size, or give a shorter prompt or a smaller model."
         elif isinstance(error, OSError) and error.strerror and error.filename:
             message = f"{error.filename}: {error.strerror}."
-        # Escaped, for `pip install "peft_be[demo]"` must not lose what looks like a style
-        text = f"[bold red]Error:[/] {escape(' '.join(message.split()))}"
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        fail(message)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
+def fail(message: str) -> None:
+    """End the command with a sentence on standard error and exit code 1."""
+    say(Text("Error:", style="bold red"), " ", one_line(message), to=error_console)
+    sys.exit(1)
+
+
+def one_line(text: str) -> str:
+    return re.sub(r"\s*[\r\n]\s*", " ", text.strip())
 
 
 def quiet() -> None:
-    """Keep the libraries' warnings and progress bars out of the command's own output."""
+    """Keep the libraries' warnings, progress bars and reports of use out of the command, and show this package's warnings."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     if os.environ.get("PEFT_BE_DEBUG"):
         return
+    # Read by the libraries when they are imported, which is later or never
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    import datasets
-    import transformers
+    import logging
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    logging.disable(logging.WARNING)
+    show_own_warnings()
+
+
+def show_own_warnings() -> None:
+    """Show the warnings of this package's modules as one line on standard error, once each, and no others."""
+    shown = set()
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        note = one_line(str(message))
+        # A library may have set filters of its own
+        if PACKAGE in Path(filename).parents and note not in shown:
+            shown.add(note)
+            say(Text("Note:", style="bold yellow"), " ", note, to=error_console)
+
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", module=r"peft_be\.")
+    warnings.showwarning = show
 
 
 @contextlib.contextmanager
@@ -63,35 +164,18 @@ def resumable(output: Path):
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
+        say(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
         raise typer.Exit(130) from None
 
 
 def check_json_file(path: Path | None) -> None:
-    """Refuse a file for results whose folder does not exist, before the work that fills it."""
-    if path is not None and not path.absolute().parent.is_dir():
+    """Refuse a file for results that cannot be written, before the work that fills it."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise FileNotFoundError(f"The folder of '{path}' does not exist: create it first.")
-
-
-@contextlib.contextmanager
-def progress_bars():
-    """Context that gives a callback `(what, done, total, values)` which draws a bar for each kind of work."""
-    bars = Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[values]}"),
-        console=console,
-    )
-    tasks: dict[str, int] = {}
-
-    def update(what: str, done: int, total: int, values: dict | None = None) -> None:
-        shown = ("eval_kl", "kd_loss", "reconstruction_loss", "eval_loss", "loss")
-        text = "  ".join(f"{name} {float(values[name]):.4f}" for name in shown if name in (values or {}))
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total, values=text)
-        bars.update(tasks[what], completed=done, total=total, values=text)
-
-    with bars:
-        yield update
+    if path.is_dir():
+        raise ValueError(f"--json '{path}' is a folder: give the name of a file.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f"--json '{path}' cannot be written: check the permissions, or give another file.")

@@ -5,8 +5,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console, progress_bars, resumable
+from .common import bold, console, resumable, say
 from .options import QUERY_FILES, MaxAnswerLength, Model, Overwrite, QueryField, Resume
+from .progress import progress_bars
 
 
 SMALL_SET = "be,soft-prompt,distillation,memory-token,truncation:64,self-information:64"
@@ -69,5 +70,5 @@ def compare(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    console.print((output / "table.md").read_text(), markup=False)
-    console.print(f"Report: [bold]{output / 'report.html'}[/]")
+    console.print((output / "table.md").read_text(encoding="utf-8"), soft_wrap=True)
+    say("Report: ", bold(output / "report.html"))

@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console, progress_bars, resumable
+from .common import bold, quoted, resumable, say
 from .options import (
     AE,
     QUERY_FILES,
@@ -21,6 +21,7 @@ from .options import (
     Slot,
     Temperature,
 )
+from .progress import progress_bars
 
 
 def compress(
@@ -70,7 +71,7 @@ def compress(
     }
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
     held_out = load_queries(test_queries, query_field) if test_queries else None
-    console.print(f"Compressing [bold]{prompt}[/] with {len(asked)} queries on [bold]{model}[/]")
+    say("Compressing ", bold(prompt), f" with {len(asked)} queries on ", bold(model))
     with resumable(output), progress_bars() as on_progress:
         result = compress_prompt(
             text,
@@ -92,9 +93,12 @@ def compress(
         )
     size = (output / "adapter_model.safetensors").stat().st_size
     best = {name: value for name, value in result.report["best"].items() if name != "step"}
-    console.print(
+    say(
         f"{result.report['steps']} steps in {result.report['seconds'] / 60:.1f} min; best validation "
         + ", ".join(f"{name} {value:.4f}" for name, value in best.items())
-        + f" at step {result.report['best']['step']}. Saved to [bold]{output}[/] ({size} bytes)."
+        + f" at step {result.report['best']['step']}. Saved to ",
+        bold(output),
+        f" ({size} bytes).",
     )
-    console.print(f"Next: peft-be eval {output} --prompt {prompt} --queries HELD_OUT.jsonl, or peft-be chat {output}")
+    folder = quoted(output)
+    say(f"Next: peft-be eval {folder} --prompt {quoted(prompt)} --queries HELD_OUT.jsonl, or peft-be chat {folder}")

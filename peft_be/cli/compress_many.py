@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from .common import console, progress_bars, resumable
+from .common import bold, console, resumable, say
 from .options import (
     AE,
     KDWeight,
@@ -20,6 +20,7 @@ from .options import (
     Slot,
     Temperature,
 )
+from .progress import progress_bars
 
 
 def compress_many(
@@ -60,7 +61,7 @@ def compress_many(
     jobs, errors = load_manifest(manifest)
     if not jobs:
         raise ValueError(f"No prompt of '{manifest}' can be used: {next(iter(errors.values()))}")
-    console.print(f"Compressing {len(jobs)} prompts on [bold]{model}[/], {group_size} at a time")
+    say(f"Compressing {len(jobs)} prompts on ", bold(model), f", {group_size} at a time")
     with resumable(output), progress_bars() as on_progress:
         results = compress_prompts(
             jobs,

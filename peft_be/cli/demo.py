@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console
+from .common import bold, say
 from .options import AllowTemplateChange, BaseModel
 
 
@@ -35,5 +35,5 @@ def demo(
     prompts = [load_prompt(path) for path in prompt or []]
     comparison = PromptComparison(directories, prompts, model, allow_template_change)
     page = launch_page(comparison, host, port)
-    console.print(f"The page is at [bold]{page.local_url}[/]. Ctrl-C ends it.", highlight=False)
+    say("The page is at ", bold(page.local_url), ". Ctrl-C ends it.")
     wait(page)

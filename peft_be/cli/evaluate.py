@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from rich.table import Table
 
-from .common import check_json_file, console, progress_bars
+from .common import check_json_file, console, say
 from .options import QUERY_FILES, AllowTemplateChange, BaseModel, QueryField
+from .progress import progress_bars
 
 
 def evaluate(
@@ -33,6 +33,7 @@ def evaluate(
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
     from ..data import load_queries, query_key
     from ..evaluation import evaluate_fidelity
+    from ..files import write_json
     from ..hub import find_adapter
     from ..models import load_adapter, read_report
     from ..prompting import load_prompt
@@ -44,7 +45,7 @@ def evaluate(
     seen = set(read_report(directory).get("seen_queries", []))
     fresh = [query for query in asked if query_key(query) not in seen]
     if len(fresh) < len(asked):
-        console.print(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
+        say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
     if not fresh:
         raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
     check_json_file(json_file)
@@ -67,13 +68,13 @@ def evaluate(
             batch_size=batch_size,
             on_progress=on_progress,
         )
+    if json_file is not None:
+        write_json(json_file, scores)
+    if card:
+        add_scores(directory, peft_model.peft_config["default"], scores)
     console.print(score_table(scores))
     for sample in texts[:samples]:
         console.print(sample_table(sample))
-    if json_file is not None:
-        json_file.write_text(json.dumps(scores, indent=2) + "\n")
-    if card:
-        add_scores(directory, peft_model.peft_config["default"], scores)
 
 
 def score_table(scores: dict) -> Table:
@@ -83,7 +84,7 @@ def score_table(scores: dict) -> Table:
         f"{scores['num_answer_tokens']} answer tokens"
     )
     for column in ("", "full prompt", "no prompt", "[BE]"):
-        table.add_column(column.replace("[", r"\["), justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right")
     for label, name, digits in (
         ("KL to the full prompt, nats a token", "kl", 4),
         ("same top token", "top1_agreement", 3),
@@ -105,8 +106,8 @@ def score_table(scores: dict) -> Table:
 
 def sample_table(sample: dict) -> Table:
     query = sample["query"] if isinstance(sample["query"], str) else sample["query"][-1]["content"]
-    table = Table(title=query.replace("[", r"\["), show_lines=True)
-    for column in ("full prompt", r"\[BE]", "no prompt"):
+    table = Table(title=query, show_lines=True)
+    for column in ("full prompt", "[BE]", "no prompt"):
         table.add_column(column, ratio=1)
-    table.add_row(*(sample[name].replace("[", r"\[") for name in ("full", "be", "no_prompt")))
+    table.add_row(*(sample[name] for name in ("full", "be", "no_prompt")))
     return table

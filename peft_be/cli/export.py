@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console
+from .common import bold, say
 from .options import BaseModel
 
 
@@ -51,5 +51,5 @@ def export(
         tokens = export_gguf(adapters, base, output, model=model, default=default)
     for name, token in tokens.items():
         where = "as the system message" if token.slot == "system" else "in front of the user's turn"
-        console.print(f"[bold]{name}[/]: {token.text} {where} (ids {token.ids})", highlight=False)
-    console.print(f"Saved to [bold]{output}[/].")
+        say(bold(name), f": {token.text} {where} (ids {token.ids})")
+    say("Saved to ", bold(output), ".")

@@ -1,12 +1,15 @@
-"""The `peft-be` command."""
+"""The `peft-be` command. It and the modules of the commands import typer and Rich alone: the rest when a command runs."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from .bench import bench
 from .chat import chat
-from .common import run_cleanly
+from .common import run_cleanly, say
 from .compare import compare
 from .compress import compress
 from .compress_many import compress_many
@@ -25,6 +28,23 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"peft-be {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(compress)
 app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)

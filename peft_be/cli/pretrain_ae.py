@@ -5,8 +5,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console, progress_bars, resumable
+from .common import bold, quoted, resumable, say
 from .options import Model, Overwrite, Resume, Seed
+from .progress import progress_bars
 
 
 def pretrain_ae(
@@ -45,4 +46,4 @@ def pretrain_ae(
             on_progress=on_progress,
             **{name: value for name, value in training_args.items() if value is not None},
         )
-    console.print(f"Saved to [bold]{output}[/]. Next: peft-be compress --ae {output} ...")
+    say("Saved to ", bold(output), f". Next: peft-be compress --ae {quoted(output)} ...")

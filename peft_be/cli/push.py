@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .common import console
+from .common import quoted, say
 
 
 def push(
@@ -21,5 +21,5 @@ def push(
     from ..hub import push_adapters
 
     url = push_adapters(directory, repo_id, base_model=base_model, license=license, private=private)
-    console.print(f"Uploaded: {url}", highlight=False, soft_wrap=True)
-    console.print(f"Whoever reads it: peft-be chat {repo_id}, or peft_be.load_adapter('{repo_id}').", highlight=False)
+    say(f"Uploaded: {url}")
+    say(f"Whoever reads it: peft-be chat {quoted(repo_id)}, or peft_be.load_adapter({repo_id!r}).")

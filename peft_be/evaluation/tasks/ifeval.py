@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from unittest import mock
+
 from .task import AnswerTask
 
 
@@ -50,7 +53,11 @@ class IFEval(AnswerTask):
 
 def _import_rules():
     try:
-        from lm_eval.tasks.ifeval import utils
+        import lm_eval.tasks  # noqa: F401  # what reads LOCAL_RANK for other ends
+
+        # The rules download nltk's data when they are imported, in the first process of a machine
+        with mock.patch.dict(os.environ, LOCAL_RANK="1"):
+            from lm_eval.tasks.ifeval import utils
     except ImportError as error:
         raise ImportError(
             f"The rules of IFEval cannot be imported ({error}): pip install 'lm-eval[ifeval]'"
