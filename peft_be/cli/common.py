@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.text import Text
+from wrapt import register_post_import_hook
 
 
 # What a wrong input, a full disk, a missing file or package raises. Anything else is a bug and keeps its traceback.
@@ -130,16 +132,18 @@ def quiet() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if os.environ.get("PEFT_BE_DEBUG"):
         return
-    # Read by the libraries when they are imported, which is later or never
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import logging
-
     logging.disable(logging.WARNING)
     show_own_warnings()
+    # Once a command imports them, if it does
+    register_post_import_hook(quiet_transformers, "transformers")
+    register_post_import_hook(lambda datasets: datasets.disable_progress_bars(), "datasets")
+
+
+def quiet_transformers(transformers) -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def show_own_warnings() -> None:

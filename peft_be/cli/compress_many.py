@@ -79,7 +79,7 @@ def compress_many(
         )
     table = Table()
     for column in ("prompt", "best validation", "step", "adapter"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for result in results:
         if result.report is not None:
             *best, step = result.report["best"].items()

@@ -108,6 +108,6 @@ def sample_table(sample: dict) -> Table:
     query = sample["query"] if isinstance(sample["query"], str) else sample["query"][-1]["content"]
     table = Table(title=query, show_lines=True)
     for column in ("full prompt", "[BE]", "no prompt"):
-        table.add_column(column, ratio=1)
+        table.add_column(column, ratio=1, overflow="fold")
     table.add_row(*(sample[name] for name in ("full", "be", "no_prompt")))
     return table

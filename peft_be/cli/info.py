@@ -29,6 +29,8 @@ def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter, o
     report = read_report(directory)
     rows |= {name: report[name] for name in ("steps", "seconds", "best", "num_queries") if name in report}
     table = Table(show_header=False, title=str(directory))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         table.add_row(name, shown)

@@ -64,6 +64,9 @@ class RowTrainer(SFTTrainer):
             if name in rows and parameter.dtype != rows[name].dtype:
                 parameter.data = rows[name].to(parameter.device)
 
+    def _send_telemetry(self) -> None:
+        """Nothing: TRL tells huggingface.co of every training, and nobody asked for it."""
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
