@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .compress import pretrain_ae as pretrain_ae
     from .compress_many import PromptJob as PromptJob
     from .compress_many import compress_prompts as compress_prompts
+    from .data import as_queries as as_queries
     from .data import load_queries as load_queries
     from .evaluation import bench_inference as bench_inference
     from .evaluation import evaluate_fidelity as evaluate_fidelity
