@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_be import BETokenConfig, PromptEmbeds, compress_prompt, load_adapter, load_model, push_adapters
-from peft_be.adapter_folder import read_report
-from peft_be.models import read_adapter
+from peft_be.models import read_adapter, read_report
 
 from .serving.test_merged import save_adapter
-from .tiny import save_tiny_llama, tiny_llama
+from .tiny import merged_lora, save_tiny_llama, tiny_llama
 
 
 PROMPT = "You are a lighthouse keeper, and never leave the island."
@@ -222,8 +221,6 @@ def test_a_file_of_ours_holds_rows_and_nothing_else(whole, tmp_path, smollm2_tok
 
 
 def test_a_merged_lora_does_not_pass_for_its_base(whole, tmp_path):
-    from .test_base_weights import merged_lora
-
     model, tokenizer = load_model(whole[0])
     merged = merged_lora(model)
     assert merged.name_or_path == whole[0]

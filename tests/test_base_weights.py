@@ -11,20 +11,7 @@ from peft_be.base_weights import same_weights, weights_fingerprint
 from peft_be.training.ae_row import load_ae_row, shipped_ae
 
 from .serving.test_merged import save_adapter
-from .tiny import save_tiny_llama, tiny_llama
-
-
-def merged_lora(model, steps=3, rank=8):
-    """The model after a few steps of LoRA on two sentences, merged: its name is the plain base's."""
-    torch.manual_seed(0)
-    ids = torch.randint(5, 500, (2, 24))
-    lora = get_peft_model(model, LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-    optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-4)
-    for _ in range(steps):
-        lora(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return lora.merge_and_unload()
+from .tiny import merged_lora, save_tiny_llama, tiny_llama
 
 
 @pytest.fixture(scope="module")
