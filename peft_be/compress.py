@@ -14,6 +14,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from .base_weights import check_plain
 from .data import QuerySplits, query_key, split_queries
 from .files import read_json
 from .models import DEFAULT_MODEL, load_model
@@ -306,4 +307,5 @@ def load_base(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
         return load_model(model)
     if tokenizer is None:
         raise ValueError("A loaded model needs its tokenizer: pass `tokenizer`.")
+    check_plain(model)
     return model, tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,14 +12,9 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from peft import PeftModel
 
-from .tuner import BETokenConfig
+from .adapter_folder import ADAPTER_FILES, REPORT_FILE, read_config, read_report
+from .files import write_json
 from .tuner.card import CARD_FILE, REPOSITORY, TAGS, body_of, is_unedited, signed
-
-
-# What an adapter consists of. Nothing else of its folder is uploaded
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", CARD_FILE)
-# Written by the jobs, and not by `save_pretrained`
-REPORT_FILE = "training.json"
 
 
 def find_adapter(name: str | os.PathLike) -> Path:
@@ -126,11 +120,13 @@ def _is_adapter(folder: Path) -> bool:
 def _stage(folder: Path, target: Path, name: str, base_model: str | None, license: str | None) -> None:
     """A copy of the adapter's files that names the base as readers know it, and the adapter as it is called on the Hub."""
     target.mkdir(parents=True, exist_ok=True)
+    config = read_config(folder)
+    read_report(folder)
     for file in (*ADAPTER_FILES, REPORT_FILE):
         if (folder / file).is_file():
+            _check_own_file(folder / file)
             shutil.copyfile(folder / file, target / file)
-    config = BETokenConfig.from_pretrained(target)
-    local = config.base_model_name_or_path
+    local = str(config.base_model_name_or_path or "")
     if base_model is None and Path(local).is_dir():
         raise ValueError(
             f"The adapter in '{folder}' was trained on the folder '{local}', which nobody else has: pass the base model's Hub id "
@@ -140,9 +136,9 @@ def _stage(folder: Path, target: Path, name: str, base_model: str | None, licens
         config.base_model_name_or_path = base_model
         config.save_pretrained(target)  # with the card, unless its text was edited
         if (target / REPORT_FILE).is_file():
-            report = json.loads((target / REPORT_FILE).read_text())
-            report["model"] = report["settings"]["model"] = base_model
-            (target / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+            report = read_report(target)
+            settings = {**report.get("settings", {}), "model": base_model}
+            write_json(target / REPORT_FILE, {**report, "model": base_model, "settings": settings})
     card = ModelCard.load(target / CARD_FILE)
     card.data.license = license or card.data.license
     unedited = is_unedited(card.text)
@@ -153,6 +149,15 @@ def _stage(folder: Path, target: Path, name: str, base_model: str | None, licens
             text = text.replace(local, base_model)
     card.text = signed(body_of(text)) if unedited else text
     card.save(target / CARD_FILE)
+
+
+def _check_own_file(path: Path) -> None:
+    """Refuse a link that would upload a file from elsewhere. The Hub's cache keeps its files beside the folders of revisions."""
+    folder, real = path.parent.resolve(), path.resolve()
+    if folder not in real.parents and real.parent.name != "blobs":
+        raise ValueError(
+            f"'{path}' is a link to '{real}', outside of the adapter's folder: put the file itself there."
+        )
 
 
 def _write_collection_card(staged: Path, names: list[str], repo_id: str, license: str | None) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .adapter_folder import read_config, read_report
+from .base_weights import check_weights, weights_fingerprint
+from .files import read_json, write_json
 from .hub import find_adapter
 from .memory import copy_head_input
 from .prompting import check_tokenizer
@@ -24,6 +28,16 @@ from .tuner import BETokenConfig
 DEFAULT_MODEL = "smollm2"
 SMOLLM2_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Any of them makes a tokenizer; without one, transformers makes up an almost empty one for some architectures
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
 
 
 def cache_dir() -> Path:
@@ -83,17 +97,19 @@ def load_model(
             needs none.
 
     Raises:
-        `FileNotFoundError`: there is no such folder.
+        `FileNotFoundError`: there is no such folder, or no tokenizer in it.
+        `ValueError`: it is an adapter and no model.
         `OSError`: the model cannot be loaded: an unknown Hub id, or no network.
     """
     path = resolve_model(name)
+    _check_is_model(path, name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     # `None` would take a quantised folder's own configuration away
     quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fastest_dtype(device), **quantised)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise OSError(
             f"The model '{name}' cannot be loaded: give a folder with a model, or the Hub id of one that is in the local "
             f"cache or can be reached over the network ({str(error).strip().splitlines()[0]})"
@@ -108,31 +124,17 @@ def load_model(
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
-def read_report(directory: str | Path) -> dict:
-    """What `training.json` in the folder of an adapter says of its training; empty where there is none."""
-    path = Path(directory) / "training.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def read_adapter(directory: str | Path) -> tuple[Path, BETokenConfig]:
     """
     The folder of an adapter, named as in [`load_adapter`], and its configuration.
 
     Raises:
         `FileNotFoundError`: there is no adapter in the folder.
-        `ValueError`: its configuration is damaged.
+        `ValueError`: it is an adapter of another method, or is damaged.
         `OSError`: the Hub cannot be reached.
     """
     directory = find_adapter(directory)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (directory / name).is_file():
-            unfinished = (directory / "training" / "settings.json").is_file()
-            hint = "its training is not finished: go on with --resume" if unfinished else "check the path"
-            raise FileNotFoundError(f"There is no adapter in '{directory}' ({name} is missing): {hint}.")
-    try:
-        return directory, BETokenConfig.from_pretrained(directory)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"'{directory / 'adapter_config.json'}' is damaged: {error}.") from error
+    return directory, read_config(directory)
 
 
 def load_adapter(
@@ -141,6 +143,7 @@ def load_adapter(
     allow_template_change: bool = False,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    allow_other_weights: bool = False,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """
     Load a base model with an adapter of this package on it, and the base model's tokenizer.
@@ -154,13 +157,16 @@ def load_adapter(
             Accept another chat template than that of the training.
         dtype (`torch.dtype`, *optional*), device (`str`, *optional*):
             As in [`load_model`].
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Accept other weights of the base model than those of the training, such as fine-tuned ones.
 
     Raises:
         `FileNotFoundError`: there is no adapter in the folder.
-        `ValueError`: the adapter is damaged, or belongs to another backbone, tokenizer or chat template.
+        `ValueError`: the adapter is damaged, of another method, or belongs to another backbone, other weights, another
+            tokenizer or chat template.
         `OSError`: the base model cannot be loaded, or the Hub cannot be reached.
     """
-    return load_adapters({"default": directory}, model, allow_template_change, dtype, device)
+    return load_adapters({"default": directory}, model, allow_template_change, dtype, device, allow_other_weights)
 
 
 def load_adapters(
@@ -169,6 +175,7 @@ def load_adapters(
     allow_template_change: bool = False,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    allow_other_weights: bool = False,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """
     Load a base model with several adapters on it, and the base model's tokenizer. The first adapter is active.
@@ -182,6 +189,8 @@ def load_adapters(
             Accept another chat template than that of the training.
         dtype (`torch.dtype`, *optional*), device (`str`, *optional*):
             As in [`load_model`].
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Accept other weights of the base model than those of the training, such as fine-tuned ones.
 
     The errors raised are those of [`load_adapter`], and a `ValueError` where the adapters belong to different base models.
     """
@@ -193,28 +202,68 @@ def load_adapters(
                 f"'{directory}' belongs to {other.base_model_name_or_path}, and '{first}' to "
                 f"{config.base_model_name_or_path}: use them apart."
             )
-    trained_on = read_report(first).get("model", config.base_model_name_or_path)
-    base, tokenizer = load_model(model or trained_on, dtype, device)
+    base, tokenizer = (
+        _load_recorded(first, config, dtype, device) if model is None else load_model(model, dtype, device)
+    )
+    records = any((config.provenance or {}).get("base_weights") for _, config in adapters.values())
+    weights = weights_fingerprint(base) if records and not allow_other_weights else None
     peft_model, checked = None, set()
     for name, (directory, config) in adapters.items():
+        check_weights(config.provenance, weights, f"The adapter in '{directory}'")
         # Hundreds of adapters have the same fingerprints, and those of a tokenizer take half a second
         fingerprints = tuple(
-            (config.provenance or {}).get(f"{part}_sha256") for part in ("tokenizer", "chat_template")
+            str((config.provenance or {}).get(f"{part}_sha256")) for part in ("tokenizer", "chat_template")
         )
         if fingerprints not in checked:
             check_tokenizer(config, tokenizer, allow_template_change)
             checked.add(fingerprints)
-        try:
-            if peft_model is None:
-                peft_model = PeftModel.from_pretrained(base, directory, adapter_name=name)
-            else:
-                peft_model.load_adapter(directory, adapter_name=name)
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"'{directory / 'adapter_model.safetensors'}' cannot be loaded ({str(error).splitlines()[0]}): the file is "
-                "damaged, train or download it again."
-            ) from error
+        if peft_model is None:
+            peft_model = PeftModel.from_pretrained(base, directory, adapter_name=name)
+        else:
+            peft_model.load_adapter(directory, adapter_name=name)
     return peft_model.eval(), tokenizer
+
+
+def _load_recorded(
+    directory: Path, config: BETokenConfig, dtype: torch.dtype | None, device: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model that an adapter records, which may have moved since."""
+    name = read_report(directory).get("model") or config.base_model_name_or_path
+    ask = "pass its base model (--model; model= in Python, pretrained= for lm-eval)"
+    if not name:
+        raise ValueError(f"The adapter in '{directory}' does not say which base model it was trained on: {ask}.")
+    try:
+        return load_model(str(name), dtype, device)
+    except OSError as error:
+        if Path(name).exists():
+            raise  # it is there, and incomplete
+        raise FileNotFoundError(
+            f"The adapter in '{directory}' was trained on '{name}', and that cannot be loaded: if it has moved, {ask}."
+        ) from error
+
+
+def _check_is_model(path: str, name: str) -> None:
+    """Raises where transformers would load something else than the model: a folder without a tokenizer, or an adapter."""
+    try:
+        adapter = find_adapter_config_file(path)
+    except OSError:  # what it is about is said when the model is loaded
+        adapter = None
+    if adapter is not None:
+        values = read_json(adapter, "adapter configuration", dict)
+        method, base = str(values.get("peft_type")).split(" ")[0], values.get("base_model_name_or_path")
+        if method == "BE_TOKEN":
+            raise ValueError(f"'{name}' is an adapter of this package and no model: give its base model, '{base}'.")
+        raise ValueError(
+            f"'{name}' is a {method} adapter of '{base}' and no model: merge it first "
+            f"(AutoPeftModelForCausalLM.from_pretrained('{name}').merge_and_unload().save_pretrained('MERGED')), save the tokenizer "
+            "there, too, and give that folder."
+        )
+    folder = Path(path)
+    if folder.is_dir() and (folder / "config.json").is_file() and not any((folder / f).is_file() for f in _TOKENIZERS):
+        raise FileNotFoundError(
+            f"The folder '{name}' holds a model and no tokenizer: save the model's tokenizer there, too "
+            f"(AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained('{name}'))."
+        )
 
 
 def fastest_dtype(device: str) -> torch.dtype:
@@ -227,6 +276,7 @@ def fastest_dtype(device: str) -> torch.dtype:
 def _convert_gguf(file: Path, target: Path, name: str) -> Path:
     """The folder `target` with the unpacked float32 weights and the tokenizer of a GGUF file, called `name`."""
     if (target / "config.json").is_file():
+        _record_source(target, file)
         return target
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -243,6 +293,7 @@ def _convert_gguf(file: Path, target: Path, name: str) -> Path:
     try:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        _record_source(part, file)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
@@ -253,3 +304,19 @@ def _convert_gguf(file: Path, target: Path, name: str) -> Path:
     except OSError:  # another process was faster
         shutil.rmtree(part)
     return target
+
+
+def _record_source(folder: Path, file: Path) -> None:
+    """Have the configuration of unpacked weights say of which file they are, and in which type most of them were there."""
+    path = folder / "config.json"
+    config = read_json(path, "model configuration", dict)
+    if "unpacked_from" in config:
+        return
+    try:
+        from gguf import GGUFReader
+    except ImportError:  # the next load asks again
+        return
+    sizes = Counter()
+    for tensor in GGUFReader(file).tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    write_json(path, {**config, "unpacked_from": {"file": file.name, "type": sizes.most_common(1)[0][0]}})

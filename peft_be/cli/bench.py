@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from .common import check_json_file, console, say
-from .options import QUERY_FILES, AllowTemplateChange, BaseModel, QueryField
+from .options import QUERY_FILES, AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, QueryField
 from .progress import progress_bars
 
 
@@ -24,14 +24,15 @@ def bench(
     repeats: Annotated[int, typer.Option(min=2, help="Measurements of each figure.")] = 5,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
     allow_template_change: AllowTemplateChange = False,
+    allow_other_weights: AllowOtherWeights = False,
+    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
     from ..data import load_queries
     from ..evaluation import bench_inference
     from ..files import write_json
-    from ..hub import find_adapter
-    from ..models import load_adapter, read_report
-    from ..prompting import load_prompt
+    from ..models import load_adapter, read_adapter, read_report
+    from ..prompting import check_adapter_prompt, load_prompt
 
     try:
         sizes = tuple(int(size) for size in batch_sizes.split(","))
@@ -41,8 +42,11 @@ def bench(
         raise ValueError("--query-field is the field of --queries: give these, too.")
     text, asked = load_prompt(prompt), load_queries(queries, query_field) if queries else None
     check_json_file(json_file)
-    directory = find_adapter(directory)
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
+    directory, config = read_adapter(directory)
+    check_adapter_prompt(config, text, allow_other_prompt)
+    peft_model, tokenizer = load_adapter(
+        directory, model, allow_template_change, allow_other_weights=allow_other_weights
+    )
     with progress_bars() as on_progress:
         result = bench_inference(
             peft_model,
@@ -54,6 +58,7 @@ def bench(
             repeats=repeats,
             training_seconds=read_report(directory).get("seconds"),
             on_progress=on_progress,
+            allow_other_prompt=allow_other_prompt,
         )
     if json_file is not None:
         write_json(json_file, result)

@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from .common import bold, console
-from .options import AllowTemplateChange, BaseModel
+from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel
 
 
 def chat(
@@ -17,14 +17,21 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.0,
     allow_template_change: AllowTemplateChange = False,
+    allow_other_weights: AllowOtherWeights = False,
+    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
-    from ..models import load_adapter
-    from ..prompting import PromptRenderer, load_prompt
+    from ..models import load_adapter, read_adapter
+    from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
 
     prompt = load_prompt(compare) if compare else None
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
-    renderer = PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer, prompt)
+    directory, config = read_adapter(directory)
+    check_adapter_prompt(config, prompt, allow_other_prompt)
+    peft_model, tokenizer = load_adapter(
+        directory, model, allow_template_change, allow_other_weights=allow_other_weights
+    )
+    config = peft_model.peft_config["default"]
+    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
     forms = {"[BE]": renderer.be} | ({"full prompt": renderer.full} if prompt else {})
     # Each form remembers its own side of the conversation
     dialogues: dict[str, list] = {name: [] for name in forms}

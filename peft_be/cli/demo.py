@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from .common import bold, say
-from .options import AllowTemplateChange, BaseModel
+from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel
 
 
 def demo(
@@ -23,6 +23,8 @@ def demo(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
     allow_template_change: AllowTemplateChange = False,
+    allow_other_weights: AllowOtherWeights = False,
+    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Serve a page that answers one question with the full prompt, with [BE] and with no prompt. Ctrl-C ends it."""
     from ..prompting import load_prompt
@@ -33,7 +35,9 @@ def demo(
     import_gradio()
     check_address(host, port)
     prompts = [load_prompt(path) for path in prompt or []]
-    comparison = PromptComparison(directories, prompts, model, allow_template_change)
+    comparison = PromptComparison(
+        directories, prompts, model, allow_template_change, allow_other_weights, allow_other_prompt
+    )
     page = launch_page(comparison, host, port)
     say("The page is at ", bold(page.local_url), ". Ctrl-C ends it.")
     wait(page)

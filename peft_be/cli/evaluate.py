@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from .common import check_json_file, console, say
-from .options import QUERY_FILES, AllowTemplateChange, BaseModel, QueryField
+from .options import QUERY_FILES, AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, QueryField
 from .progress import progress_bars
 
 
@@ -29,19 +29,21 @@ def evaluate(
         bool, typer.Option("--card", help="Write the scores into the metadata of the adapter's card.")
     ] = False,
     allow_template_change: AllowTemplateChange = False,
+    allow_other_weights: AllowOtherWeights = False,
+    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
     from ..data import load_queries, query_key
     from ..evaluation import evaluate_fidelity
     from ..files import write_json
-    from ..hub import find_adapter
-    from ..models import load_adapter, read_report
-    from ..prompting import load_prompt
+    from ..models import load_adapter, read_adapter, read_report
+    from ..prompting import check_adapter_prompt, load_prompt
     from ..training.ae_row import load_ae_row, shipped_ae
     from ..tuner.card import add_scores
 
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
-    directory = find_adapter(directory)
+    directory, config = read_adapter(directory)
+    check_adapter_prompt(config, text, allow_other_prompt)
     seen = set(read_report(directory).get("seen_queries", []))
     fresh = [query for query in asked if query_key(query) not in seen]
     if len(fresh) < len(asked):
@@ -54,7 +56,9 @@ def evaluate(
             f"There is no card (README.md) in '{directory}' to write the scores into: leave out --card."
         )
 
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
+    peft_model, tokenizer = load_adapter(
+        directory, model, allow_template_change, allow_other_weights=allow_other_weights
+    )
     base = peft_model.get_base_model()
     ae_directory = ae or shipped_ae(base)
     with progress_bars() as on_progress:
@@ -63,10 +67,11 @@ def evaluate(
             tokenizer,
             text,
             fresh[:max_queries],
-            ae_row=load_ae_row(ae_directory, base, tokenizer) if ae_directory else None,
+            ae_row=load_ae_row(ae_directory, base, tokenizer, allow_other_weights) if ae_directory else None,
             max_answer_length=max_answer_length,
             batch_size=batch_size,
             on_progress=on_progress,
+            allow_other_prompt=allow_other_prompt,
         )
     if json_file is not None:
         write_json(json_file, scores)

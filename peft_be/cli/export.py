@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from .common import bold, say
-from .options import BaseModel
+from .options import AllowOtherWeights, BaseModel
 
 
 class Format(str, Enum):
@@ -29,6 +29,7 @@ def export(
     base: Annotated[
         Optional[Path], typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf.")
     ] = None,
+    allow_other_weights: AllowOtherWeights = False,
 ) -> None:
     """Write a model in which [BE] is an ordinary special token: a transformers checkpoint or a GGUF file."""
     from ..serving import export_gguf, export_merged
@@ -38,17 +39,18 @@ def export(
     if repeated:
         raise ValueError(f"Tokens are named like the folders, and more than one is called {', '.join(repeated)}.")
     adapters = dict(zip(names, directories))
+    shared = {"model": model, "default": default, "allow_other_weights": allow_other_weights}
     if format is Format.hf:
         if base is not None:
             raise ValueError("--base is the GGUF file that --format gguf adds to: give that, too, or leave it out.")
-        tokens = export_merged(adapters, output, model=model, default=default)
+        tokens = export_merged(adapters, output, **shared)
     elif base is None:
         raise ValueError(
             "--format gguf adds to a GGUF file: give it as --base. If there is none, export with --format hf and convert "
             "that with llama.cpp's convert_hf_to_gguf.py."
         )
     else:
-        tokens = export_gguf(adapters, base, output, model=model, default=default)
+        tokens = export_gguf(adapters, base, output, **shared)
     for name, token in tokens.items():
         where = "as the system message" if token.slot == "system" else "in front of the user's turn"
         say(bold(name), f": {token.text} {where} (ids {token.ids})")

@@ -13,6 +13,12 @@ BaseModel = Annotated[Optional[str], typer.Option(help="Base model; by default t
 AllowTemplateChange = Annotated[
     bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
 ]
+AllowOtherWeights = Annotated[
+    bool, typer.Option("--allow-other-weights", help="Accept other weights of the base than those of the training.")
+]
+AllowOtherPrompt = Annotated[
+    bool, typer.Option("--allow-other-prompt", help="Accept another prompt than that of the training.")
+]
 QUERY_FILES = ".txt with one a line, .jsonl, .json, .csv or .parquet."
 QueryField = Annotated[
     Optional[str],

@@ -142,6 +142,7 @@ def evaluate_fidelity(
     max_answer_length: int = 64,
     batch_size: int = 32,
     on_progress: OnProgress | None = None,
+    allow_other_prompt: bool = False,
 ) -> tuple[dict, list[dict]]:
     """
     Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`,
@@ -164,19 +165,21 @@ def evaluate_fidelity(
             Queries processed together.
         on_progress (`Callable[[str, int, int], None]`, *optional*):
             Called with what is being done, the queries done, and their total.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`):
+            Accept another prompt than the one that the adapter was trained on.
 
     Returns:
         `tuple[dict, list[dict]]`: the scores, and for each query the texts `query`, `full`, `be` and `no_prompt`.
 
     Raises:
-        `ValueError`: no queries, or something that is no query.
+        `ValueError`: no queries, something that is no query, or another prompt than the adapter's.
     """
     queries = as_queries(queries)
     config = model.peft_config[model.active_adapter]
     base = model.get_base_model()
     was_training = model.training
     model.eval()
-    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt)
+    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
     full = [renderer.full(query) for query in queries]
     scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
     prompts = {

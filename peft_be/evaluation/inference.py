@@ -41,6 +41,7 @@ def bench_inference(
     repeats: int = 5,
     training_seconds: float | None = None,
     on_progress: Callable[[str, int, int, dict], None] | None = None,
+    allow_other_prompt: bool = False,
 ) -> dict:
     """
     Measure latency, decoding speed and cache size of the four ways to serve a prompt, by turns in one run.
@@ -67,6 +68,8 @@ def bench_inference(
             What the compression took, for the break-even.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
             Called with what is being done, the rounds done, their total, and an empty dict.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`):
+            Accept another prompt than the one that the adapter was trained on.
 
     Returns:
         `dict`: JSON-serialisable. `batches` holds, for each batch size and mode, the quartiles of `ttft_ms` and
@@ -76,7 +79,8 @@ def bench_inference(
             against `full` and against `full_cached`, and `None` where it saves none.
 
     Raises:
-        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, or no queries.
+        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, or another prompt than the
+            adapter's.
     """
     if repeats < 2 or new_tokens < 1 or min(batch_sizes) < 1:
         raise ValueError("A measurement needs at least 2 repeats, 1 new token, and batch sizes of 1 or more.")
@@ -87,7 +91,7 @@ def bench_inference(
     base = model.get_base_model()
     was_training = model.training
     model.eval()
-    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt)
+    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
     queries = list(itertools.islice(itertools.cycle(queries), max(batch_sizes)))
     full = [renderer.full(query) for query in queries]
     prompts = {

@@ -12,8 +12,8 @@ import logging
 
 import torch
 
-from ..models import load_adapter, load_model
-from ..prompting import PromptRenderer, load_prompt
+from ..models import load_adapter, load_model, read_adapter
+from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
 
 
 try:
@@ -68,6 +68,10 @@ class PeftBeLM(HFLM):
             `None` is a GPU where there is one.
         allow_template_change (`bool`, *optional*, defaults to `False`):
             Accept another chat template than that of the training.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Accept other weights of the base model than those of the training.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`):
+            Accept another prompt than the one that the adapter was trained on.
         kwargs:
             Arguments of the harness's `hf` model that do not concern loading or rendering: `batch_size`, `max_length`,
             `think_end_token` and others.
@@ -87,6 +91,8 @@ class PeftBeLM(HFLM):
         dtype: str | None = None,
         device: str | None = None,
         allow_template_change: bool = False,
+        allow_other_weights: bool = False,
+        allow_other_prompt: bool = False,
         **kwargs,
     ):
         _check_arguments(pretrained, adapter, form, prompt, kwargs)
@@ -94,9 +100,14 @@ class PeftBeLM(HFLM):
         if not torch.cuda.is_available() and (device or "").startswith("cuda"):
             device = None  # the harness asks for CUDA where nobody asked for anything
         if adapter:
-            peft_model, tokenizer = load_adapter(adapter, pretrained, allow_template_change, dtype, device)
+            adapter, config = read_adapter(adapter)
+            check_adapter_prompt(config, text, allow_other_prompt)
+            peft_model, tokenizer = load_adapter(
+                adapter, pretrained, allow_template_change, dtype, device, allow_other_weights
+            )
             model, rows = peft_model.get_base_model(), peft_model.base_model.get_rows("default")
-            self._renderer = PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer, text)
+            config = peft_model.peft_config["default"]
+            self._renderer = PromptRenderer.for_adapter(config, tokenizer, text, allow_other_prompt=allow_other_prompt)
         else:
             (model, tokenizer), rows = load_model(pretrained, dtype, device), None
             self._renderer = PromptRenderer(tokenizer, text)
@@ -109,7 +120,7 @@ class PeftBeLM(HFLM):
         self._stand_in = f"{form}-{hashlib.sha256(stands_in[form]()).hexdigest()[:12]}"
         super().__init__(model, backend="causal", tokenizer=tokenizer, **kwargs)
         # What the harness records
-        self.pretrained, self.peft = model.name_or_path, adapter
+        self.pretrained, self.peft = model.name_or_path, adapter and str(adapter)
 
     @property
     def tokenizer_name(self) -> str:
@@ -189,7 +200,7 @@ def _check_arguments(pretrained: str | None, adapter: str | None, form: str, pro
     if unknown:
         raise ValueError(
             f"Model peft_be has no argument {unknown[0]!r}: it takes pretrained, adapter, form, prompt, dtype, device, "
-            f"allow_template_change, {', '.join(sorted(HARNESS_ARGUMENTS))}."
+            f"allow_template_change, allow_other_weights, allow_other_prompt, {', '.join(sorted(HARNESS_ARGUMENTS))}."
         )
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, not {form!r}.")

@@ -1,9 +1,12 @@
-"""What tokenizer and template an adapter was trained with, and whether this is them."""
+"""What tokenizer, template and prompt an adapter was trained with, and whether this is them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
+
+from .messages import check_prompt
 
 
 # Text that tells apart normalisers and pre-tokenisers over the same vocabulary: case, accents composed and not,
@@ -77,5 +80,63 @@ def check_tokenizer(config, tokenizer, allow_template_change: bool = False) -> N
     if not tokenizer.chat_template or chat_template_fingerprint(tokenizer) != expected:
         raise ValueError(
             "The adapter was trained with another chat template than this tokenizer's: load the original tokenizer, or"
-            " pass allow_template_change=True if the difference does not matter."
+            " pass allow_template_change=True (--allow-template-change) if the difference does not matter."
         )
+
+
+def prompt_fingerprint(prompt: str | list[dict[str, str]]) -> str:
+    """
+    SHA-256 (hex) of a prompt. A system text and a list with that system message alone are the same prompt.
+
+    Args:
+        prompt (`str` or `list[dict]`): P.
+
+    Raises:
+        `ValueError`: if it is no prompt.
+    """
+    messages = check_prompt(prompt)
+    is_text = len(messages) == 1 and messages[0]["role"] == "system"
+    return _sha256(messages[0]["content"] if is_text else messages)
+
+
+def is_prompt_of(config, prompt: str | list[dict[str, str]]) -> bool | None:
+    """
+    Whether an adapter was trained on a prompt; `None` if it does not say on which.
+
+    Args:
+        config (`BETokenConfig`): The adapter's configuration.
+        prompt (`str` or `list[dict]`): P.
+    """
+    recorded = (config.provenance or {}).get("prompt_sha256")
+    if recorded is None:
+        return None
+    # Earlier versions took the hash of what they were given
+    return recorded in (prompt_fingerprint(prompt), _sha256(prompt), _sha256(check_prompt(prompt)))
+
+
+def check_adapter_prompt(config, prompt: str | list[dict[str, str]] | None, allow_other_prompt: bool = False) -> None:
+    """
+    Check that a prompt given with an adapter is the one it stands for.
+
+    Args:
+        config (`BETokenConfig`):
+            The adapter's configuration. One whose `provenance` records no prompt is not checked.
+        prompt (`str` or `list[dict]`, *optional*):
+            P. `None` is not checked.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`):
+            Accept another prompt, such as a corrected one.
+
+    Raises:
+        `ValueError`: if it is another.
+    """
+    if prompt is None or allow_other_prompt:
+        return
+    if is_prompt_of(config, prompt) is False:
+        raise ValueError(
+            "The adapter was trained on another prompt than this one: give the prompt that it stands for, unchanged, or pass"
+            " allow_other_prompt=True (--allow-other-prompt) to compare it with another."
+        )
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

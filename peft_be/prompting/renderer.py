@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
+from .fingerprints import check_adapter_prompt
 from .messages import check_prompt, check_query
 
 
@@ -143,14 +144,22 @@ class PromptRenderer:
         self._guarded |= self._turn_markers()
 
     @classmethod
-    def for_adapter(cls, config, tokenizer, prompt=None, chat_template_kwargs=None) -> PromptRenderer:
+    def for_adapter(
+        cls, config, tokenizer, prompt=None, chat_template_kwargs=None, allow_other_prompt=False
+    ) -> PromptRenderer:
         """
         The renderer of an adapter: with its ids, in its slot.
 
         Args:
             config (`BETokenConfig`): The adapter's configuration, for instance `model.peft_config["default"]`.
             tokenizer, prompt, chat_template_kwargs: As in the constructor.
+            allow_other_prompt (`bool`, *optional*, defaults to `False`):
+                Accept another prompt than the one that the adapter was trained on.
+
+        Raises:
+            `ValueError`: as in the constructor, or if the adapter was trained on another prompt.
         """
+        check_adapter_prompt(config, prompt, allow_other_prompt)
         return cls(
             tokenizer,
             prompt,

@@ -12,8 +12,8 @@ import torch
 from ..evaluation import StreamedAnswer, stream_answer
 from ..evaluation.latency import time_requests
 from ..losses import OutputHead, divergence
-from ..models import load_adapters
-from ..prompting import PromptRenderer
+from ..models import load_adapters, read_adapter
+from ..prompting import PromptRenderer, check_adapter_prompt
 from ..teacher import answer_states
 from ..training.be_distill_trainer import check_length
 from ..tuner import BETokenConfig
@@ -32,6 +32,10 @@ class PromptComparison:
             The base model, as in [`~peft_be.load_model`]. `None` is the one that the first adapter was trained on.
         allow_template_change (`bool`, *optional*, defaults to `False`):
             Accept another chat template than that of the training.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Accept other weights of the base model than those of the training.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`):
+            Accept other prompts than those that the adapters were trained on.
 
     Attributes:
         names (`list[str]`): what the adapters are called: their folders' names where these differ, else their paths.
@@ -49,6 +53,8 @@ class PromptComparison:
         prompts: list[str | list[dict[str, str]]] | None = None,
         model: str | None = None,
         allow_template_change: bool = False,
+        allow_other_weights: bool = False,
+        allow_other_prompt: bool = False,
     ):
         prompts = prompts or [None] * len(directories)
         if len(prompts) != len(directories):
@@ -62,17 +68,24 @@ class PromptComparison:
         if len(set(self.names)) < len(self.names):
             raise ValueError("An adapter is given twice: name each one once.")
         self.forms = ("full", "be", "no_prompt") if prompts[0] is not None else ("be", "no_prompt")
+        for directory, prompt in zip(directories, prompts):
+            check_adapter_prompt(read_adapter(directory)[1], prompt, allow_other_prompt)
         # PEFT allows no dot in a name
         self._adapters = {name: str(number) for number, name in enumerate(self.names)}
         self.model, self.tokenizer = load_adapters(
-            dict(zip(self._adapters.values(), directories)), model, allow_template_change
+            dict(zip(self._adapters.values(), directories)),
+            model,
+            allow_template_change,
+            allow_other_weights=allow_other_weights,
         )
         self.renderers = {}
         for name, prompt in zip(self.names, prompts):
             config = self.config(name)
             if not config.num_be_tokens:
                 raise ValueError(f"'{name}' holds an [AE] row, which is for training only, and no [BE].")
-            self.renderers[name] = PromptRenderer.for_adapter(config, self.tokenizer, prompt)
+            self.renderers[name] = PromptRenderer.for_adapter(
+                config, self.tokenizer, prompt, allow_other_prompt=allow_other_prompt
+            )
         self._turn = threading.Lock()
         # What a first request costs beyond the others (memory, kernels, threads) is no part of any prompt's time
         first = self.names[0]

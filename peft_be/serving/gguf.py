@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tuner.token_ids import find_unused_token_ids
+from .gguf_weights import check_layers
 from .tokens import MergedToken, check_names, load_rows, never_row, with_default_system
 
 
@@ -40,6 +41,7 @@ def export_gguf(
     output: str | os.PathLike,
     model: str | None = None,
     default: str | None = None,
+    allow_other_weights: bool = False,
 ) -> dict[str, MergedToken]:
     """
     Write a copy of a GGUF file in which each adapter's [BE] is an ordinary special token.
@@ -66,6 +68,8 @@ def export_gguf(
             the first adapter was trained on.
         default (`str`, *optional*):
             Name of the adapter that the chat template takes as the system message where a chat has none.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Accept other weights of the base model than those of the training.
 
     Returns:
         `dict[str, MergedToken]`: by adapter.
@@ -82,10 +86,12 @@ def export_gguf(
     if output.exists():
         raise FileExistsError(f"'{output}' exists: choose another file.")
     reader = _read(base)
-    hf_model, tokenizer, found = load_rows(adapters, model, default)
+    hf_model, tokenizer, found = load_rows(adapters, model, default, allow_other_weights)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     vocab = reader.fields["tokenizer.ggml.tokens"].contents()
     _check_same_model(base, tensors, vocab, hf_model, tokenizer)
+    if not allow_other_weights:
+        check_layers(base, reader.fields[ARCHITECTURE].contents(), tensors, hf_model)
     found.check_texts_are_new(vocab)
     ids = _free_ids(reader, tokenizer, len(vocab), len(found.all_texts))
     tokens = found.tokens(ids)

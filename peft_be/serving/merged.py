@@ -23,6 +23,7 @@ def export_merged(
     output_dir: str | os.PathLike,
     model: str | None = None,
     default: str | None = None,
+    allow_other_weights: bool = False,
 ) -> dict[str, MergedToken]:
     """
     Write a transformers checkpoint in which each adapter's [BE] is an ordinary special token.
@@ -44,6 +45,8 @@ def export_merged(
             The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.
         default (`str`, *optional*):
             Name of the adapter that the chat template takes as the system message where a chat has none.
+        allow_other_weights (`bool`, *optional*, defaults to `False`):
+            Accept other weights of the base model than those of the training.
 
     Returns:
         `dict[str, MergedToken]`: by adapter.
@@ -59,7 +62,7 @@ def export_merged(
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 
-    base, tokenizer, found = load_rows(adapters, model, default)
+    base, tokenizer, found = load_rows(adapters, model, default, allow_other_weights)
     found.check_texts_are_new(tokenizer.get_vocab())
     untie_output_embedding(base)
     never = never_row(base)

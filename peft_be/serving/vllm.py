@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -10,14 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from ..adapter_folder import CONFIG_FILE, WEIGHTS_FILE, rows_of
 from ..models import read_adapter
 from ..prompting import PromptRenderer, check_tokenizer
 from ..prompting.messages import check_query
 from ..tuner import BETokenConfig
+
+
+# How often an adapter is read that is replaced meanwhile
+_READS = 3
 
 
 @dataclass
@@ -67,18 +71,13 @@ class PromptEmbeds:
 
         Raises:
             `FileNotFoundError`: there is no adapter.
-            `ValueError`: it is damaged, or holds an [AE] row only.
+            `ValueError`: it is damaged, of another method, or holds an [AE] row only.
         """
         directory, config = read_adapter(directory)
-        file = directory / "adapter_model.safetensors"
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"'{file}' cannot be read ({error}): train or download the adapter again.") from error
-        rows = [tensor for name, tensor in tensors.items() if name.endswith("be_token_embedding.weight")]
-        if not rows:
+        rows = rows_of(directory, config).get("be")
+        if rows is None:
             raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
-        return cls(config, rows[0] * config.embed_scale)
+        return cls(config, rows * config.embed_scale)
 
     def messages(self, query: str | list[dict[str, str]]) -> list[dict]:
         """
@@ -133,13 +132,16 @@ class PromptEmbeds:
 class PromptDirectory(Mapping[str, PromptEmbeds]):
     """
     The prompts of a server: a folder with an adapter in each subfolder, as `peft-be compress-many` leaves it. Each is read
-    when it is first asked for, so that thousands cost nothing, and new ones are found while the server runs.
+    when it is first asked for, so that thousands cost nothing, and changes are found while the server runs: an adapter that is new, was
+    replaced or deleted. A look-up reads the two small files of the adapter to see that they are still the same.
 
     Args:
         directory (`str` or `os.PathLike`): the folder.
 
     Raises:
         `FileNotFoundError`: there is no such folder.
+        `KeyError`: by a look-up: there is no adapter of that name, or no longer.
+        `ValueError`: by a look-up: the adapter is damaged.
 
     Example:
 
@@ -153,15 +155,43 @@ class PromptDirectory(Mapping[str, PromptEmbeds]):
         self.directory = Path(directory)
         if not self.directory.is_dir():
             raise FileNotFoundError(f"There is no folder '{directory}' with adapters: check the path.")
-        self._prompts: dict[str, PromptEmbeds] = {}
+        # By name: a digest of the files that were read, and what was in them
+        self._prompts: dict[str, tuple[list[bytes], PromptEmbeds]] = {}
 
     def __getitem__(self, name: str) -> PromptEmbeds:
-        if name not in self._prompts:
-            # A name may come from a request: it must not lead out of the folder
-            if name not in set(self):
-                raise KeyError(f"There is no adapter '{name}' in '{self.directory}'.")
-            self._prompts[name] = PromptEmbeds.from_pretrained(self.directory / name)
-        return self._prompts[name]
+        # A name may come from a request: it must not lead out of the folder
+        known = name in self._prompts
+        if not known and name not in set(self):
+            raise KeyError(f"There is no adapter '{name}' in '{self.directory}'.")
+        for _ in range(_READS):
+            before = self._digest(name)
+            if before is None:
+                self._prompts.pop(name, None)
+                raise KeyError(f"There is no adapter '{name}' in '{self.directory}'{' any more' if known else ''}.")
+            if known and self._prompts[name][0] == before:
+                return self._prompts[name][1]
+            self._prompts.pop(name, None)
+            known, prompt = False, PromptEmbeds.from_pretrained(self.directory / name)
+            if self._digest(name) == before:
+                self._prompts[name] = before, prompt
+                return prompt
+        raise ValueError(
+            f"The adapter '{self.directory / name}' changes while it is read: ask again when it is written."
+        )
+
+    def _digest(self, name: str) -> list[bytes] | None:
+        """What tells an adapter's files from earlier ones; `None` where they are gone."""
+        digests = []
+        try:
+            for file in (CONFIG_FILE, WEIGHTS_FILE):
+                digest = hashlib.sha256()
+                with (self.directory / name / file).open("rb") as content:
+                    while block := content.read(2**20):
+                        digest.update(block)
+                digests.append(digest.digest())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return digests
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.parent.name for path in self.directory.glob("*/adapter_config.json")))

@@ -5,35 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import PeftConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_config, rows_of
+from ..base_weights import check_weights, same_weights, weights_fingerprint
 from ..prompting import tokenizer_fingerprint
 from ..tuner import BETokenConfig
 
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "ae"
-KEY = "be_token_ae_embedding.weight"
 
 
-def load_ae_row(directory: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def load_ae_row(
+    directory: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    allow_other_weights: bool = False,
+) -> torch.Tensor:
     """
     The [AE] row `[1, d]` of an adapter folder, for a base model.
 
+    Args:
+        directory (`str` or `Path`): the adapter's folder.
+        model ([`~transformers.PreTrainedModel`]): the base model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        allow_other_weights (`bool`, *optional*, defaults to `False`): accept other weights than those of the training.
+
     Raises:
         `FileNotFoundError`: the folder holds no adapter.
-        `ValueError`: the adapter has no [AE] row, is damaged, or belongs to another backbone or tokenizer.
+        `ValueError`: the adapter has no [AE] row, is damaged, or belongs to another backbone, other weights or another tokenizer.
     """
     directory = Path(directory)
-    weights = directory / "adapter_model.safetensors"
-    if not weights.is_file() or not (directory / "adapter_config.json").is_file():
+    if not (directory / WEIGHTS_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"There is no [AE] adapter in '{directory}': train one with peft-be pretrain-ae.")
-    try:
-        row = next((tensor for key, tensor in load_file(weights).items() if key.endswith(KEY)), None)
-    except SafetensorError as error:
-        raise ValueError(f"The [AE] adapter '{weights}' is damaged ({error}): train or download it again.") from error
+    config = read_config(directory)
+    row = rows_of(directory, config).get("ae")
     if row is None:
         raise ValueError(f"The adapter in '{directory}' has no [AE] row: it is a [BE] adapter.")
     width = model.get_input_embeddings().weight.shape[1]
@@ -42,21 +48,25 @@ def load_ae_row(directory: str | Path, model: PreTrainedModel, tokenizer: PreTra
             f"The [AE] row in '{directory}' is {row.shape[1]} wide and belongs to another backbone than this one, which "
             f"needs {width}: train one for it with peft-be pretrain-ae."
         )
-    expected = (PeftConfig.from_pretrained(directory).provenance or {}).get("tokenizer_sha256")
-    if expected not in (None, tokenizer_fingerprint(tokenizer)):
+    provenance = config.provenance or {}
+    if provenance.get("tokenizer_sha256") not in (None, tokenizer_fingerprint(tokenizer)):
         raise ValueError(
             f"The [AE] row in '{directory}' was trained with another tokenizer: train one for this model."
         )
+    if "base_weights" in provenance and not allow_other_weights:
+        check_weights(provenance, weights_fingerprint(model), f"The [AE] row in '{directory}'")
     return row
 
 
 def shipped_ae(model: PreTrainedModel) -> Path | None:
-    """The [AE] adapter that the package ships for a base model, if there is one."""
-    for folder in sorted(SHIPPED.glob("*/adapter_config.json")):
-        config = BETokenConfig.from_pretrained(folder.parent)
+    """The [AE] adapter that the package ships for a base model, if there is one: a fine-tuned copy needs its own."""
+    for folder in sorted(path.parent for path in SHIPPED.glob(f"*/{CONFIG_FILE}")):
+        config = BETokenConfig.from_pretrained(folder)
         shape = (config.vocab_size, config.hidden_size)
-        if config.base_model_name_or_path == model.name_or_path and shape == tuple(
-            model.get_input_embeddings().weight.shape
+        if config.base_model_name_or_path != model.name_or_path:
+            continue
+        if shape == tuple(model.get_input_embeddings().weight.shape) and same_weights(
+            config.provenance["base_weights"], weights_fingerprint(model)
         ):
-            return folder.parent
+            return folder
     return None

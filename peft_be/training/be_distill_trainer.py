@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from ..data import query_dataset
 from ..losses import OutputHead, cross_entropy, divergence
-from ..prompting import PromptRenderer
+from ..prompting import PromptRenderer, is_prompt_of, prompt_fingerprint
 from ..prompting.reconstruction import reconstruction_example
 from ..teacher import (
     Answer,
@@ -31,7 +31,7 @@ from .be_distill_config import BEDistillConfig
 from .ggt import GGT
 from .init import initial_rows, residual_growth
 from .prompt_batches import PromptBatchSampler
-from .provenance import origin, sha256, stage_name
+from .provenance import origin, stage_name
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
 
@@ -165,7 +165,8 @@ class BEDistillTrainer(RowTrainer):
         self.renderers = {}
         for i, (name, text) in enumerate(prompts.items()):
             ids = config.be_token_ids[i * self._rows_per_prompt : (i + 1) * self._rows_per_prompt]
-            own = replace(config, num_be_tokens=len(ids), be_token_ids=ids)
+            # The rows may come from another prompt, and are about to stand for this one
+            own = replace(config, num_be_tokens=len(ids), be_token_ids=ids, provenance=None)
             self.renderers[name] = PromptRenderer.for_adapter(own, processing_class, text)
         self.failed: dict[str, str] = {}
         # Prompts that take no further part in the training: callbacks may add to it
@@ -175,7 +176,7 @@ class BEDistillTrainer(RowTrainer):
         self._head = OutputHead(base)
         self._origin = origin(base, processing_class)
         earlier = config.provenance or {}
-        goes_on = args.init is None and earlier.get("prompt_sha256") == sha256(prompt)
+        goes_on = args.init is None and not self._named and is_prompt_of(config, prompt)
         self._earlier_stages = earlier["stages"] if goes_on else []
         self._pad = processing_class.pad_token_id or 0
         self._collator = RowCollator(self._pad, has_flash_attention(base))
@@ -353,7 +354,7 @@ class BEDistillTrainer(RowTrainer):
         """
         return {
             **self._origin,
-            "prompt_sha256": sha256(self._prompts[name]),
+            "prompt_sha256": prompt_fingerprint(self._prompts[name]),
             "prompt_tokens": len(self.renderers[name].prompt_ids),
             "stages": list(dict.fromkeys([*self._earlier_stages, stage_name(self.args.kd_weight)])),
             "training": training,

@@ -7,14 +7,17 @@ import json
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..base_weights import check_plain, weights_fingerprint
 from ..prompting import chat_template_fingerprint, tokenizer_fingerprint
 from ..versions import versions
 
 
 def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """What rows belong to: the base model's revision, fingerprints of tokenizer and template, and the versions used."""
+    """What rows belong to: the base model's revision, fingerprints of weights, tokenizer and template, and the versions used."""
+    check_plain(model, rows_allowed=True)
     return {
         "base_model_revision": getattr(model.config, "_commit_hash", None),
+        "base_weights": weights_fingerprint(model),
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat_template_sha256": chat_template_fingerprint(tokenizer) if tokenizer.chat_template else None,
         "versions": versions(),

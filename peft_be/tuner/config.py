@@ -5,8 +5,10 @@ from pathlib import Path
 
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
+from safetensors import safe_open
 
 from .card import write_card
+from .checks import check_fields, foreign_tensors
 from .registration import SAVED_NAME, add_enum_member
 from .token_ids import find_unused_token_ids
 
@@ -126,8 +128,7 @@ class BETokenConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = add_enum_member(PeftType, "BE_TOKEN")
 
-        if self.num_be_tokens < 0:
-            raise ValueError(f"num_be_tokens must not be negative, got {self.num_be_tokens}.")
+        check_fields(self)
         if self.num_be_tokens == 0 and not self.use_ae_token:
             raise ValueError("num_be_tokens=0 needs use_ae_token=True: the adapter would hold no row.")
         if self.ae_token_id is not None and not self.use_ae_token:
@@ -135,8 +136,6 @@ class BETokenConfig(PeftConfig):
         if self.be_token_ids is not None and len(self.be_token_ids) != self.num_be_tokens:
             raise ValueError(f"{self.num_be_tokens=} but be_token_ids has {len(self.be_token_ids)} ids.")
         token_ids = self.token_ids
-        if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in token_ids):
-            raise ValueError(f"Token ids must be non-negative integers, got {token_ids}.")
         if len(set(token_ids)) < len(token_ids):
             raise ValueError(f"Token ids must differ from each other, got {token_ids} (the [AE] id comes last).")
         if self.slot not in SLOTS:
@@ -183,8 +182,21 @@ class BETokenConfig(PeftConfig):
         """
         Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out. Beside saved
         rows, the model card is written, too: PEFT has written an empty form by then.
+
+        Raises:
+            `ValueError`: the file of rows holds anything else, such as a table that PEFT was asked to save. It is deleted.
         """
         saved = self if self.saves_ae_token else replace(self, use_ae_token=False, ae_token_id=None)
+        file = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
+        if file.is_file():
+            with safe_open(file, "pt") as tensors:
+                foreign = foreign_tensors(tensors.keys())
+            if foreign:
+                file.unlink()
+                raise ValueError(
+                    f"The adapter was not saved: {foreign[0]} is no row of [BE] or [AE]. Leave save_embedding_layers at its default, "
+                    "and train on a base model without other adapters."
+                )
         super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)
         if any((Path(save_directory) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
             write_card(save_directory, saved)

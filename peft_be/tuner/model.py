@@ -11,6 +11,7 @@ from peft.utils import _get_input_embeddings_name
 from torch import nn
 from transformers import AutoTokenizer
 
+from .checks import check_rows
 from .config import BETokenConfig
 from .layer import BETokenEmbedding
 from .token_ids import find_unused_token_ids
@@ -213,24 +214,19 @@ class BETokenModel(BaseTuner):
     @classmethod
     def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        foreign = [key for key in entries if ".be_token_" not in key]
+        if foreign:
+            raise ValueError(
+                f"The model carries an adapter of another method ({foreign[0]}), which the rows were trained with: merge it into "
+                "the base model first (merge_and_unload), and train on that."
+            )
         if config.saves_ae_token:
             return entries
         return {key: value for key, value in entries.items() if ".be_token_ae_embedding." not in key}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
-        expected = {}
-        if config.num_be_tokens:
-            expected["be_token_embedding.weight"] = (config.num_be_tokens, config.hidden_size)
-        if config.saves_ae_token:
-            expected["be_token_ae_embedding.weight"] = (1, config.hidden_size)
-        for name, shape in expected.items():
-            found = [tuple(value.shape) for key, value in state_dict.items() if key.endswith(name)]
-            if found != [shape]:
-                raise ValueError(
-                    f"The adapter's weights do not fit its configuration: expected {name} of shape {shape}, found "
-                    f"{found[0] if found else 'none'}."
-                )
+        check_rows(state_dict, config, "file")
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     def _check_merge_allowed(self) -> None:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -5,7 +7,14 @@ from chat_tokenizers import FAMILIES, build_tokenizer
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from peft_be.prompting import chat_template_fingerprint, check_tokenizer, tokenizer_fingerprint
+from peft_be.prompting import (
+    PromptRenderer,
+    chat_template_fingerprint,
+    check_adapter_prompt,
+    check_tokenizer,
+    prompt_fingerprint,
+    tokenizer_fingerprint,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,3 +94,28 @@ def test_smollm2(smollm2_dir, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path)) == tokenizer_fingerprint(tokenizer)
+
+
+def test_prompts_are_known_in_every_form(tokenizers):
+    text = "You are a pirate."
+    one, two = [{"role": "system", "content": text}], [{"role": "assistant", "content": "Arr."}]
+    assert prompt_fingerprint(text) == prompt_fingerprint(one)
+    assert prompt_fingerprint(two) == prompt_fingerprint([{**two[0], "name": None}])
+    # What earlier versions recorded: a hash of what they were given
+    old = [hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest() for prompt in (text, one, two)]
+    for recorded, prompts in zip([*old, prompt_fingerprint(one)], [(text, one), (text, one), (two,), (text, one)]):
+        config = SimpleNamespace(provenance={"prompt_sha256": recorded})
+        for prompt in prompts:
+            check_adapter_prompt(config, prompt)
+        for other in ("You are a pirate!", text + "\n", [*one, *two]):
+            with pytest.raises(ValueError, match="another prompt .*--allow-other-prompt"):
+                check_adapter_prompt(config, other)
+            check_adapter_prompt(config, other, allow_other_prompt=True)
+    for provenance in (None, {}):
+        check_adapter_prompt(SimpleNamespace(provenance=provenance), text)
+    config = SimpleNamespace(provenance={"prompt_sha256": old[0]}, be_token_ids=[5], ae_token_id=None, slot="system")
+    tokenizer = tokenizers("smollm2")
+    assert PromptRenderer.for_adapter(config, tokenizer, text).full("Hi")
+    with pytest.raises(ValueError, match="another prompt"):
+        PromptRenderer.for_adapter(config, tokenizer, "You are a pirate!")
+    assert PromptRenderer.for_adapter(config, tokenizer, "You!", allow_other_prompt=True).full("Hi")

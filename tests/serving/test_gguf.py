@@ -166,6 +166,21 @@ def test_the_rows_are_added_and_nothing_else_changes(smollm2_tokenizer, tmp_path
         assert error <= {Type.F32: 0, Type.F16: 2**-11, Type.BF16: 2**-8, Type.Q8_0: 1 / 250}[table.tensor_type]
 
 
+@pytest.mark.parametrize("part", ["mlp.down_proj", "input_layernorm"])
+def test_a_file_of_other_weights_is_refused(smollm2_tokenizer, tmp_path, part):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    adapters = {"p": save_adapter(base, tmp_path / "p")}
+    model, _ = load_model(base)
+    weight = model.model.layers[1].get_submodule(part).weight
+    weight.data += weight.std() * torch.randn_like(weight) if weight.ndim > 1 else 0.05
+    model.save_pretrained(tmp_path / "tuned")
+    smollm2_tokenizer.save_pretrained(tmp_path / "tuned")
+    file = save_gguf(tmp_path / "tuned", tmp_path / "tuned.gguf", Type.Q8_0)
+    with pytest.raises(ValueError, match="has other weights than the base model .*blk.1"):
+        export_gguf(adapters, file, tmp_path / "be.gguf")
+    assert export_gguf(adapters, file, tmp_path / "be.gguf", allow_other_weights=True)
+
+
 def test_rows_of_q6_k():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((5, 512)).astype(np.float32) * np.float32([[1e-3], [1], [0], [100], [1]])

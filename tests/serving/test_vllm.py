@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -94,6 +95,34 @@ def test_a_directory_finds_adapters_while_it_is_used(base, tmp_path):
             prompts[name]
 
 
+def test_a_directory_notices_what_became_of_its_adapters(base, tmp_path):
+    folder = tmp_path / "prompts"
+    save_adapter(base, folder / "pirate")
+    prompts = PromptDirectory(folder)
+    first = prompts["pirate"].rows
+    file = folder / "pirate" / "adapter_model.safetensors"
+    before = file.stat()
+    save_adapter(base, tmp_path / "other", scale=30.0)
+    file.write_bytes((tmp_path / "other" / "adapter_model.safetensors").read_bytes())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # of the same size, and seemingly of the same time
+    assert torch.allclose(prompts["pirate"].rows, first / 2)
+    shutil.rmtree(folder / "pirate")
+    save_adapter(base, folder / "pirate", k=3)
+    assert len(prompts["pirate"].rows) == 3
+    file.write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="is damaged"):
+        prompts["pirate"]
+    shutil.rmtree(folder / "pirate")
+    with pytest.raises(KeyError, match="no adapter 'pirate'"):
+        prompts["pirate"]
+    save_adapter(base, folder / "pirate")
+    assert torch.equal(prompts["pirate"].rows, first)
+    shutil.rmtree(folder / "pirate")
+    with pytest.raises(KeyError, match="any more"):
+        prompts["pirate"]
+    assert "pirate" not in prompts
+
+
 def test_what_cannot_be_served(base, tmp_path):
     with pytest.raises(FileNotFoundError, match="check the path"):
         PromptDirectory(tmp_path / "nowhere")
@@ -107,7 +136,7 @@ def test_what_cannot_be_served(base, tmp_path):
         with pytest.raises(ValueError, match="zero or not finite"):
             PromptEmbeds(config, row)
     (tmp_path / "prefix" / "adapter_model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is damaged"):
         PromptEmbeds.from_pretrained(tmp_path / "prefix")
     model, _ = load_model(base)
     from peft import get_peft_model
