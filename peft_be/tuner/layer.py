@@ -44,6 +44,10 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         self.frozen_peft_weight_names = {}
         self.merged_adapters = []
         self._rows_before_merge: dict[str, torch.Tensor] = {}
+        # See inputs.py: whether an input without [BE] is worth a warning, and whose each row of the batch is
+        self.expects_be = True
+        self.input_check = None
+        self.batch_adapter_names: list[str] | None = None
         self._active_adapter = adapter_name
         self.in_features, self.out_features = self.get_base_layer().weight.shape
 
@@ -93,6 +97,23 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
                         "active at the same time, call assign_token_ids to give one of them other ids."
                     )
                 owner[token_id] = adapter_name
+
+    def all_token_ids(self) -> list[int]:
+        """The ids of all adapters."""
+        return [i for ids in self.be_token_ids.values() for i in ids.tolist()]
+
+    def find_unused_adapter(self, x: torch.Tensor) -> str | None:
+        """
+        The name of an adapter that a row of the batch `x` is to use and does not, since it holds no adapter's id. (An id of
+        an adapter that is not active is refused, or becomes NaN.)
+        """
+        without = ~torch.isin(x, torch.tensor(self.all_token_ids(), device=x.device)).any(-1)
+        if self.batch_adapter_names is None:
+            return self.active_adapters[0] if self.active_adapters and without.any() else None
+        copies = len(x) // len(self.batch_adapter_names)  # of each row, for beams or several samples
+        names = [name for name in self.batch_adapter_names for _ in range(copies)]
+        unused = (name for name, is_without in zip(names, without.tolist()) if is_without and name != "__base__")
+        return next(unused, None)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's own, this leaves the dtype alone: rows loaded in fp32 stay exact beside a bf16 base.
