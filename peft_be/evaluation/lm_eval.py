@@ -97,6 +97,8 @@ class PeftBeLM(HFLM):
             peft_model, tokenizer = load_adapter(adapter, pretrained, allow_template_change, dtype, device)
             model, rows = peft_model.get_base_model(), peft_model.base_model.get_rows("default")
             self._renderer = PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer, text)
+            if form != "be":
+                model = peft_model.unload()
         else:
             (model, tokenizer), rows = load_model(pretrained, dtype, device), None
             self._renderer = PromptRenderer(tokenizer, text)

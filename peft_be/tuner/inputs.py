@@ -73,7 +73,8 @@ def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
         f"The input holds none of the token ids {layer.be_token_ids[name].tolist()} of the active adapter '{name}', and the "
         f"model answers as if the adapter were not there. Make the input with PromptRenderer.for_adapter(model.peft_config["
         f"'{name}'], tokenizer).apply_chat_template(messages), or give the tokenizer that renderer's chat_template, for "
-        "instance for a pipeline."
+        "instance for a pipeline.",
+        stacklevel=1,
     )
 
 

@@ -157,10 +157,10 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         match = x.unsqueeze(-1) == ids
         if not adapter_names:
             beyond_vocab = (match & (ids >= self.in_features)).any(-1)
-            return self.base_layer(x.masked_fill(beyond_vocab, 0), *args, **kwargs)
+            return self._embed_ordinary(x.masked_fill(beyond_vocab, 0), *args, **kwargs)
 
         hit = match.any(-1)
-        embeds = self.base_layer(x.masked_fill(hit, 0), *args, **kwargs)
+        embeds = self._embed_ordinary(x.masked_fill(hit, 0), *args, **kwargs)
         rows = torch.cat([self.all_rows(name) for name in adapter_names]).to(x.device)
         slots = match.byte().argmax(-1)  # the first match, thus a row of the given adapters if there is one
         if torch.compiler.is_compiling() or x.device.type != "cpu":
@@ -181,6 +181,16 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         if embeds.requires_grad:
             return embeds.index_put(positions, values)
         return embeds.index_put_(positions, values)
+
+    def _embed_ordinary(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        try:
+            return self.base_layer(x, *args, **kwargs)
+        except IndexError as error:
+            token_id = next(i for i in x.flatten().tolist() if not 0 <= i < self.in_features)
+            raise ValueError(
+                f"Token id {token_id} lies beyond the vocabulary of {self.in_features} and belongs to no adapter of the model: "
+                "make the input with the ids in peft_config."
+            ) from error
 
     def _place_rows(
         self, embeds: torch.Tensor, rows: torch.Tensor, hit: torch.Tensor, slots: torch.Tensor

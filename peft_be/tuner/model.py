@@ -110,7 +110,8 @@ class BETokenModel(BaseTuner):
         if not set(asked) <= set(token_ids):
             warnings.warn(
                 f"Adapter '{adapter_name}' was to have the token ids {asked}, which another adapter has, and got {token_ids} "
-                f"instead: read them from model.peft_config['{adapter_name}']."
+                f"instead: read them from model.peft_config['{adapter_name}'].",
+                stacklevel=1,
             )
 
     def _token_ids_of_others(self, adapter_name: str) -> set[int]:
@@ -283,9 +284,9 @@ class BETokenModel(BaseTuner):
     @classmethod
     def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
         entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        if config.saves_ae_token:
-            return entries
-        return {key: value for key, value in entries.items() if ".be_token_ae_embedding." not in key}
+        # Whatever else learns in a model, for instance an adapter of another method: a file holds rows and nothing else
+        names = [".be_token_embedding.", *([".be_token_ae_embedding."] if config.saves_ae_token else [])]
+        return {key: value for key, value in entries.items() if any(name in key for name in names)}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
