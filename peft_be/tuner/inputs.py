@@ -96,6 +96,8 @@ def _check_generation(model: nn.Module, arguments: dict) -> None:
     ids = arguments.get("inputs", options.get("input_ids"))
     if not isinstance(layer, BETokenEmbedding) or not isinstance(ids, torch.Tensor) or ids.is_floating_point():
         return
+    if ids.device.type != "cpu" and not layer.disable_adapters:  # where the layer itself does not wait to see ids
+        layer.check_owners(ids)
     configs = (arguments.get("generation_config"), model.generation_config)
     sources = [options, *(vars(config) for config in configs if config is not None)]
 

@@ -108,12 +108,28 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         an adapter that is not active is refused, or becomes NaN.)
         """
         without = ~torch.isin(x, torch.tensor(self.all_token_ids(), device=x.device)).any(-1)
+        adapters = zip(self._adapters_of_rows(x), without.tolist())
+        return next((names[0] for names, is_without in adapters if names and is_without), None)
+
+    def check_owners(self, x: torch.Tensor) -> None:
+        """Raises a `ValueError` if a row of the batch `x` has an id of an adapter that it does not use."""
+        for row, names in zip(x.tolist(), self._adapters_of_rows(x)):
+            own = {i for name in names for i in self.be_token_ids[name].tolist()}
+            foreign = set(row).intersection(self.all_token_ids()) - own if names else set()
+            for name, ids in self.be_token_ids.items():
+                token_id = next((i for i in ids.tolist() if i in foreign), None)
+                if token_id is not None:
+                    raise ValueError(
+                        f"Token id {token_id} belongs to adapter {name}, which is not active (active: {', '.join(names)}), call "
+                        "set_adapter to activate it or pass adapter_names."
+                    )
+
+    def _adapters_of_rows(self, x: torch.Tensor) -> list[list[str]]:
+        """The adapters that each row of the batch `x` uses."""
         if self.batch_adapter_names is None:
-            return self.active_adapters[0] if self.active_adapters and without.any() else None
+            return [[name for name in self.active_adapters if name in self.be_token_ids]] * len(x)
         copies = len(x) // len(self.batch_adapter_names)  # of each row, for beams or several samples
-        names = [name for name in self.batch_adapter_names for _ in range(copies)]
-        unused = (name for name, is_without in zip(names, without.tolist()) if is_without and name != "__base__")
-        return next(unused, None)
+        return [[name] if name != "__base__" else [] for name in self.batch_adapter_names for _ in range(copies)]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's own, this leaves the dtype alone: rows loaded in fp32 stay exact beside a bf16 base.
