@@ -23,7 +23,7 @@ width = max(map(len, rows))
 pad = tokenizer.pad_token_id
 ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
 mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-# Both adapters may use the same token id: it is an address, and adapter_names says whose it is
+# Each adapter has token ids of its own: without its name here, a prompt that was made for another one is an error
 out = model.generate(input_ids=ids, attention_mask=mask, adapter_names=names, max_new_tokens=32, do_sample=False)
 for name, question, answer in zip(names, questions, out[:, width:]):
     print(f"[{name}] {question} -> {tokenizer.decode(answer, skip_special_tokens=True)}")

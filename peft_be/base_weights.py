@@ -146,7 +146,8 @@ def check_plain(model: PreTrainedModel | PeftModel, rows_allowed: bool = False) 
         kind = type(layers[0]).__module__.split(".")[-2] if layers else "PEFT"
         raise ValueError(
             f"The base model carries an adapter already (of {kind}): merge it first (merge_and_unload() of a PeftModel), or load the "
-            "base model without it."
+            "base model without it. To go on with rows of this package, load them by PeftModel.from_pretrained(base, adapter, "
+            "is_trainable=True)."
         )
 
 

@@ -22,7 +22,7 @@ from .files import read_json, write_json
 from .hub import find_adapter
 from .memory import copy_head_input
 from .prompting import check_tokenizer
-from .tuner import BETokenConfig
+from .tuner import BETokenConfig, check_adapter_name
 
 
 DEFAULT_MODEL = "smollm2"
@@ -194,6 +194,8 @@ def load_adapters(
 
     The errors raised are those of [`load_adapter`], and a `ValueError` where the adapters belong to different base models.
     """
+    for name in directories:
+        check_adapter_name(name)
     adapters = {name: read_adapter(directory) for name, directory in directories.items()}
     first, config = next(iter(adapters.values()))
     for directory, other in adapters.values():

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from ..data import as_queries
 from ..prompting import PromptRenderer
 from ..teacher import common_prefix_length
+from ..tuner.inputs import any_input
 from ..versions import machine_of, versions
 from .latency import RequestTiming, time_requests
 
@@ -103,7 +104,8 @@ def bench_inference(
     # The user's turn is not a part of what a server has cached
     shared = common_prefix_length([*full, renderer.full("A"), renderer.full("B")])
     prefix = DynamicCache(config=base.config)
-    base(input_ids=torch.tensor([full[0][:shared]], device=base.device), past_key_values=prefix, logits_to_keep=1)
+    with any_input(base):
+        base(input_ids=torch.tensor([full[0][:shared]], device=base.device), past_key_values=prefix, logits_to_keep=1)
 
     rounds, done = (repeats + 1) * (len(batch_sizes) + 1), 0
 

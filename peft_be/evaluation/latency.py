@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from ..tuner.inputs import any_input
+
 
 class RequestTiming(NamedTuple):
     """
@@ -62,9 +64,10 @@ def time_requests(
     def forward(ids: torch.Tensor) -> torch.Tensor:
         """The next token of each row, `[B, 1]`."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=last
-        ).logits
+        with any_input(model):
+            logits = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=last
+            ).logits
         token = logits[:, -1].argmax(-1, keepdim=True)
         token.tolist()  # waits for the device
         return token

@@ -108,6 +108,8 @@ class PeftBeLM(HFLM):
             model, rows = peft_model.get_base_model(), peft_model.base_model.get_rows("default")
             config = peft_model.peft_config["default"]
             self._renderer = PromptRenderer.for_adapter(config, tokenizer, text, allow_other_prompt=allow_other_prompt)
+            if form != "be":
+                model = peft_model.unload()
         else:
             (model, tokenizer), rows = load_model(pretrained, dtype, device), None
             self._renderer = PromptRenderer(tokenizer, text)

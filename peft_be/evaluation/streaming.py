@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..tuner.inputs import any_input
 from .latency import cache_bytes
 
 
@@ -66,16 +67,17 @@ def stream_answer(
 
     def generate():
         try:
-            model.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                past_key_values=cache,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id or 0,
-                streamer=steps,
-                stopping_criteria=[steps.stopped],
-                **sampling,
-            )
+            with any_input(model):
+                model.generate(
+                    input_ids=inputs,
+                    attention_mask=torch.ones_like(inputs),
+                    past_key_values=cache,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=tokenizer.pad_token_id or 0,
+                    streamer=steps,
+                    stopping_criteria=[steps.stopped],
+                    **sampling,
+                )
         except Exception as error:
             steps.queue.put(error)
         else:

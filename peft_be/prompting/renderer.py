@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
+from .chat_inputs import ChatInputs
 from .fingerprints import check_adapter_prompt
 from .messages import check_prompt, check_query
 
@@ -71,7 +72,7 @@ class _Skeleton:
     slots: list[_Slot]
 
 
-class PromptRenderer:
+class PromptRenderer(ChatInputs):
     """
     Renders a query in the three forms that the method compares: after the full prompt P, after [BE] in its place, and
     with no prompt at all. All forms end in the template's generation prompt.

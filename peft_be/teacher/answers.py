@@ -19,6 +19,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..memory import copy_head_input
+from ..tuner.inputs import any_input
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
 
@@ -126,6 +127,7 @@ def generate_answers(
             inputs["past_key_values"] = prefix.new_cache()
         steps: list[torch.Tensor] = []
         with ExitStack() as stack:
+            stack.enter_context(any_input(model))
             stack.enter_context(prefix.attached(model) if prefix else nullcontext())
             stack.enter_context(
                 model.get_decoder().register_forward_hook(lambda _, __, out: steps.append(out[0][:, -1]))

@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..tuner.inputs import any_input
+
 
 ATTENTION_NAME = "peft_be_shared_prefix"
 
@@ -93,7 +95,7 @@ class SharedPrefix:
     """
 
     def __init__(self, model: PreTrainedModel, prefix_ids: list[int]):
-        with torch.no_grad():
+        with torch.no_grad(), any_input(model):
             input_ids = torch.tensor([prefix_ids], device=model.device)
             cache = model(input_ids=input_ids, use_cache=True, logits_to_keep=1).past_key_values
         self.length = len(prefix_ids)

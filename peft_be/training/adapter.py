@@ -8,9 +8,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_weights import check_plain
 from ..tuner import BETokenConfig
 from .ae_row import load_ae_row, shipped_ae
+from .learning_rows import check_base_model
 
 
 def find_ae_row(
@@ -44,7 +44,7 @@ def add_adapter(
     slot: str = "system",
 ) -> PeftModel:
     """The model with a new adapter of `num_be_tokens` rows, which has an [AE] row too if one is given."""
-    check_plain(model)
+    check_base_model(model)
     vocab_size = model.get_input_embeddings().num_embeddings
     config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, ae_row is not None, slot=slot)
     peft_model = get_peft_model(model, config)

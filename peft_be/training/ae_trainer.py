@@ -9,6 +9,7 @@ from ..losses import OutputHead, cross_entropy
 from ..prompting.reconstruction import reconstruction_example
 from ..tuner import BETokenConfig
 from .ae_config import AEConfig
+from .learning_rows import check_base_model, check_learning_rows
 from .provenance import origin
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
@@ -32,7 +33,7 @@ class AETrainer(RowTrainer):
             Callbacks in addition to the default ones.
 
     Raises:
-        `ValueError`: no passage of the corpus is long enough, or the adapter has no [AE] row.
+        `ValueError`: no passage of the corpus is long enough, or the adapter's [AE] row could not learn, or not alone.
 
     Example:
 
@@ -47,6 +48,7 @@ class AETrainer(RowTrainer):
 
     _tag_names = ["trl", "peft_be", "ae-token"]
     _name = "AE"
+    _learns = "[AE]"
 
     def __init__(
         self,
@@ -59,13 +61,11 @@ class AETrainer(RowTrainer):
     ):
         args = args or AEConfig("ae")
         if not isinstance(model, PeftModel):
+            check_base_model(model)
             set_seed(args.seed)  # the row starts at random
             vocab_size = model.get_input_embeddings().num_embeddings
             model = get_peft_model(model, BETokenConfig.for_tokenizer(processing_class, vocab_size, 0, True))
-        config = model.peft_config[model.active_adapter]
-        if config.ae_token_id is None:
-            raise ValueError("The adapter has no [AE] row: create it with BETokenConfig(use_ae_token=True).")
-        self._ae_token_id = config.ae_token_id
+        self._ae_token_id = model.peft_config[check_learning_rows(model, self._learns)].ae_token_id
         self._head = OutputHead(model.get_base_model())
         self._origin = origin(model.get_base_model(), processing_class)
         super().__init__(

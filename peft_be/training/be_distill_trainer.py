@@ -30,6 +30,7 @@ from .adapter import add_adapter, find_ae_row
 from .be_distill_config import BEDistillConfig
 from .ggt import GGT
 from .init import initial_rows, residual_growth
+from .learning_rows import check_base_model, check_learning_rows
 from .prompt_batches import PromptBatchSampler
 from .provenance import origin, stage_name
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
@@ -101,7 +102,8 @@ class BEDistillTrainer(RowTrainer):
 
     Raises:
         `ValueError`: an empty prompt, no queries though `kd_weight > 0`, a prompt that leaves no room in the context for
-            query and answer, no [AE] row though `kd_weight < 1`, or a number of [BE] rows that several prompts cannot share.
+            query and answer, no [AE] row though `kd_weight < 1`, a number of [BE] rows that several prompts cannot share, or
+            rows that could not learn, or not alone: a frozen, disabled or merged adapter, or an adapter of another method.
 
     Example:
 
@@ -123,6 +125,7 @@ class BEDistillTrainer(RowTrainer):
 
     _tag_names = ["trl", "peft_be", "behavior-equivalent-token"]
     _name = "BE distillation"
+    _learns = "[BE]"
 
     def __init__(
         self,
@@ -142,10 +145,11 @@ class BEDistillTrainer(RowTrainer):
             datasets = train_dataset, eval_dataset
             train_dataset, eval_dataset = (None if given is None else query_dataset(given) for given in datasets)
         if not isinstance(model, PeftModel):
+            check_base_model(model)
             reconstructs = args.kd_weight < 1 and args.use_ae_token
             ae_row = find_ae_row(None, model, processing_class, model.name_or_path, reconstructs)
             model = add_adapter(model, processing_class, ae_row=ae_row)
-        self._adapter = model.active_adapter
+        self._adapter = check_learning_rows(model, self._learns)
         config = model.peft_config[self._adapter]
         ae_token_id = config.ae_token_id if args.use_ae_token else None
         if args.kd_weight < 1 and args.use_ae_token and ae_token_id is None:
@@ -182,6 +186,7 @@ class BEDistillTrainer(RowTrainer):
         self._collator = RowCollator(self._pad, has_flash_attention(base))
         if args.init is not None:
             model.base_model.set_rows(self._adapter, self._start_rows(base, args))
+            config.provenance = None  # that of other rows
         self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
         self._reconstruction = {}
         if args.kd_weight < 1:

@@ -19,6 +19,7 @@ from ..hub import push_adapters
 from ..memory import freed_memory_kept
 from ..quantised import keep_backward
 from ..tuner.card import CARD_FILE
+from .learning_rows import RowsMove, check_learning_rows
 
 
 # Attention scores of a batch, per head and layer, up to which they are kept for the backward pass
@@ -48,8 +49,10 @@ class RowTrainer(SFTTrainer):
         "id": "2511.23271",
     }
     loss_is_scaled_for_ga = False
+    _learns: str  # "[BE]" or "[AE]"
 
     def __init__(self, model: PeftModel, **kwargs):
+        adapter = check_learning_rows(model, self._learns)
         args, base = kwargs["args"], model.get_base_model().name_or_path
         if args.push_to_hub and Path(base).is_dir():
             raise ValueError(
@@ -59,6 +62,10 @@ class RowTrainer(SFTTrainer):
         keep_backward(model)
         rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(model=model, **kwargs)
+        layer = model.get_input_embeddings()
+        container = layer.be_token_embedding if self._learns == "[BE]" else layer.be_token_ae_embedding
+        self._rows_move = RowsMove(container[adapter].weight)
+        self.add_callback(self._rows_move)
         # On a quantised base TRL rounds what learns to bfloat16, in which small updates are lost. Rows are read in the base's dtype
         for name, parameter in model.named_parameters():
             if name in rows and parameter.dtype != rows[name].dtype:
@@ -74,17 +81,37 @@ class RowTrainer(SFTTrainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return EpochLengthSampler(size, list(dataset["length"]), self.args.seed)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if num_training_steps == 1:  # a warm-up starts from 0, so that this step would learn nothing
+            self.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def provenance(self) -> dict | None:
         """What the adapter's configuration is to say of its rows; `None` where one adapter holds those of several prompts."""
         raise NotImplementedError
 
     def _record_provenance(self) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        model.peft_config[model.active_adapter].provenance = self.provenance()
+        moved = self._rows_move.moved
+        # Without a step in this process, there is what a checkpoint brought
+        if moved or (moved is None and self.state.global_step > 0):
+            model = self.accelerator.unwrap_model(self.model)
+            model.peft_config[model.active_adapter].provenance = self.provenance()
 
     def train(self, *args, **kwargs):
+        """
+        As in the base class.
+
+        Raises:
+            `ValueError`: no row can learn, or none has moved by the end.
+        """
+        check_learning_rows(self.accelerator.unwrap_model(self.model), self._learns)
         with freed_memory_kept(self.args.device):
             output = super().train(*args, **kwargs)
+        if self._rows_move.moved is False:
+            raise ValueError(
+                f"Nothing was learned: in {self.state.global_step} steps with learning rate {self.args.learning_rate:g}, the "
+                "rows have not moved. Raise the learning rate, or use a wider dtype for the base model."
+            )
         self._record_provenance()
         return output
 

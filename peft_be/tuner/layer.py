@@ -44,6 +44,10 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         self.frozen_peft_weight_names = {}
         self.merged_adapters = []
         self._rows_before_merge: dict[str, torch.Tensor] = {}
+        # See inputs.py: whether an input without [BE] is worth a warning, and whose each row of the batch is
+        self.expects_be = True
+        self.input_check = None
+        self.batch_adapter_names: list[str] | None = None
         self._active_adapter = adapter_name
         self.in_features, self.out_features = self.get_base_layer().weight.shape
 
@@ -94,6 +98,39 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
                     )
                 owner[token_id] = adapter_name
 
+    def all_token_ids(self) -> list[int]:
+        """The ids of all adapters."""
+        return [i for ids in self.be_token_ids.values() for i in ids.tolist()]
+
+    def find_unused_adapter(self, x: torch.Tensor) -> str | None:
+        """
+        The name of an adapter that a row of the batch `x` is to use and does not, since it holds no adapter's id. (An id of
+        an adapter that is not active is refused, or becomes NaN.)
+        """
+        without = ~torch.isin(x, torch.tensor(self.all_token_ids(), device=x.device)).any(-1)
+        adapters = zip(self._adapters_of_rows(x), without.tolist())
+        return next((names[0] for names, is_without in adapters if names and is_without), None)
+
+    def check_owners(self, x: torch.Tensor) -> None:
+        """Raises a `ValueError` if a row of the batch `x` has an id of an adapter that it does not use."""
+        for row, names in zip(x.tolist(), self._adapters_of_rows(x)):
+            own = {i for name in names for i in self.be_token_ids[name].tolist()}
+            foreign = set(row).intersection(self.all_token_ids()) - own if names else set()
+            for name, ids in self.be_token_ids.items():
+                token_id = next((i for i in ids.tolist() if i in foreign), None)
+                if token_id is not None:
+                    raise ValueError(
+                        f"Token id {token_id} belongs to adapter {name}, which is not active (active: {', '.join(names)}), call "
+                        "set_adapter to activate it or pass adapter_names."
+                    )
+
+    def _adapters_of_rows(self, x: torch.Tensor) -> list[list[str]]:
+        """The adapters that each row of the batch `x` uses."""
+        if self.batch_adapter_names is None:
+            return [[name for name in self.active_adapters if name in self.be_token_ids]] * len(x)
+        copies = len(x) // len(self.batch_adapter_names)  # of each row, for beams or several samples
+        return [[name] if name != "__base__" else [] for name in self.batch_adapter_names for _ in range(copies)]
+
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's own, this leaves the dtype alone: rows loaded in fp32 stay exact beside a bf16 base.
         device = self.get_base_layer().weight.device if device is None else device
@@ -136,10 +173,10 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         match = x.unsqueeze(-1) == ids
         if not adapter_names:
             beyond_vocab = (match & (ids >= self.in_features)).any(-1)
-            return self.base_layer(x.masked_fill(beyond_vocab, 0), *args, **kwargs)
+            return self._embed_ordinary(x.masked_fill(beyond_vocab, 0), *args, **kwargs)
 
         hit = match.any(-1)
-        embeds = self.base_layer(x.masked_fill(hit, 0), *args, **kwargs)
+        embeds = self._embed_ordinary(x.masked_fill(hit, 0), *args, **kwargs)
         rows = torch.cat([self.all_rows(name) for name in adapter_names]).to(x.device)
         slots = match.byte().argmax(-1)  # the first match, thus a row of the given adapters if there is one
         if torch.compiler.is_compiling() or x.device.type != "cpu":
@@ -160,6 +197,16 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         if embeds.requires_grad:
             return embeds.index_put(positions, values)
         return embeds.index_put_(positions, values)
+
+    def _embed_ordinary(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        try:
+            return self.base_layer(x, *args, **kwargs)
+        except IndexError as error:
+            token_id = next(i for i in x.flatten().tolist() if not 0 <= i < self.in_features)
+            raise ValueError(
+                f"Token id {token_id} lies beyond the vocabulary of {self.in_features} and belongs to no adapter of the model: "
+                "make the input with the ids in peft_config."
+            ) from error
 
     def _place_rows(
         self, embeds: torch.Tensor, rows: torch.Tensor, hit: torch.Tensor, slots: torch.Tensor

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Collection
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import _get_input_embeddings_name
 from torch import nn
 from transformers import AutoTokenizer
 
 from .checks import check_rows
 from .config import BETokenConfig
+from .inputs import add_input_checks, remove_input_checks
 from .layer import BETokenEmbedding
 from .token_ids import find_unused_token_ids
 
@@ -29,6 +33,17 @@ def untie_output_embedding(model: nn.Module) -> None:
         config.tie_word_embeddings = False
     # What transformers ties again when it saves and moves the model
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def check_adapter_name(name: str) -> None:
+    """Raises a `ValueError` for an adapter name that PEFT cannot keep in a model, or save in a folder of that name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^./\\\x00]+", name) or name == "__base__":
+        raise ValueError(
+            f"{name!r} cannot be the name of an adapter: use letters, digits, '-' and '_' ('__base__' is the base model)."
+        )
+    # PEFT keeps adapters as attributes of such containers
+    if any(hasattr(container(), name) for container in (nn.ModuleDict, BufferDict)):
+        raise ValueError(f"'{name}' cannot be the name of an adapter, as PyTorch uses it itself: choose another one.")
 
 
 class BETokenModel(BaseTuner):
@@ -60,6 +75,48 @@ class BETokenModel(BaseTuner):
     tuner_layer_cls = BETokenEmbedding
 
     # How PEFT drives a tuner
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """
+        Adds an adapter. Token ids that another adapter has are replaced by unused ones, as in `peft_config[adapter_name]` then.
+
+        Raises:
+            `ValueError`: The adapter does not fit the model, the model holds adapters of other methods, or the name cannot be
+                used.
+        """
+        check_adapter_name(adapter_name)
+        other = next(
+            (m for m in model.modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, BETokenEmbedding)), None
+        )
+        if other is not None:
+            raise ValueError(
+                f"The model holds an adapter of another method ({type(other).__name__}), and rows belong to plain weights: merge "
+                "it first, by merge_and_unload, and save the merged model as the base."
+            )
+        config = self.peft_config[adapter_name]
+        taken = self._token_ids_of_others(adapter_name)
+        # Adapters that are added with one configuration share the object, and ids are each one's own
+        is_shared = any(c is config for name, c in self.peft_config.items() if name != adapter_name)
+        if is_shared or not taken.isdisjoint(config.token_ids):
+            self.peft_config[adapter_name] = replace(
+                config,
+                be_token_ids=config.be_token_ids if taken.isdisjoint(config.be_token_ids or []) else None,
+                ae_token_id=config.ae_token_id if config.ae_token_id not in taken else None,
+            )
+        asked = (
+            [] if config.vocab_size else config.token_ids
+        )  # by hand: a configuration that was on a model knows its size
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        token_ids = self.peft_config[adapter_name].token_ids
+        if not set(asked) <= set(token_ids):
+            warnings.warn(
+                f"Adapter '{adapter_name}' was to have the token ids {asked}, which another adapter has, and got {token_ids} "
+                f"instead: read them from model.peft_config['{adapter_name}'].",
+                stacklevel=1,
+            )
+
+    def _token_ids_of_others(self, adapter_name: str) -> set[int]:
+        return {i for name, config in self.peft_config.items() if name != adapter_name for i in config.token_ids}
 
     def _prepare_adapter_config(self, peft_config: BETokenConfig, model_config: dict) -> BETokenConfig:
         if model_config.get("is_encoder_decoder"):
@@ -121,11 +178,9 @@ class BETokenModel(BaseTuner):
             return
         vocab_size = peft_config.vocab_size
         num_be_tokens = peft_config.num_be_tokens if need_be else 0
-        taken = peft_config.token_ids
-        tokenizer = self._load_tokenizer(peft_config)
-        unused = []
-        if tokenizer is not None:
-            unused = find_unused_token_ids(tokenizer, num_usable, num_be_tokens + need_ae, exclude=taken)
+        others = (config for config in self.peft_config.values() if config is not peft_config)
+        taken = {i for config in (peft_config, *others) for i in config.token_ids}
+        unused = [i for i in self._unused_token_ids(peft_config, num_usable) if i not in taken]
         if need_be:
             # All [BE] ids or none of them in the vocabulary: one id beyond it is enough to rule out merging.
             be_token_ids, unused = unused[:num_be_tokens], unused[num_be_tokens:]
@@ -133,18 +188,24 @@ class BETokenModel(BaseTuner):
                 be_token_ids = self._first_free_ids(vocab_size, num_be_tokens, taken)
             peft_config.be_token_ids = be_token_ids
         if need_ae:
-            ids = unused or self._first_free_ids(vocab_size, 1, peft_config.token_ids)
+            ids = unused or self._first_free_ids(vocab_size, 1, taken.union(peft_config.be_token_ids))
             peft_config.ae_token_id = ids[0]
 
-    def _load_tokenizer(self, peft_config: BETokenConfig):
-        """Returns the tokenizer, or `None` if there is none on this machine."""
+    def _unused_token_ids(self, peft_config: BETokenConfig, num_usable: int) -> list[int]:
+        """All unused ids below `num_usable`, best first; none if there is no tokenizer on this machine."""
         name = peft_config.tokenizer_name_or_path or getattr(self.model, "name_or_path", None)
         if not name:
-            return None
-        try:
-            return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        except Exception:  # of many types, and none of them matters: ids beyond the vocabulary need no tokenizer
-            return None
+            return []
+        # Of hundreds of adapters with the same ids, all but the first ask
+        known = self.__dict__.setdefault("_unused_by_tokenizer", {})
+        if (name, num_usable) not in known:
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+            except Exception:  # of many types, and none of them matters: ids beyond the vocabulary need no tokenizer
+                known[name, num_usable] = []
+            else:
+                known[name, num_usable] = find_unused_token_ids(tokenizer, num_usable, num_usable)
+        return known[name, num_usable]
 
     @staticmethod
     def _first_free_ids(start: int, count: int, taken: Collection[int]) -> list[int]:
@@ -168,6 +229,13 @@ class BETokenModel(BaseTuner):
         new_module = BETokenEmbedding(target, adapter_name)
         new_module.update_layer(adapter_name, peft_config)
         self._replace_module(parent, target_name, new_module, target)
+        add_input_checks(self.model)
+
+    def _unload_and_optionally_merge(self, *args, **kwargs):
+        layer = self._layer
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        remove_input_checks(model, layer)
+        return model
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Rows are created in fp32: transformers' own `load_adapter` does not autocast, and would round them.
@@ -203,11 +271,14 @@ class BETokenModel(BaseTuner):
                 names = [name for name in names for _ in range(copies)]
             return args, {**kwargs, "adapter_names": names}
 
-        handle = self._layer.register_forward_pre_hook(add_adapter_names, with_kwargs=True)
+        layer = self._layer
+        handle = layer.register_forward_pre_hook(add_adapter_names, with_kwargs=True)
+        layer.batch_adapter_names = adapter_names
         try:
             yield
         finally:
             handle.remove()
+            layer.batch_adapter_names = None
 
     # Saving and loading
 

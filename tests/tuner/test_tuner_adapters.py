@@ -269,9 +269,10 @@ def test_config_is_complete_on_disk(saved):
 
 @pytest.fixture
 def two_adapters(base_model):
-    """Two adapters "a" and "b" of one row each, both at id 7."""
+    """Two adapters "a" and "b" of one row each, both at id 7 by the user's own wish."""
     model = adapted(base_model, adapter_name="a", be_token_ids=[7])
-    model.add_adapter("b", BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[7]))
+    model.add_adapter("b", BETokenConfig(task_type="CAUSAL_LM"))
+    model.assign_token_ids("b", [7])
     return model.eval()
 
 
@@ -341,7 +342,8 @@ def test_a_batch_of_many_adapters_reads_each_row_from_its_own(tiny_model):
         if model is None:
             model = get_peft_model(tiny_model, config, adapter_name=name)
         else:
-            model.add_adapter(name, config)
+            model.add_adapter(name, BETokenConfig(num_be_tokens=len(be_token_ids), use_ae_token=config.use_ae_token))
+            model.assign_token_ids(name, be_token_ids, config.ae_token_id)  # some are those of another adapter
     model.eval()
     embed = model.get_input_embeddings()
     names = [*ids, "__base__"]

@@ -87,12 +87,10 @@ def test_generate(base_model, mode):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("mode", GENERATION_MODES)
+@pytest.mark.parametrize("mode", [mode for mode in GENERATION_MODES if mode != "prompt lookup"])  # refused
 def test_generate_with_ids_beyond_the_vocabulary(mode):
     model, reference = make_pair(make_model("llama"), BEYOND)
     beyond, inside = make_batch(BEYOND), make_batch(INSIDE)
-    if mode == "prompt lookup":
-        beyond, inside = ({key: value[:1] for key, value in batch.items()} for batch in (beyond, inside))
     # In the reference, and there only, the ids inside the vocabulary are not ordinary ones.
     kwargs = {"max_new_tokens": 8, "suppress_tokens": INSIDE, **GENERATION_MODES[mode]}
     torch.manual_seed(0)

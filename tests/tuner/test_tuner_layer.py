@@ -119,7 +119,7 @@ def test_nothing_of_the_size_of_the_table_is_made(path):
 def test_ids_beyond_the_vocabulary_that_nobody_has_still_fail(enabled):
     layer = make_layer(V)
     layer.enable_adapters(enabled)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="belongs to no adapter"):
         layer(torch.tensor([[V + 1]]))
 
 
