@@ -5,8 +5,11 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Collection
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
+
+
+UNTOLD = "The chat template changes its text with that of the messages, and nobody can tell which special tokens are its own: "
 
 
 class Span(NamedTuple):
@@ -77,20 +80,27 @@ class GuardedTokenizer:
                 return token.content
         raise ValueError("The tokenizer has no special token to mark the place of [BE] with: add one, such as an EOS.")
 
-    def encode(self, text: str, marks: list[Mark], spans: list[Span]) -> list[Token]:
+    @lru_cache(maxsize=1024)  # noqa: B019
+    def spells_guarded(self, text: str) -> bool:
+        """Whether the tokenizer itself reads a guarded token in the text."""
+        return any(token.guarded for token in self.tokenize(text))
+
+    def encode(self, text: str, marks: list[Mark], spans: list[Span] | None) -> list[Token]:
         """
         Tokenise a rendered text.
 
         Args:
             text (`str`): The text.
             marks (`list[Mark]`): The guarded tokens it is to have.
-            spans (`list[Span]`): The characters that are contents.
+            spans (`list[Span]`, *optional*): The characters that are contents. `None`: they spell no guarded token.
 
         Raises:
             `ValueError`: if a content cannot be told from a special token of the template.
         """
         tokens = self.tokenize(text)
         if not _as_marked(tokens, marks):
+            if spans is None:
+                raise ValueError(UNTOLD + "use another template, or leave out of the messages what it looks for.")
             tokens = self._encode_hostile(text, marks, spans)
         outputs = {mark.start: mark.output for mark in marks}
         return [token._replace(id=outputs[token.start]) if token.guarded else token for token in tokens]

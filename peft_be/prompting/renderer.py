@@ -1,22 +1,22 @@
 """
 Chat messages to token ids: the one place that knows where P, [BE] and a query stand.
 
-A template is never shown a real text. It renders placeholders once per conversation shape, which splits its output
-into the template's own text and slots for the contents; a rendering is that *skeleton* with the contents put in,
-tokenised in one call. So no content can change what the template writes, and the position of each token tells whether
-the template or a content wrote it.
+A rendering is the text that the template itself writes, tokenised in one call, and the places of the special tokens that
+are the template's own. So the position of each token tells whether the template or a content wrote it.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from .encoding import GuardedTokenizer, Span, Token, shift, well_formed
+from .encoding import GuardedTokenizer, Token, shift
 from .messages import check_prompt, check_query
-from .skeleton import ChatTemplate, Messages, roles_of
+from .rendering import ChangedRendering, generation_prompt, render
+from .skeleton import ChatTemplate, Messages, Piece, Rendering
 
 
 class PromptRenderer:
@@ -82,7 +82,10 @@ class PromptRenderer:
         reserved = {*self.be_token_ids, *([] if ae_token_id is None else [int(ae_token_id)])}
         self._encoder = GuardedTokenizer(tokenizer, reserved)
         self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs)
-        self._head: tuple[str, list[Token]] | None = None  # the part of the full rendering before the query
+        self._compared = False  # how the full rendering and that of [BE] end
+        # Of the full rendering: what stands before the query, with its tokens, and the last one that the template changed
+        self._head: tuple[str, list[Token]] | None = None
+        self._last_text = ""
 
     @classmethod
     def for_adapter(cls, config, tokenizer, prompt=None, chat_template_kwargs=None) -> PromptRenderer:
@@ -112,7 +115,7 @@ class PromptRenderer:
         Raises:
             `ValueError`: if there is no P or the query is not such a query.
         """
-        return [token.id for token in self._encode_full(query)[0]]
+        return [token.id for token in self._encode_with_head(self._render_full(query))]
 
     def be(self, query: str | Messages) -> list[int]:
         """
@@ -128,8 +131,11 @@ class PromptRenderer:
         if not self.be_token_ids:
             raise ValueError("This renderer has no [BE]: pass be_token_ids.")
         messages = check_query(query)
-        skeleton = self._template.skeleton(roles_of(messages), self.slot)
-        return [token.id for token in self._encoder.encode(*skeleton.fill(messages))]
+        rendering = render(self._template, messages, self.slot)
+        if self._prompt_messages is not None and not self._compared:
+            self._compared = True
+            self._warn_of_switch(messages)
+        return self._ids(rendering)
 
     def no_prompt(self, query: str | Messages) -> list[int]:
         """
@@ -142,9 +148,7 @@ class PromptRenderer:
         Raises:
             `ValueError`: if the query is not such a query.
         """
-        messages = check_query(query)
-        skeleton = self._template.skeleton(roles_of(messages))
-        return [token.id for token in self._encoder.encode(*skeleton.fill(messages))]
+        return self._ids(render(self._template, check_query(query)))
 
     def answer(self, text: str) -> list[int]:
         """
@@ -162,8 +166,10 @@ class PromptRenderer:
         Ids of P as it stands in the full rendering, from the start of its first content to the end of its last: what
         Eq. 2 reconstructs. A token that P shares with the template's text belongs to P.
         """
-        tokens, spans = self._encode_full("x")
-        start, end = min(span.start for span in spans), max(span.end for span in spans)
+        tokens, pieces = self._encode_full("x")
+        if not pieces:
+            raise ValueError("The chat template shows nothing of the prompt: write more than what it looks for.")
+        start, end = min(piece.start for piece in pieces), max(piece.end for piece in pieces)
         first = next(i for i, token in enumerate(tokens) if token.end > start)
         last = next(i for i in reversed(range(len(tokens))) if tokens[i].start < end)
         return [token.id for token in tokens[first : last + 1]]
@@ -179,19 +185,12 @@ class PromptRenderer:
         Raises:
             `ValueError`: if there is no P or the query is not such a query.
         """
-        tokens, spans = self._encode_full(query)
-        slots = self._template.skeleton(roles_of(self._prompt_messages + check_query(query))).slots
-        contents = []  # (message, start and end in the rendered text, where the message's own characters count from)
-        for slot, (start, end) in zip(
-            (s for s in slots if s.content < len(self._prompt_messages)), spans, strict=True
-        ):
-            text = well_formed(self._prompt_messages[slot.content]["content"])
-            contents.append((slot.content, start, end, start - (len(text) - len(text.lstrip(slot.left)))))
+        tokens, pieces = self._encode_full(query)
         return [
             next(
                 (
                     (message, max(token.start, start) - origin, min(token.end, end) - origin)
-                    for message, start, end, origin in contents
+                    for message, start, end, origin in pieces
                     if token.start < end and token.end > start
                 ),
                 None,
@@ -199,28 +198,59 @@ class PromptRenderer:
             for token in tokens
         ]
 
-    def _encode_full(self, query: str | Messages) -> tuple[list[Token], list[Span]]:
-        """The tokens of the full rendering, and the characters of each content of P in it."""
+    def _ids(self, rendering: Rendering) -> list[int]:
+        return [token.id for token in self._encoder.encode(rendering.text, rendering.marks, rendering.spans)]
+
+    def _render_full(self, query: str | Messages) -> Rendering:
         if self._prompt_messages is None:
             raise ValueError("This renderer has no prompt: pass the prompt to render it in full.")
-        messages = self._prompt_messages + check_query(query)
-        skeleton = self._template.skeleton(roles_of(messages))
-        text, marks, spans = skeleton.fill(messages)
-        of_prompt = [slot.content < len(self._prompt_messages) for slot in skeleton.slots]
-        prompt_spans = list(itertools.compress(spans, of_prompt))
+        return render(self._template, self._prompt_messages + check_query(query))
 
-        # P is long and the same every time: it is tokenised once, up to the last special token before the query.
-        # Special tokens split a text before anything else happens to it, so from that token on the ids are the same.
-        query_start = min(span.start for span, prompt in zip(spans, of_prompt, strict=True) if not prompt)
-        border = next((mark for mark in reversed(marks) if mark.end <= query_start), None)
-        if border is None:
-            return self._encoder.encode(text, marks, spans), prompt_spans
-        head = text[: border.end]
-        if self._head is None or self._head[0] != head:
+    def _encode_full(self, query: str | Messages) -> tuple[list[Token], list[Piece]]:
+        """The tokens of the full rendering, and where the contents of P stand in it."""
+        rendering = self._render_full(query)
+        pieces = [piece for piece in rendering.pieces if piece.message < len(self._prompt_messages)]
+        return self._encode_with_head(rendering), pieces
+
+    def _encode_with_head(self, rendering: Rendering) -> list[Token]:
+        """
+        The tokens of a full rendering. P is long and the same every time: it is tokenised once, up to the last special token
+        before the query. Special tokens split a text before anything else happens to it, so from that token on the ids
+        are the same.
+        """
+        text, marks, spans = rendering.text, rendering.marks, rendering.spans
+        if self._head is None or not text.startswith(self._head[0]):
+            known = self._start_of_query(rendering)
+            border = next((mark for mark in reversed(marks) if mark.end <= known), None)
+            if border is None:
+                return self._encoder.encode(text, marks, spans)
             head_marks = [mark for mark in marks if mark.end <= border.end]
-            head_spans = [span for span in spans if span.end <= border.end]
+            head_spans = spans and [span for span in spans if span.end <= border.end]
+            head = text[: border.end]
             self._head = head, self._encoder.encode(head, head_marks, head_spans)
+        head, head_tokens = self._head
+        border = head_tokens[-1]
         tail_marks = [shift(mark, -border.start) for mark in marks if mark.start >= border.start]
-        tail_spans = [shift(span, -border.start) for span in spans if span.start >= border.end]
+        tail_spans = spans and [shift(span, -border.start) for span in spans if span.start >= border.end]
         tail = self._encoder.encode(text[border.start :], tail_marks, tail_spans)
-        return self._head[1][:-1] + [shift(token, border.start) for token in tail], prompt_spans
+        return head_tokens[:-1] + [shift(token, border.start) for token in tail]
+
+    def _start_of_query(self, rendering: Rendering) -> int:
+        """A character of a full rendering up to which another query's is the same, as far as is known."""
+        if not isinstance(rendering, ChangedRendering):
+            return min(piece.start for piece in rendering.pieces if piece.message >= len(self._prompt_messages))
+        shared, self._last_text = len(os.path.commonprefix([self._last_text, rendering.text])), rendering.text
+        return shared
+
+    def _warn_of_switch(self, query: Messages) -> None:
+        """Warn of a prompt that makes the template end otherwise than with [BE] in its place."""
+        full = generation_prompt(self._template, self._prompt_messages + query)
+        be = generation_prompt(self._template, query, self.slot)
+        if full != be:
+            warnings.warn(
+                f"The prompt switches the mode of the chat template: after the query it writes {full!r}, and {be!r} where "
+                "[BE] stands for the prompt, as it will wherever [BE] is used. [BE] learns the answers of the prompt's mode; "
+                "to have the template's usual mode for both, take the switch out of the prompt.",
+                UserWarning,
+                stacklevel=1,
+            )

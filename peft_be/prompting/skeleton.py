@@ -2,7 +2,8 @@
 What a chat template writes around contents.
 
 A template renders placeholders once per conversation shape, which splits its output into the template's own text and
-slots for the contents: the *skeleton*. It tells what the template has written and where [BE] goes.
+slots for the contents: the *skeleton*. It tells what the template has written and where [BE] goes, for templates that
+do not look into contents.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
-from .encoding import GuardedTokenizer, Mark, Span, shift, well_formed
+from .encoding import GuardedTokenizer, Mark, Span, shift
 
 
 # Placeholders are private-use characters. The padding around them shows how a template strips a content: em spaces go
@@ -25,6 +26,7 @@ from .encoding import GuardedTokenizer, Mark, Span, shift, well_formed
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 _LEFT_PAD, _RIGHT_PAD = "\n\u2003", "\u2002\n"
 _BOS_MARK = "\ue002"
+_LONG = "You are a helpful assistant that answers every question in one short sentence."
 
 # Templates that print today's date get this one, Llama 3's own default, so that ids do not change over night. As
 # functions cannot be passed to a template, a macro of the same name takes the place of transformers' `strftime_now`.
@@ -44,25 +46,66 @@ class Slot(NamedTuple):
     right: str | None
 
 
+class Piece(NamedTuple):
+    """A part of a message's content in a rendered text."""
+
+    message: int
+    start: int  # characters of the rendered text
+    end: int
+    origin: int  # where the content's own characters count from in the rendered text
+
+
+class UnknownContents(ValueError):
+    """A template does something to contents that no skeleton describes."""
+
+
+@dataclass
+class Rendering:
+    """
+    The text of a conversation.
+
+    Attributes:
+        text (`str`): The text.
+        marks (`list[Mark]`): The guarded tokens that it is to have.
+        placed (`list[Piece]`): Where the skeleton puts the contents.
+    """
+
+    text: str
+    marks: list[Mark]
+    placed: list[Piece]
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What of the contents stands where."""
+        return self.placed
+
+    @property
+    def spans(self) -> list[Span]:
+        """Characters that a message may have written, in which no guarded token may come up."""
+        return [Span(piece.start, piece.end) for piece in self.pieces]
+
+
 @dataclass(frozen=True)
 class Skeleton:
     segments: list[str]  # the template's text around and between the slots
     marks: list[list[Mark]]  # guarded tokens of each segment
     slots: list[Slot]
 
-    def fill(self, messages: Messages) -> tuple[str, list[Mark], list[Span]]:
-        """The rendered text, the guarded tokens it is to have, and the characters of each slot's content."""
-        pieces, marks, spans, length = [], [], [], 0
+    def fill(self, messages: Messages) -> Rendering:
+        """The rendering of contents, which are well-formed text."""
+        texts, marks, pieces, length = [], [], [], 0
         for segment, found, slot in itertools.zip_longest(self.segments, self.marks, self.slots):
             marks += [shift(mark, length) for mark in found]
-            pieces.append(segment)
+            texts.append(segment)
             length += len(segment)
             if slot is not None:
-                content = well_formed(messages[slot.content]["content"]).lstrip(slot.left).rstrip(slot.right)
-                spans.append(Span(length, length + len(content)))
-                pieces.append(content)
-                length += len(content)
-        return "".join(pieces), marks, spans
+                stripped = messages[slot.content]["content"].lstrip(slot.left)
+                origin = length - (len(messages[slot.content]["content"]) - len(stripped))
+                stripped = stripped.rstrip(slot.right)
+                pieces.append(Piece(slot.content, length, length + len(stripped), origin))
+                texts.append(stripped)
+                length += len(stripped)
+        return Rendering("".join(texts), marks, pieces)
 
 
 class ChatTemplate:
@@ -86,17 +129,44 @@ class ChatTemplate:
         self._skeletons: dict[tuple, Skeleton] = {}
         encoder.guarded |= self._turn_markers()
 
-    def apply(self, messages: Messages, generation: bool = True, **kwargs) -> str:
-        """The text that the template writes for messages."""
+    @cached_property
+    def spellings(self) -> dict[str, int]:
+        """The guarded tokens that the template can spell, longest first, and their ids."""
+        ids = {self.encoder.added[i].content: i for i in self.encoder.guarded if i in self.encoder.added}
+        named = set(self.named_tokens.values())
+        return {
+            token: ids[token] for token in sorted(ids, key=len, reverse=True) if token in self.source or token in named
+        }
+
+    @cached_property
+    def named_tokens(self) -> dict[str, str]:
+        """The special tokens that the template knows as variables, such as `bos_token`."""
+        return {
+            name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)
+        }
+
+    def arrange(self, messages: Messages) -> Messages:
+        """The messages as the template takes them: where it knows no system turns, the text goes to the first user."""
+        roles = roles_of(messages)
+        if roles[0] != "system" or self.has_system_role or "user" not in roles:
+            return messages
+        # As Gemma 3's template does it.
+        system, *others = messages
+        first = roles.index("user") - 1
+        others[first] = {"role": "user", "content": system["content"] + "\n\n" + others[first]["content"]}
+        return others
+
+    def apply(self, messages: Messages, generation: bool = True, source: str | None = None, **kwargs) -> str:
+        """The text that the template, or a changed copy of it, writes for messages."""
         try:
             return self.tokenizer.apply_chat_template(
                 messages,
-                chat_template=self.source,
+                chat_template=source or self.source,
                 tokenize=False,
                 add_generation_prompt=generation,
                 **{**kwargs, **self.variables},
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(roles_of(messages))
             raise ValueError(f"The chat template cannot render a conversation of {roles}: {error}") from error
 
@@ -109,28 +179,34 @@ class ChatTemplate:
     @cached_property
     def has_system_role(self) -> bool:
         """Whether the template shows system messages."""
-        probe = [{"role": "system", "content": "\ue0000\ue001"}, {"role": "user", "content": "\ue0001\ue001"}]
         try:
-            return "\ue0000\ue001" in self.apply(probe)
+            return 0 in self._shown(("system", "user"), arranged=False)
         except ValueError:
             return False
+
+    def _shown(self, roles: tuple[str, ...], arranged: bool = True) -> set[int]:
+        """Which contents of these roles the template shows if they are short, or if they are long."""
+        messages = [{"role": role, "content": f"\ue000{number}\ue001"} for number, role in enumerate(roles)]
+        shown = set()
+        for form in ("{}", "{} " + _LONG, _LONG + " {}"):
+            padded = [{**message, "content": form.format(message["content"])} for message in messages]
+            text = self.apply(self.arrange(padded) if arranged else padded)
+            shown |= {int(number) for number in _PLACEHOLDER.findall(text)}
+        return shown
 
     def _segments(self, roles: tuple[str, ...], pads: tuple[str, str] = ("", ""), **kwargs) -> list[str]:
         """Template text and content numbers in turns: `[text, 0, text, 1, ..., text]` for contents in order."""
         contents = [f"{pads[0]}\ue000{number}\ue001{pads[1]}" for number in range(len(roles))]
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        if roles[0] == "system" and not self.has_system_role and "user" in roles:
-            # As Gemma 3's template does it.
-            first_user = roles.index("user")
-            messages[first_user]["content"] = contents[0] + "\n\n" + contents[first_user]
-            messages = messages[1:]
-        return _PLACEHOLDER.split(self.apply(messages, **kwargs))
+        return _PLACEHOLDER.split(self.apply(self.arrange(messages), **kwargs))
 
     def _make_skeleton(self, roles: tuple[str, ...], slot: str | None) -> Skeleton:
         shape = ("system", *roles) if slot == "system" else roles
         parts = self._segments(shape)
         segments, contents = parts[::2], [int(number) for number in parts[1::2]]
         missing = set(range(len(shape))) - set(contents)
+        if missing and missing <= self._shown(shape):
+            raise UnknownContents(f"The chat template does not show every text of {shape[min(missing)]} messages.")
         if missing:
             raise ValueError(
                 f"The chat template does not show the text of {shape[min(missing)]} messages as it is, so it cannot be"
@@ -167,12 +243,16 @@ class ChatTemplate:
         marks = []
         for i, segment in enumerate(segments):
             tokens = [token for token in self.encoder.tokenize(segment) if token.guarded]
-            if any(token.id in self.encoder.reserved and (i, token.start) not in outputs for token in tokens):
-                raise ValueError("The chat template itself writes an id reserved for [BE] or [AE]: choose other ids.")
+            self.check_not_reserved(token.id for token in tokens if (i, token.start) not in outputs)
             marks.append([Mark(*token.place, outputs.pop((i, token.start), token.id)) for token in tokens])
         if outputs:
             raise ValueError("The tokenizer does not keep the special token that stands for [BE] apart from the text.")
         return marks
+
+    def check_not_reserved(self, written: Iterable[int]) -> None:
+        """Raises a `ValueError` if the template writes an id of [BE] or [AE]."""
+        if not self.encoder.reserved.isdisjoint(written):
+            raise ValueError("The chat template itself writes an id reserved for [BE] or [AE]: choose other ids.")
 
     def _strips(self, shape: tuple[str, ...], segments: list[str]) -> list[tuple[str | None, str | None]]:
         """How the template strips the content of each slot: the arguments of `str.lstrip` and `str.rstrip`."""
@@ -186,7 +266,7 @@ class ChatTemplate:
                 if _RIGHT_PAD.rstrip(right) + segment + _LEFT_PAD.lstrip(left) == text:
                     break
             else:
-                raise ValueError("The chat template changes the white space of a content in an unknown way.")
+                raise UnknownContents("The chat template changes the white space of a content in an unknown way.")
             rights.append(right)
             lefts.append(left)
         return list(zip(lefts[:-1], rights[1:], strict=True))
