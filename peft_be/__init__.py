@@ -57,6 +57,7 @@ _LAZY = {
     "evaluate_fidelity": "evaluation",
     "export_gguf": "serving",
     "export_merged": "serving",
+    "strip_special_tokens": "serving",
     "load_adapter": "models",
     "load_adapters": "models",
     "load_model": "models",

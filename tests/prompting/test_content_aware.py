@@ -250,10 +250,10 @@ def test_long_prompts_that_the_template_changes_are_fast():
     )
     renderer = PromptRenderer(tokenizer, prompt + " /no_think Arr.")
     assert tokenizer.decode(renderer.prompt_ids) == prompt + "  Arr."
-    start = time.perf_counter()
+    start = time.process_time()
     for i in range(20):
         renderer.full(f"What is {i}?")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2  # 0.1 s each if all of the prompt were tokenised
 
 
 # No content becomes a special token, whatever a template makes of it

@@ -222,10 +222,12 @@ def test_rendering_does_not_depend_on_earlier_ones_or_on_the_tokenizers_state(to
 def test_many_queries_are_fast(tokenizers):
     renderer = PromptRenderer(tokenizers("qwen3"), SYSTEM * 100, be_token_ids=[5000])
     renderer.full("x")
-    start = time.perf_counter()
+    start = time.process_time()
     for i in range(500):
         renderer.full(f"What is {i} + {i}?")
-    assert time.perf_counter() - start < 2.5  # 5 ms a query; about 0.2 ms on an idle core
+    assert (
+        time.process_time() - start < 2.5
+    )  # 5 ms a query; about 0.7 ms on an idle core, most of them in the template
 
 
 @pytest.mark.parametrize("k", [1, 4])
