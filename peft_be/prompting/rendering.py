@@ -119,7 +119,7 @@ def _changed(
         # The engine would read special tokens here that the message spells: there is no text to compare with
         if expected is not None and text == expected.text:
             return expected
-        if expected is None or not conversation.marks_all():
+        if not conversation.marks_all():
             raise ValueError(UNTOLD + "take the special token out of the message.")
     elif text != own:
         raise ValueError(UNTOLD + "use another template, or leave out of the messages what it looks for.")
@@ -183,10 +183,10 @@ class _Conversation:
 
     def marks_all(self) -> bool:
         """Whether the copy knows all special tokens of the template: it may put some together from pieces."""
-        plain = [{"role": role, "content": "x"} for role in self.roles]
-        expected = self.template.skeleton(self.roles, "system" if self._row_ids else None).fill(plain)
-        found = _Conversation(self.template, plain, bool(self._row_ids)).marked_text()
-        return found == (expected.text, expected.marks)
+        plain = _Conversation(self.template, [{**m, "content": "x"} for m in self.messages], bool(self._row_ids))
+        text, marks = plain.marked_text()
+        found = [token.place for token in self.template.encoder.tokenize(text) if token.guarded]
+        return text == plain.own_text() and found == [mark.place for mark in marks]
 
     @cached_property
     def asked(self) -> Messages:
