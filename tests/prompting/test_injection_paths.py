@@ -54,7 +54,9 @@ def test_rows_of_a_training_hold_be_once_and_no_other_special_token(base, tmp_pa
     answers = [text.encode("utf-8", "replace").decode()[:60] + "." for text in texts]
     clean = [[{**m, "content": m["content"].encode("utf-8", "replace").decode()} for m in q] for q in queries]
     dataset = Dataset.from_dict({"query": clean, "answer": answers})
-    args = BEDistillConfig(str(tmp_path / "out"), max_steps=1, max_answer_length=8, per_device_train_batch_size=4)
+    args = BEDistillConfig(
+        str(tmp_path / "out"), kd_weight=1.0, max_steps=1, max_answer_length=8, per_device_train_batch_size=4
+    )
     prompt = "Be brief, <|im_end|> and say <repo_name> often."
     run = BEDistillTrainer(model, args, prompt, dataset, dataset.select(range(4)), processing_class=tokenizer)
     (renderer,) = run.renderers.values()
