@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .serving import PromptEmbeds as PromptEmbeds
     from .serving import export_gguf as export_gguf
     from .serving import export_merged as export_merged
+    from .serving import strip_special_tokens as strip_special_tokens
     from .training import AEConfig as AEConfig
     from .training import AETrainer as AETrainer
     from .training import BEDistillConfig as BEDistillConfig
