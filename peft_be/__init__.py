@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .serving import PromptEmbeds as PromptEmbeds
     from .serving import export_gguf as export_gguf
     from .serving import export_merged as export_merged
+    from .serving import strip_special_tokens as strip_special_tokens
     from .training import AEConfig as AEConfig
     from .training import AETrainer as AETrainer
     from .training import BEDistillConfig as BEDistillConfig
@@ -58,6 +59,7 @@ _LAZY = {
     "evaluate_fidelity": "evaluation",
     "export_gguf": "serving",
     "export_merged": "serving",
+    "strip_special_tokens": "serving",
     "load_adapter": "models",
     "load_adapters": "models",
     "load_model": "models",

@@ -1,75 +1,24 @@
 """
-Chat messages to token ids: the one place that knows chat templates and where [BE] stands in them.
+Chat messages to token ids: the one place that knows where P, [BE] and a query stand.
 
-A template is never shown a real text. It renders placeholders once per conversation shape, which splits its output
-into the template's own text and slots for the contents; a rendering is that *skeleton* with the contents put in,
-tokenised in one call. So no content can change what the template writes, and the position of each token tells whether
-the template or a content wrote it.
+A rendering is the text that the template itself writes, tokenised in one call, and the places of the special tokens that
+are the template's own. So the position of each token tells whether the template or a content wrote it.
 """
 
 from __future__ import annotations
 
-import bisect
-import datetime
-import itertools
-import re
+import os
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
-
-from jinja2.exceptions import TemplateError
+from typing import Any
 
 from .chat_inputs import ChatInputs
+from .encoding import GuardedTokenizer, Token, shift
 from .fingerprints import check_adapter_prompt
 from .messages import check_prompt, check_query
-
-
-# Placeholders are private-use characters. The padding around them shows how a template strips a content: em spaces go
-# with `trim` only, the outer newlines also with `lstrip("\n")`.
-_PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
-_LEFT_PAD, _RIGHT_PAD = "\n\u2003", "\u2002\n"
-_BOS_MARK = "\ue002"
-
-# Templates that print today's date get this one, Llama 3's own default, so that ids do not change over night. As
-# functions cannot be passed to a template, a macro of the same name takes the place of transformers' `strftime_now`.
-_DATE = datetime.datetime(2024, 7, 26)
-_DATE_MACRO = "".join(
-    ["{% macro strftime_now(format) %}{{ format"]
-    + [f" | replace('%{letter}', '{_DATE.strftime('%' + letter)}')" for letter in "YymdBbAajHIMSp"]
-    + [" }}{% endmacro %}\n"]
-)
-
-Messages = list[dict[str, str]]
-
-
-class _Token(NamedTuple):
-    id: int
-    start: int  # characters of the rendered text; of its spelling only if guarded
-    end: int
-    guarded: bool  # a token that no content may produce
-
-
-class _Mark(NamedTuple):
-    """A guarded token that the template writes, or a stand-in for one [BE] row."""
-
-    id: int
-    start: int
-    end: int
-    output: int  # the id it has in the rendering
-
-
-class _Slot(NamedTuple):
-    content: int  # which message's content goes here
-    left: str | None  # argument of `str.lstrip` for it
-    right: str | None
-
-
-@dataclass(frozen=True)
-class _Skeleton:
-    segments: list[str]  # the template's text around and between the slots
-    marks: list[list[_Mark]]  # guarded tokens of each segment
-    slots: list[_Slot]
+from .rendering import ChangedRendering, generation_prompt, render
+from .skeleton import ChatTemplate, Messages, Piece, Rendering
 
 
 class PromptRenderer(ChatInputs):
@@ -132,17 +81,13 @@ class PromptRenderer(ChatInputs):
         self.slot = slot
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._prompt_messages = None if prompt is None else check_prompt(prompt)
-        self._template = tokenizer.get_chat_template(tools=self.chat_template_kwargs.get("tools"))
-        if "strftime_now" in self._template:
-            self._template = _DATE_MACRO + self._template
-        self._skeletons: dict[tuple, _Skeleton] = {}
-        self._head: tuple[str, list[_Token]] | None = None  # the part of the full rendering before the query
-
-        self._added = tokenizer.added_tokens_decoder
-        self._reserved = {*self.be_token_ids, *([] if ae_token_id is None else [int(ae_token_id)])}
-        guarded = {token_id for token_id, token in self._added.items() if token.special}
-        self._guarded = guarded | set(tokenizer.all_special_ids) | self._reserved
-        self._guarded |= self._turn_markers()
+        reserved = {*self.be_token_ids, *([] if ae_token_id is None else [int(ae_token_id)])}
+        self._encoder = GuardedTokenizer(tokenizer, reserved)
+        self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs)
+        self._compared = False  # how the full rendering and that of [BE] end
+        # Of the full rendering: what stands before the query, with its tokens, and the last one that the template changed
+        self._head: tuple[str, list[Token]] | None = None
+        self._last_text = ""
 
     @classmethod
     def for_adapter(
@@ -180,7 +125,7 @@ class PromptRenderer(ChatInputs):
         Raises:
             `ValueError`: if there is no P or the query is not such a query.
         """
-        return [token.id for token in self._encode_full(query)[0]]
+        return [token.id for token in self._encode_with_head(self._render_full(query))]
 
     def be(self, query: str | Messages) -> list[int]:
         """
@@ -196,8 +141,11 @@ class PromptRenderer(ChatInputs):
         if not self.be_token_ids:
             raise ValueError("This renderer has no [BE]: pass be_token_ids.")
         messages = check_query(query)
-        skeleton = self._skeleton(_roles(messages), self.slot)
-        return [token.id for token in self._encode(*self._fill(skeleton, messages))]
+        rendering = render(self._template, messages, self.slot)
+        if self._prompt_messages is not None and not self._compared:
+            self._compared = True
+            self._warn_of_switch(messages)
+        return self._ids(rendering)
 
     def no_prompt(self, query: str | Messages) -> list[int]:
         """
@@ -210,9 +158,7 @@ class PromptRenderer(ChatInputs):
         Raises:
             `ValueError`: if the query is not such a query.
         """
-        messages = check_query(query)
-        skeleton = self._skeleton(_roles(messages))
-        return [token.id for token in self._encode(*self._fill(skeleton, messages))]
+        return self._ids(render(self._template, check_query(query)))
 
     def answer(self, text: str) -> list[int]:
         """
@@ -222,10 +168,7 @@ class PromptRenderer(ChatInputs):
         Args:
             text (`str`): What the assistant says.
         """
-        opening, text = self._separator, _well_formed(text)
-        mark = _Mark(token_id := self.tokenizer.convert_tokens_to_ids(opening), 0, len(opening), token_id)
-        tokens = self._encode(opening + text, [mark], [(len(opening), len(opening) + len(text))])
-        return [token.id for token in tokens[next(i for i, token in enumerate(tokens) if token.guarded) + 1 :]]
+        return self._encoder.answer(text)
 
     @cached_property
     def prompt_ids(self) -> list[int]:
@@ -233,8 +176,10 @@ class PromptRenderer(ChatInputs):
         Ids of P as it stands in the full rendering, from the start of its first content to the end of its last: what
         Eq. 2 reconstructs. A token that P shares with the template's text belongs to P.
         """
-        tokens, spans = self._encode_full("x")
-        start, end = min(span[0] for span in spans), max(span[1] for span in spans)
+        tokens, pieces = self._encode_full("x")
+        if not pieces:
+            raise ValueError("The chat template shows nothing of the prompt: write more than what it looks for.")
+        start, end = min(piece.start for piece in pieces), max(piece.end for piece in pieces)
         first = next(i for i, token in enumerate(tokens) if token.end > start)
         last = next(i for i in reversed(range(len(tokens))) if tokens[i].start < end)
         return [token.id for token in tokens[first : last + 1]]
@@ -250,19 +195,12 @@ class PromptRenderer(ChatInputs):
         Raises:
             `ValueError`: if there is no P or the query is not such a query.
         """
-        tokens, spans = self._encode_full(query)
-        slots = self._skeleton(_roles(self._prompt_messages + check_query(query))).slots
-        contents = []  # (message, start and end in the rendered text, where the message's own characters count from)
-        for slot, (start, end) in zip(
-            (s for s in slots if s.content < len(self._prompt_messages)), spans, strict=True
-        ):
-            text = _well_formed(self._prompt_messages[slot.content]["content"])
-            contents.append((slot.content, start, end, start - (len(text) - len(text.lstrip(slot.left)))))
+        tokens, pieces = self._encode_full(query)
         return [
             next(
                 (
                     (message, max(token.start, start) - origin, min(token.end, end) - origin)
-                    for message, start, end, origin in contents
+                    for message, start, end, origin in pieces
                     if token.start < end and token.end > start
                 ),
                 None,
@@ -270,334 +208,59 @@ class PromptRenderer(ChatInputs):
             for token in tokens
         ]
 
-    def _encode_full(self, query: str | Messages) -> tuple[list[_Token], list[tuple[int, int]]]:
-        """The tokens of the full rendering, and the characters of each content of P in it."""
+    def _ids(self, rendering: Rendering) -> list[int]:
+        return [token.id for token in self._encoder.encode(rendering.text, rendering.marks, rendering.spans)]
+
+    def _render_full(self, query: str | Messages) -> Rendering:
         if self._prompt_messages is None:
             raise ValueError("This renderer has no prompt: pass the prompt to render it in full.")
-        messages = self._prompt_messages + check_query(query)
-        skeleton = self._skeleton(_roles(messages))
-        text, marks, spans = self._fill(skeleton, messages)
-        of_prompt = [slot.content < len(self._prompt_messages) for slot in skeleton.slots]
-        prompt_spans = list(itertools.compress(spans, of_prompt))
+        return render(self._template, self._prompt_messages + check_query(query))
 
-        # P is long and the same every time: it is tokenised once, up to the last special token before the query.
-        # Special tokens split a text before anything else happens to it, so from that token on the ids are the same.
-        query_start = min(span[0] for span, prompt in zip(spans, of_prompt, strict=True) if not prompt)
-        border = next((mark for mark in reversed(marks) if mark.end <= query_start), None)
-        if border is None:
-            return self._encode(text, marks, spans), prompt_spans
-        head = text[: border.end]
-        if self._head is None or self._head[0] != head:
+    def _encode_full(self, query: str | Messages) -> tuple[list[Token], list[Piece]]:
+        """The tokens of the full rendering, and where the contents of P stand in it."""
+        rendering = self._render_full(query)
+        pieces = [piece for piece in rendering.pieces if piece.message < len(self._prompt_messages)]
+        return self._encode_with_head(rendering), pieces
+
+    def _encode_with_head(self, rendering: Rendering) -> list[Token]:
+        """
+        The tokens of a full rendering. P is long and the same every time: it is tokenised once, up to the last special token
+        before the query. Special tokens split a text before anything else happens to it, so from that token on the ids
+        are the same.
+        """
+        text, marks, spans = rendering.text, rendering.marks, rendering.spans
+        if self._head is None or not text.startswith(self._head[0]):
+            known = self._start_of_query(rendering)
+            border = next((mark for mark in reversed(marks) if mark.end <= known), None)
+            if border is None:
+                return self._encoder.encode(text, marks, spans)
             head_marks = [mark for mark in marks if mark.end <= border.end]
-            head_spans = [span for span in spans if span[1] <= border.end]
-            self._head = head, self._encode(head, head_marks, head_spans)
-        tail_marks = [_shift(mark, -border.start) for mark in marks if mark.start >= border.start]
-        tail_spans = [(start - border.start, end - border.start) for start, end in spans if start >= border.end]
-        tail = self._encode(text[border.start :], tail_marks, tail_spans)
-        return self._head[1][:-1] + [_shift(token, border.start) for token in tail], prompt_spans
+            head_spans = spans and [span for span in spans if span.end <= border.end]
+            head = text[: border.end]
+            self._head = head, self._encoder.encode(head, head_marks, head_spans)
+        head, head_tokens = self._head
+        border = head_tokens[-1]
+        tail_marks = [shift(mark, -border.start) for mark in marks if mark.start >= border.start]
+        tail_spans = spans and [shift(span, -border.start) for span in spans if span.start >= border.end]
+        tail = self._encoder.encode(text[border.start :], tail_marks, tail_spans)
+        return head_tokens[:-1] + [shift(token, border.start) for token in tail]
 
-    # Template -> skeleton
+    def _start_of_query(self, rendering: Rendering) -> int:
+        """A character of a full rendering up to which another query's is the same, as far as is known."""
+        if not isinstance(rendering, ChangedRendering):
+            return min(piece.start for piece in rendering.pieces if piece.message >= len(self._prompt_messages))
+        shared, self._last_text = len(os.path.commonprefix([self._last_text, rendering.text])), rendering.text
+        return shared
 
-    def _apply_template(self, messages: Messages, generation: bool = True, **kwargs) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=generation,
-                **{**kwargs, **self.chat_template_kwargs},
+    def _warn_of_switch(self, query: Messages) -> None:
+        """Warn of a prompt that makes the template end otherwise than with [BE] in its place."""
+        full = generation_prompt(self._template, self._prompt_messages + query)
+        be = generation_prompt(self._template, query, self.slot)
+        if full != be:
+            warnings.warn(
+                f"The prompt switches the mode of the chat template: after the query it writes {full!r}, and {be!r} where "
+                "[BE] stands for the prompt, as it will wherever [BE] is used. [BE] learns the answers of the prompt's mode; "
+                "to have the template's usual mode for both, take the switch out of the prompt.",
+                UserWarning,
+                stacklevel=1,
             )
-        except TemplateError as error:
-            roles = ", ".join(_roles(messages))
-            raise ValueError(f"The chat template cannot render a conversation of {roles}: {error}") from error
-
-    def _segments(self, roles: tuple[str, ...], pads: tuple[str, str] = ("", ""), **kwargs) -> list[str]:
-        """Template text and content numbers in turns: `[text, 0, text, 1, ..., text]` for contents in order."""
-        contents = [f"{pads[0]}\ue000{number}\ue001{pads[1]}" for number in range(len(roles))]
-        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        if roles[0] == "system" and not self._has_system_role and "user" in roles:
-            # As Gemma 3's template does it.
-            first_user = roles.index("user")
-            messages[first_user]["content"] = contents[0] + "\n\n" + contents[first_user]
-            messages = messages[1:]
-        return _PLACEHOLDER.split(self._apply_template(messages, **kwargs))
-
-    @cached_property
-    def _has_system_role(self) -> bool:
-        probe = [{"role": "system", "content": "\ue0000\ue001"}, {"role": "user", "content": "\ue0001\ue001"}]
-        try:
-            return "\ue0000\ue001" in self._apply_template(probe)
-        except ValueError:
-            return False
-
-    def _skeleton(self, roles: tuple[str, ...], slot: str | None = None) -> _Skeleton:
-        """The skeleton for contents of these roles, with [BE] at `slot` in front of them if given."""
-        if (roles, slot) not in self._skeletons:
-            self._skeletons[roles, slot] = self._make_skeleton(roles, slot)
-        return self._skeletons[roles, slot]
-
-    def _make_skeleton(self, roles: tuple[str, ...], slot: str | None) -> _Skeleton:
-        shape = ("system", *roles) if slot == "system" else roles
-        parts = self._segments(shape)
-        segments, contents = parts[::2], [int(number) for number in parts[1::2]]
-        missing = set(range(len(shape))) - set(contents)
-        if missing:
-            raise ValueError(
-                f"The chat template does not show the text of {shape[min(missing)]} messages as it is, so it cannot be"
-                " used here: set tokenizer.chat_template to one that does."
-            )
-        strips = self._strips(shape, segments)
-        slots = [_Slot(content, *strip) for content, strip in zip(contents, strips, strict=True)]
-
-        # [BE] becomes a part of the template's text: one special token for each of its rows.
-        stand_ins = [self._stand_in(token_id) for token_id in self.be_token_ids] if slot else []
-        be = "".join(stand_ins)
-        be_at = []  # (segment, character) of each time [BE] stands in the text
-        if slot == "system":
-            while 0 in contents:
-                i = contents.index(0)
-                be_at.append((i, len(segments[i])))
-                segments[i : i + 2] = [segments[i] + be + segments[i + 1]]
-                del contents[i], slots[i]
-            slots = [shifted._replace(content=shifted.content - 1) for shifted in slots]
-        elif slot == "prefix":
-            opening, header = self._user_turn
-            be_at.append((0, len(opening)))
-            segments[0] = opening + be + header
-
-        outputs = {}  # (segment, character) of each stand-in -> the id of its row
-        for i, start in be_at:
-            for token_id, stand_in in zip(self.be_token_ids, stand_ins, strict=True):
-                outputs[i, start] = token_id
-                start += len(stand_in)
-        marks = []
-        for i, segment in enumerate(segments):
-            tokens = [token for token in self._tokenize(segment) if token.guarded]
-            if any(token.id in self._reserved and (i, token.start) not in outputs for token in tokens):
-                raise ValueError("The chat template itself writes an id reserved for [BE] or [AE]: choose other ids.")
-            marks.append([_Mark(*token[:3], outputs.pop((i, token.start), token.id)) for token in tokens])
-        if outputs:
-            raise ValueError("The tokenizer does not keep the special token that stands for [BE] apart from the text.")
-        return _Skeleton(segments, marks, slots)
-
-    def _strips(self, shape: tuple[str, ...], segments: list[str]) -> list[tuple[str | None, str | None]]:
-        """How the template strips the content of each slot: the arguments of `str.lstrip` and `str.rstrip`."""
-        padded = self._segments(shape, (_LEFT_PAD, _RIGHT_PAD))[::2]
-        options = ("", "\n", None)  # nothing, newlines, all white space
-        lefts, rights = [], []
-        for i, (segment, text) in enumerate(zip(segments, padded, strict=True)):
-            before = options if i > 0 else (None,)
-            after = options if i < len(segments) - 1 else (None,)
-            for right, left in itertools.product(before, after):
-                if _RIGHT_PAD.rstrip(right) + segment + _LEFT_PAD.lstrip(left) == text:
-                    break
-            else:
-                raise ValueError("The chat template changes the white space of a content in an unknown way.")
-            rights.append(right)
-            lefts.append(left)
-        return list(zip(lefts[:-1], rights[1:], strict=True))
-
-    @cached_property
-    def _user_turn(self) -> tuple[str, str]:
-        """
-        What the template writes before any turn (BOS), and what it writes from there to a user's content.
-
-        The latter follows from a turn in the middle of a conversation, where no default system turn is in the way: the
-        text between an assistant's and a user's content without what closes the assistant's turn.
-        """
-        # A BOS token may be spelled in turns too (SmolLM2's is <|im_start|>): a mark shows what is written as BOS.
-        mark = {"bos_token": _BOS_MARK} if self.tokenizer.bos_token else {}
-        head = self._segments(("user",), **mark)[0]
-        system_head = self._segments(("system", "user"), **mark)[0]
-        between = self._segments(("user", "assistant", "user"), generation=False, **mark)[4]
-        closing = self._segments(("user", "assistant"), generation=False, **mark)[4]
-        same = _common_prefix(self._units(between), self._units(closing))
-        header = between[len(same) :].removeprefix(_BOS_MARK)
-        if (closing and not same) or not head.endswith(header):
-            raise ValueError("Cannot tell where a user's turn starts in this chat template: use slot='system'.")
-        opening = head[: len(head) - len(header)]
-        if not system_head.startswith(opening):  # the default system turn follows BOS
-            opening = _BOS_MARK if opening.startswith(_BOS_MARK) else ""
-        bos = self.tokenizer.bos_token or ""
-        return opening.replace(_BOS_MARK, bos), header.replace(_BOS_MARK, bos)
-
-    def _units(self, text: str) -> list[str]:
-        """The text as special tokens and single characters."""
-        spellings = sorted((self._added[i].content for i in self._guarded if i in self._added), key=len, reverse=True)
-        return re.findall("|".join([*map(re.escape, spellings), "."]), text, flags=re.DOTALL)
-
-    def _turn_markers(self) -> set[int]:
-        """Added tokens that open or close turns though they are not flagged as special (DeepSeek's <｜User｜>)."""
-        try:
-            parts = self._segments(("user", "assistant", "user"), generation=False)
-        except ValueError:  # a template for a single turn
-            return set()
-        written = [[token.id for token in self._tokenize(text) if token.id in self._added] for text in parts[::2]]
-        # After the marker of its turn an assistant's header may hold ordinary tags such as <think>.
-        return {token_id for i, ids in enumerate(written[:3]) for token_id in (ids[:1] if i == 1 else ids)}
-
-    def _stand_in(self, token_id: int) -> str:
-        """A special token's spelling for a row of [BE]: its own if it has one."""
-        token = self._added.get(token_id)
-        return token.content if token is not None and token.special else self._separator
-
-    @cached_property
-    def _separator(self) -> str:
-        """A special token that is found wherever it is spelled and leaves its surroundings alone."""
-        for token in self._added.values():
-            if token.special and not (token.lstrip or token.rstrip or token.normalized or token.single_word):
-                return token.content
-        raise ValueError("The tokenizer has no special token to mark the place of [BE] with: add one, such as an EOS.")
-
-    # Skeleton and contents -> ids
-
-    def _fill(self, skeleton: _Skeleton, messages: Messages) -> tuple[str, list[_Mark], list[tuple[int, int]]]:
-        """The rendered text, the guarded tokens it is to have, and the characters of each slot's content."""
-        pieces, marks, spans, length = [], [], [], 0
-        for segment, found, slot in itertools.zip_longest(skeleton.segments, skeleton.marks, skeleton.slots):
-            marks += [_shift(mark, length) for mark in found]
-            pieces.append(segment)
-            length += len(segment)
-            if slot is not None:
-                content = _well_formed(messages[slot.content]["content"]).lstrip(slot.left).rstrip(slot.right)
-                spans.append((length, length + len(content)))
-                pieces.append(content)
-                length += len(content)
-        return "".join(pieces), marks, spans
-
-    def _encode(self, text: str, marks: list[_Mark], spans: list[tuple[int, int]]) -> list[_Token]:
-        tokens = self._tokenize(text)
-        if not _as_marked(tokens, marks):
-            tokens = self._encode_hostile(text, marks, spans)
-        outputs = {mark.start: mark.output for mark in marks}
-        return [token._replace(id=outputs[token.start]) if token.guarded else token for token in tokens]
-
-    def _encode_hostile(self, text: str, marks: list[_Mark], spans: list[tuple[int, int]]) -> list[_Token]:
-        """
-        Tokenise a text whose contents spell guarded tokens, as text.
-
-        The usual case takes one round with the parsing of special tokens switched off. Guarded tokens that come out
-        nevertheless (a reserved id may be a piece of ordinary vocabulary) are cut in two until none is left.
-        """
-        cuts: set[tuple[int, int]] = set()  # characters to leave out, mostly none: then the text is only split there
-        while True:
-            tokens = self._tokenize_apart(text, marks, cuts) if self._splits_alike else self._tokenize_cut(text, cuts)
-            if _as_marked(tokens, marks):
-                return tokens
-            written = {mark[:3] for mark in marks}
-            before = len(cuts)
-            for token in tokens:
-                if token.guarded and token[:3] not in written:
-                    cuts |= _cuts(token, spans)
-            if len(cuts) == before:
-                raise ValueError("A message holds text that cannot be told from the chat template's special tokens.")
-
-    def _tokenize(self, text: str, split_special_tokens: bool = False) -> list[_Token]:
-        encoding = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=split_special_tokens,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        tokens = []
-        unk_token_id = self.tokenizer.unk_token_id
-        for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-            guarded = token_id in self._guarded
-            if guarded:
-                spelling = self._added[token_id].content if token_id in self._added else ""
-                at = text.find(spelling, start, end) if spelling else -1
-                if at >= 0:  # without the white space that the token takes with it
-                    start, end = at, at + len(spelling)
-                elif token_id == unk_token_id and token_id not in self._reserved:
-                    guarded = False  # an unknown character, not a spelled-out <unk>
-            tokens.append(_Token(token_id, start, end, guarded))
-        return tokens
-
-    @cached_property
-    def _splits_alike(self) -> bool:
-        """Whether text after a special token is tokenised as it is alone: not if only the very first gets a space."""
-        ids = [token.id for token in self._tokenize(f"x{self._separator}x")]
-        alone = [token.id for token in self._tokenize("x")]
-        return ids == [*alone, *(token.id for token in self._tokenize(self._separator)), *alone]
-
-    def _tokenize_apart(self, text: str, marks: list[_Mark], cuts: set[tuple[int, int]]) -> list[_Token]:
-        """Tokenise the texts between marks and cuts one by one, with special tokens in them as text."""
-        borders: list[tuple[int, int, _Mark | None]] = [(start, end, None) for start, end in cuts]
-        for mark in marks:
-            start, end, flags = mark.start, mark.end, self._added.get(mark.id)
-            if flags is not None and flags.lstrip:
-                start = len(text[:start].rstrip())
-            if flags is not None and flags.rstrip:
-                end = len(text) - len(text[end:].lstrip())
-            borders.append((start, end, mark))
-        tokens, position = [], 0
-        for start, end, mark in sorted(borders, key=lambda border: border[:2]) + [(len(text), len(text), None)]:
-            if position < start:
-                piece = self._tokenize(text[position:start], split_special_tokens=True)
-                tokens += [_shift(token, position) for token in piece]
-            if mark is not None:
-                tokens.append(_Token(*mark[:3], True))
-            position = max(position, end)
-        return tokens
-
-    def _tokenize_cut(self, text: str, cuts: set[tuple[int, int]]) -> list[_Token]:
-        """Tokenise the text in one call with a special token at each cut, and leave those tokens out again."""
-        pieces, position, length = [], 0, 0
-        starts, shifts = [0], [0]  # where each piece starts in the longer text, and how far that is off
-        separators = set()
-        for start, end in sorted(cuts):
-            piece = text[position:start] if position < start else ""
-            pieces += [piece, self._separator]
-            separators.add(length + len(piece))
-            length += len(piece) + len(self._separator)
-            position = max(position, end)
-            starts.append(length)
-            shifts.append(position - length)
-        longer = "".join([*pieces, text[position:]])
-        return [
-            _shift(token, shifts[bisect.bisect_right(starts, token.start) - 1])
-            for token in self._tokenize(longer)
-            if not (token.guarded and token.start in separators)
-        ]
-
-
-def _roles(messages: Messages) -> tuple[str, ...]:
-    return tuple(message["role"] for message in messages)
-
-
-def _well_formed(text: str) -> str:
-    """The text without lone surrogates, which no tokenizer takes and which JSON files can hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _common_prefix(first: list[str], second: list[str]) -> str:
-    pairs = zip(first, second, strict=False)
-    return "".join(unit for unit, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _shift(token, by: int):
-    return token._replace(start=token.start + by, end=token.end + by)
-
-
-def _as_marked(tokens: list[_Token], marks: list[_Mark]) -> bool:
-    """Whether the guarded tokens are those that the template writes, each where it writes it."""
-    return [token[:3] for token in tokens if token.guarded] == [mark[:3] for mark in marks]
-
-
-def _cuts(token: _Token, spans: list[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Where to cut a guarded token apart: in its middle, as far as that belongs to a content."""
-    inside = [
-        position
-        for start, end in spans
-        for position in range(max(start, token.start + 1), min(end, token.end - 1) + 1)
-    ]
-    if inside:
-        middle = (token.start + token.end) / 2
-        cut = min(inside, key=lambda position: abs(position - middle))
-        return {(cut, cut)}
-    # A single character that is a guarded token by itself has no spelling as text: it is left out.
-    shared = [(max(start, token.start), min(end, token.end)) for start, end in spans]
-    return {(start, end) for start, end in shared if start < end}

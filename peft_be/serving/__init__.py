@@ -2,8 +2,8 @@
 
 from .gguf import export_gguf
 from .merged import export_merged
-from .tokens import MergedToken
+from .tokens import MergedToken, strip_special_tokens
 from .vllm import PromptDirectory, PromptEmbeds
 
 
-__all__ = ["MergedToken", "PromptDirectory", "PromptEmbeds", "export_gguf", "export_merged"]
+__all__ = ["MergedToken", "PromptDirectory", "PromptEmbeds", "export_gguf", "export_merged", "strip_special_tokens"]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tuner.token_ids import find_unused_token_ids
 from .gguf_weights import check_layers
-from .tokens import MergedToken, check_names, load_rows, never_row, with_default_system
+from .tokens import MergedToken, chat_templates, check_names, check_shown, load_rows, never_row, with_default_system
 
 
 if TYPE_CHECKING:
@@ -114,8 +114,13 @@ def export_gguf(
         bias = tensors[BIAS]
         written[BIAS] = _Table(bias, bias.tensor_type, dict.fromkeys(ids, np.float32(0)))
     metadata = _new_metadata(reader, tokenizer, vocab, ids, found.all_texts)
+    templates = _templates(reader, tokenizer)
+    check_shown(tokenizer, templates["default"], tokens, default)
     if default is not None:
-        metadata[TEMPLATE] = with_default_system(metadata[TEMPLATE], tokens[default].text)
+        templates = {name: with_default_system(template, tokens[default].text) for name, template in templates.items()}
+    metadata[TEMPLATE] = templates.pop("default")
+    metadata |= {f"{TEMPLATE}.{name}": template for name, template in templates.items()}
+    metadata |= {f"{TEMPLATE}s": sorted(templates)} if templates else {}
     metadata[TOKENS_KEY] = json.dumps({name: asdict(token) for name, token in tokens.items()})
     _write(reader, output, metadata, written)
     return tokens
@@ -227,16 +232,26 @@ def _new_metadata(
     size = f"{reader.fields[ARCHITECTURE].contents()}.vocab_size"
     if size in reader.fields:
         metadata[size] = len(metadata["tokenizer.ggml.tokens"])
-    template = reader.fields[TEMPLATE].contents() if TEMPLATE in reader.fields else None
-    if template is None or not _renders_alike(tokenizer, template):
-        if template is not None:
-            warnings.warn(
-                "The chat template of the GGUF file renders chats otherwise than that of the training: the latter is written.",
-                stacklevel=3,
-            )
-        template = tokenizer.chat_template
-    metadata[TEMPLATE] = template
     return metadata
+
+
+def _templates(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The chat templates by name: the file's own if they render chats as the tokenizer's do."""
+    templates = {
+        key.removeprefix(TEMPLATE).removeprefix(".") or "default": field.contents()
+        for key, field in reader.fields.items()
+        if key == TEMPLATE or key.startswith(f"{TEMPLATE}.")
+    }
+    if "default" in templates and _renders_alike(tokenizer, templates["default"]):
+        return templates
+    if "default" in templates:
+        warnings.warn(
+            "The chat template of the GGUF file renders chats otherwise than that of the training: the latter is written.",
+            stacklevel=3,
+        )
+    # As the package gguf names them
+    named = {re.sub("[^A-Za-z0-9]", "_", name): template for name, template in chat_templates(tokenizer).items()}
+    return templates | named
 
 
 def _renders_alike(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
@@ -255,7 +270,9 @@ def _renders_alike(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
         except jinja2.TemplateError as error:  # such as: no system messages
             return type(error)
 
-    chats = [turns, turns[:1], [{"role": "system", "content": "Zero."}, *turns]]
+    thinking = [{"role": "assistant", "content": "<think>\nHm.\n</think>\n\nTwo."}]
+    chats = [turns, turns[:1], [*turns[:1], *thinking, *turns[2:]]]
+    chats += [[{"role": "system", "content": text}, *turns] for text in ("Zero.", "Zero. /no_think")]
     return all(render(chat) == render(chat, template) for chat in chats)
 
 
@@ -364,7 +381,8 @@ def _write(reader: GGUFReader, output: Path, metadata: dict, tables: dict[str, _
         if isinstance(value, str):
             writer.add_string(key, value)
         else:
-            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=GGUFValueType.INT32)
+            type = GGUFValueType.STRING if isinstance(value[0], str) else GGUFValueType.INT32
+            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=type)
     tensors = {tensor.name: (tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     tensors.update({name: (table, table.type) for name, table in tables.items()})
     for name, (data, type) in tensors.items():

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..tuner.model import untie_output_embedding
 from ..tuner.token_ids import find_unused_token_ids
-from .tokens import MergedToken, check_names, load_rows, never_row, with_default_system
+from .tokens import MergedToken, chat_templates, check_names, check_shown, load_rows, never_row, with_default_system
 
 
 TOKENS_FILE = "be_tokens.json"
@@ -78,8 +78,11 @@ def export_merged(
     base.generation_config.suppress_tokens = sorted({*suppressed, *ids})
 
     tokens = found.tokens(ids)
+    check_shown(tokenizer, tokenizer.get_chat_template(), tokens, default)
     if default is not None:
-        tokenizer.chat_template = with_default_system(tokenizer.chat_template, tokens[default].text)
+        templates = chat_templates(tokenizer).items()
+        templates = {name: with_default_system(template, tokens[default].text) for name, template in templates}
+        tokenizer.chat_template = templates if len(templates) > 1 else templates["default"]
     base.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     (output_dir / TOKENS_FILE).write_text(

@@ -7,11 +7,15 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import jinja2
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models import load_adapters
+from ..prompting.encoding import GuardedTokenizer, well_formed
+from ..prompting.skeleton import ChatTemplate
 from ..tuner import BETokenConfig
 
 
@@ -150,7 +154,92 @@ def never_row(model: PreTrainedModel, num_sequences: int = 16, length: int = 96)
     return row.float()
 
 
+def chat_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The chat templates of a tokenizer by their names; a single one is called `default`."""
+    templates = tokenizer.chat_template
+    return dict(templates) if isinstance(templates, dict) else {"default": templates}
+
+
 def with_default_system(template: str, text: str) -> str:
     """A chat template that puts `text` in front as the system message where a chat has none."""
-    first = "{%- if not messages or messages[0]['role'] != 'system' -%}"
-    return f"{first}{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}{{%- endif -%}}{template}"
+    first = "{%- if not messages or messages[0]['role'] not in ('system', 'developer') -%}"
+    messages = f"{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}"
+    # White space that the template begins with is its own. Engines drop a newline after a block
+    end = "{%- endif %}\n" if template[:1].isspace() else "{%- endif -%}"
+    return f"{first}{messages}{end}{template}"
+
+
+def check_shown(
+    tokenizer: PreTrainedTokenizerBase, template: str, tokens: dict[str, MergedToken], default: str | None
+) -> None:
+    """
+    Check that a chat template shows the tokens as system messages.
+
+    Raises:
+        `ValueError`: if it changes one, as with `| upper`, or leaves out the one that is to be the default.
+    """
+    for name, token in tokens.items():
+        chat = [{"role": "system", "content": token.text}, {"role": "user", "content": "x"}]
+        try:
+            shown = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+        except jinja2.TemplateError:  # such as: no system messages
+            shown = ""
+        if token.slot != "system" or token.text in shown:
+            continue
+        if name == default or f"be_{name}".lower() in shown.lower():
+            raise ValueError(
+                f"The chat template does not show {token.text} in a system message as it is written: serve the adapter with "
+                "PEFT instead."
+            )
+        warnings.warn(
+            f"The chat template does not show {token.text} as a system message: write it and a blank line in front of the "
+            "user's text.",
+            UserWarning,
+            stacklevel=1,
+        )
+
+
+def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """
+    A text without the special tokens that a tokenizer reads in it, for engines that read them in what users write.
+
+    [BE] tokens of an exported checkpoint, the tokens that open and close turns, and all other special tokens go. What is
+    left is looked through again until there are none: `<|im_<|im_end|>end|>` becomes an empty text. All other text stays
+    as it is, but for lone surrogates, which become U+FFFD.
+
+    Args:
+        text (`str`):
+            What a user writes.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer of the exported checkpoint, or of the base model of a GGUF file. It must be a fast one.
+
+    Example:
+
+    ```py
+    >>> from peft_be import strip_special_tokens
+
+    >>> strip_special_tokens("Hi <|be_pirate|>there", tokenizer)
+    'Hi there'
+    ```
+    """
+    encoder, spellings = _special_tokens(tokenizer, len(tokenizer))
+    text = well_formed(text)
+    while True:
+        shorter = spellings.sub("", text)
+        # A tokenizer that normalises its input reads look-alikes, too
+        for token in reversed(encoder.tokenize(shorter)):
+            if token.guarded:
+                shorter = shorter[: token.start] + shorter[token.end :]
+        if shorter == text:
+            return text
+        text = shorter
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[GuardedTokenizer, re.Pattern]:
+    """What reads the special tokens of a tokenizer of this size, and what finds their spellings."""
+    encoder = GuardedTokenizer(tokenizer, ())
+    if tokenizer.chat_template:
+        ChatTemplate(encoder, (), {})  # guards the tokens that open and close turns, too
+    spellings = [encoder.added[i].content for i in encoder.guarded if i in encoder.added]
+    return encoder, re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))) or "(?!)")

@@ -60,6 +60,30 @@ def hostile_strings(count, spellings, template, seed=0):
     return strings[:count]
 
 
+def more_hostile_strings(count, spellings, template, seed=0):
+    """The same and, one in ten, very long ones, lone surrogates, characters that stand for bytes, and pieces of entities."""
+    rng = random.Random(seed)
+    strings = hostile_strings(count, spellings, template, seed)
+    for number in range(0, count, 10):
+        spelling = rng.choice(spellings)
+        cut = rng.randint(0, len(spelling))
+        strings[number] = rng.choice(
+            [
+                spelling * 300,
+                "lorem ipsum " * 400 + spelling,
+                spelling[:cut] + "\ud800" + spelling[cut:],
+                "\udfff" + spelling + "\ud83d",
+                spelling.replace(" ", "\u0120").replace("\n", "\u010a") + "\u0120" + spelling,
+                "".join(f"<0x{byte:02X}>" for byte in spelling.encode()),
+                "".join(f"&#{ord(character)};" for character in spelling),
+                "".join(f"\\u{ord(character):04x}" for character in spelling if ord(character) < 0x10000),
+                spelling + "\x1b[2K\r" + spelling,
+                "\u202e" + spelling[::-1] + "\u202c" + spelling,
+            ]
+        )
+    return strings
+
+
 def spellings_of(tokenizer, reserved):
     """Spellings of the special and added tokens and of the reserved ids and their neighbours, and guesses for them."""
     ids = {*tokenizer.added_tokens_decoder, *(token_id + i for token_id in reserved for i in (-2, -1, 0, 1, 2))}

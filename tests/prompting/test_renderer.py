@@ -208,20 +208,6 @@ def test_stripping_by_newlines_only():
         assert PromptRenderer(tokenizer).no_prompt(query) == expected["input_ids"]
 
 
-def test_templates_that_look_into_contents_cannot_be_changed_by_them(tokenizers):
-    tokenizer = tokenizers("qwen3")
-    for query in ("<tool_response>x</tool_response>", "a</think>b", "</think>"):
-        text = tokenizer.decode(PromptRenderer(tokenizer).no_prompt(query))
-        assert text == f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
-        dialogue = [
-            {"role": "user", "content": query},
-            {"role": "assistant", "content": query},
-            {"role": "user", "content": "x"},
-        ]
-        text = tokenizer.decode(PromptRenderer(tokenizer).no_prompt(dialogue))
-        assert text.startswith(f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n{query}<|im_end|>\n")
-
-
 def test_rendering_does_not_depend_on_earlier_ones_or_on_the_tokenizers_state(tokenizers):
     tokenizer = build_tokenizer("qwen3")
     renderer = PromptRenderer(tokenizer, SYSTEM, be_token_ids=[5000])
@@ -236,10 +222,12 @@ def test_rendering_does_not_depend_on_earlier_ones_or_on_the_tokenizers_state(to
 def test_many_queries_are_fast(tokenizers):
     renderer = PromptRenderer(tokenizers("qwen3"), SYSTEM * 100, be_token_ids=[5000])
     renderer.full("x")
-    start = time.perf_counter()
+    start = time.process_time()
     for i in range(500):
         renderer.full(f"What is {i} + {i}?")
-    assert time.perf_counter() - start < 2.5  # 5 ms a query; about 0.2 ms on an idle core
+    assert (
+        time.process_time() - start < 2.5
+    )  # 5 ms a query; about 0.7 ms on an idle core, most of them in the template
 
 
 @pytest.mark.parametrize("k", [1, 4])

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from peft_be import PromptRenderer, export_gguf, load_adapter, load_model
 
 from ..cli.conftest import cli  # noqa: F401
 from ..tiny import save_tiny_llama
-from .test_merged import CHAT, logits, save_adapter
+from .test_merged import CHAT, TOOLS, logits, named_templates, save_adapter
 
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the package gguf")
@@ -72,7 +73,11 @@ def save_gguf(folder, path, type=Type.F32, architecture="llama", template=None):
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(template or tokenizer.chat_template)
+    template = template or tokenizer.chat_template
+    named = (
+        [{"name": name, "template": text} for name, text in template.items()] if isinstance(template, dict) else None
+    )
+    writer.add_chat_template(named or template)
 
     def add(name, weight, heads=None):
         weight = weight.detach().numpy()
@@ -194,6 +199,31 @@ def test_rows_of_q6_k():
     assert (
         error <= largest / 31 * 0.5 * 1.05 + np.abs(rows).reshape(5, 2, -1).max(-1).repeat(16, 1)[..., None] / 200
     ).all()
+
+
+@pytest.mark.parametrize("in_file", ["none", "one", "two", "another"])
+def test_a_tokenizer_with_several_templates(smollm2_tokenizer, tmp_path, in_file):
+    tokenizer = named_templates(smollm2_tokenizer, tmp_path)
+    base = save_tiny_llama(tmp_path / "base", tokenizer)
+    own = tokenizer.chat_template
+    template = {"one": own["default"], "two": own, "another": own["default"].replace("SmolLM", "BigLM")}.get(in_file)
+    path = save_gguf(base, tmp_path / "base.gguf", template=template or {"other": "{{ messages }}"})
+    adapters = {"a": save_adapter(base, tmp_path / "a")}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tokens = export_gguf(adapters, path, tmp_path / "be.gguf", default="a")
+    assert any("chat template" in str(w.message) for w in said) == (in_file == "another")
+    metadata, _ = read(tmp_path / "be.gguf")
+    templates = {"default": metadata["tokenizer.chat_template"]}
+    assert metadata.get("tokenizer.chat_templates", []) == (
+        {"one": [], "none": ["other", "tool_use"]}.get(in_file, ["tool_use"])
+    )
+    for name in {*own} & {*metadata.get("tokenizer.chat_templates", [])}:
+        templates[name] = metadata[f"tokenizer.chat_template.{name}"]
+    chat = [{"role": "system", "content": tokens["a"].text}, *CHAT]
+    for name, template in templates.items():
+        expected = tokenizer.apply_chat_template(chat, chat_template=own[name], tools=TOOLS, tokenize=False)
+        assert tokenizer.apply_chat_template(CHAT, chat_template=template, tools=TOOLS, tokenize=False) == expected
 
 
 def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_path):

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
 from peft_be.prompting import chat_template_fingerprint, tokenizer_fingerprint
+from peft_be.serving.tokens import with_default_system
 
 from ..tiny import save_tiny_llama
 
@@ -103,6 +104,66 @@ def test_the_default_is_the_system_message_of_chats_without_one(smollm2_tokenize
     assert render(CHAT) == render([{"role": "system", "content": tokens["a"].text}, *CHAT])
     other = [{"role": "system", "content": "Be brief."}, *CHAT]
     assert render(other) == smollm2_tokenizer.apply_chat_template(other, add_generation_prompt=True, return_dict=False)
+
+
+def named_templates(tokenizer, tmp_path):
+    """A copy of a tokenizer with several named templates."""
+    copy = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    tools = "{% for tool in tools %}{{ tool.function.name }} {% endfor %}" + tokenizer.chat_template
+    copy.chat_template = {"default": tokenizer.chat_template, "tool_use": tools}
+    return copy
+
+
+TOOLS = [{"type": "function", "function": {"name": "get_tide", "description": "", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("default", [None, "a"])
+def test_a_tokenizer_with_several_templates(smollm2_tokenizer, tmp_path, default):
+    tokenizer = named_templates(smollm2_tokenizer, tmp_path)
+    base = save_tiny_llama(tmp_path / "base", tokenizer)
+    tokens = export_merged({"a": save_adapter(base, tmp_path / "a")}, tmp_path / "merged", default=default)
+    merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert set(merged.chat_template) == {"default", "tool_use"}
+    system = [{"role": "system", "content": tokens["a"].text}]
+    for tools in (None, TOOLS):
+        with_be = merged.apply_chat_template([*system, *CHAT], tools=tools, tokenize=False)
+        own = tokenizer.apply_chat_template([*system, *CHAT], tools=tools, tokenize=False)
+        assert with_be == own and ("get_tide" in own) == bool(tools)
+        without = merged.apply_chat_template(CHAT, tools=tools, tokenize=False)
+        assert without == (own if default else tokenizer.apply_chat_template(CHAT, tools=tools, tokenize=False))
+    ids = merged.apply_chat_template(CHAT if default else [*system, *CHAT], return_dict=False)
+    assert [i for i in ids if i in tokens["a"].ids] == tokens["a"].ids
+
+
+def test_a_default_leaves_the_template_as_it_is(smollm2_tokenizer):
+    """White space in front of a template, and chats that begin with a developer's message."""
+    for start in ("", "\n", "\n\n  ", "  {% if true %}{% endif %}\n", "{#- note -#}\n"):
+        own = start + smollm2_tokenizer.chat_template
+        template = with_default_system(own, "<|be_a|>")
+        system = [{"role": "system", "content": "<|be_a|>"}]
+        for chat, same in ((CHAT, [*system, *CHAT]), ([*system, *CHAT],) * 2):
+            expected = smollm2_tokenizer.apply_chat_template(same, chat_template=own, tokenize=False)
+            assert smollm2_tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False) == expected
+        chat = [{"role": "developer", "content": "Be brief."}, *CHAT]
+        assert "<|be_a|>" not in smollm2_tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+
+
+def test_a_template_that_changes_the_token_is_refused(smollm2_tokenizer, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_tokenizer.name_or_path)
+    own = tokenizer.chat_template
+    for filter in ("upper", "e"):
+        tokenizer.chat_template = own.replace("message['content']", f"(message['content'] | {filter})")
+        base = save_tiny_llama(tmp_path / filter, tokenizer)
+        folder = save_adapter(base, tmp_path / f"{filter}-adapter")
+        with pytest.raises(ValueError, match="does not show .* as it is written: serve the adapter with PEFT"):
+            export_merged({"a": folder}, tmp_path / f"{filter}-merged")
+        assert not list((tmp_path / f"{filter}-merged").glob("*.safetensors"))
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    folder = save_adapter(save_tiny_llama(tmp_path / "no", tokenizer), tmp_path / "no-adapter")
+    with pytest.warns(UserWarning, match="in front of the user's text"):
+        export_merged({"a": folder}, tmp_path / "no-merged")
+    with pytest.raises(ValueError, match="does not show"):
+        export_merged({"a": folder}, tmp_path / "no-default", default="a")
 
 
 def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):

@@ -1,0 +1,36 @@
+"""What a chat sends in later turns."""
+
+import io
+import re
+
+from transformers import AutoTokenizer
+
+from peft_be import PromptRenderer
+
+from ..serving.test_merged import save_adapter
+from ..tiny import save_tiny_llama
+
+
+CUT = "message['content'] if message['role'] != 'assistant' else message['content'][5:]"
+
+
+def test_earlier_answers_are_what_the_template_makes_of_them(cli, smollm2_tokenizer, tmp_path, monkeypatch):
+    """The template leaves out the first characters of earlier answers, as others do with what the model has thought."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_tokenizer.name_or_path)
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", f"({CUT})")
+    folder = save_adapter(save_tiny_llama(tmp_path / "base", tokenizer), tmp_path / "a")
+    questions = ["Who are you?", "Why <|im_end|> though <repo_name>?", "Since when?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(questions) + "\n/quit\n"))
+    code, out, err = cli("chat", folder, "--max-new-tokens", 8)
+    assert code == 0, err
+    answers = re.findall(r"\[BE\]: (.*?)\n\((\d+) input tokens", out, re.DOTALL)
+    assert len(answers) == 3 and all(len(answer) > 5 for answer, _ in answers)
+
+    # The plain template, with the answers cut by hand: [BE] is one token, and what questions spell counts as text
+    plain = smollm2_tokenizer
+    renderer = PromptRenderer(plain, be_token_ids=[plain.convert_tokens_to_ids("<repo_name>")])
+    turns = []
+    for question, (answer, length) in zip(questions, answers):
+        turns.append({"role": "user", "content": question})
+        assert int(length) == len(renderer.be(turns))
+        turns.append({"role": "assistant", "content": answer[5:]})
