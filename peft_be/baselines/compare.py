@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import DynamicCache, PreTrainedModel
 
+from ..context import check_prompts
 from ..data import as_queries, query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
@@ -208,6 +209,10 @@ def compare_methods(
         base, tokenizer = load_model(model)
         folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
         renderer = PromptRenderer(tokenizer, prompt)
+
+        if task is not None:  # found before the methods are trained
+            prompts = [renderer.full(query) for query in task.queries]
+            check_prompts(base, prompts, task.answer_lengths(tokenizer))
 
         def job(spec: str, seed: int) -> Job:
             directory = folder.work / f"{spec.replace(':', '-')}-{seed}"

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 from rich.text import Text
 
-from .common import bold, console
+from .common import bold, console, say
 from .options import AllowTemplateChange, BaseModel
 
 
@@ -19,6 +19,7 @@ def chat(
     allow_template_change: AllowTemplateChange = False,
 ) -> None:
     """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
+    from ..context import check_length, fit_dialogue
     from ..models import load_adapter
     from ..prompting import PromptRenderer, load_prompt
 
@@ -28,6 +29,8 @@ def chat(
     forms = {"[BE]": renderer.be} | ({"full prompt": renderer.full} if prompt else {})
     # Each form remembers its own side of the conversation
     dialogues: dict[str, list] = {name: [] for name in forms}
+    for render in forms.values():
+        check_length(peft_model, len(render("A")) + max_new_tokens, f"an answer of {max_new_tokens} tokens")
     while True:
         try:
             question = console.input(bold("> ")).strip()
@@ -39,7 +42,16 @@ def chat(
             dialogue = dialogues[name]
             dialogue.append({"role": "user", "content": question})
             console.print(Text(f"{name}: ", style="bold cyan"), end="")
-            answer = _answer(peft_model, tokenizer, render(dialogue), max_new_tokens, temperature)
+            try:
+                ids, forgotten = fit_dialogue(peft_model, render, dialogue, max_new_tokens)
+            except ValueError as error:
+                dialogue.pop()
+                say(Text(str(error), style="yellow"))
+                continue
+            if forgotten:
+                turns = "the oldest question" if forgotten == 1 else f"the {forgotten} oldest questions"
+                say(Text(f"(the context is full: {turns} and the answers to them were dropped)", style="dim"))
+            answer = _answer(peft_model, tokenizer, ids, max_new_tokens, temperature)
             dialogue.append({"role": "assistant", "content": answer})
 
 

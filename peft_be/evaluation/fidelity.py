@@ -11,6 +11,7 @@ from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..context import check_prompts
 from ..data import as_queries
 from ..losses import OutputHead, divergence
 from ..prompting import PromptRenderer
@@ -64,7 +65,7 @@ class FidelityScorer:
         texts (`list[str]`): the same as text.
 
     Raises:
-        `ValueError`: no queries.
+        `ValueError`: no queries, or one that does not fit into the model's context with P and its answer.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class FidelityScorer:
     ):
         if not prompts:
             raise ValueError("There are no queries to evaluate on.")
+        check_prompts(model, prompts, max_answer_length)
         self._model, self._tokenizer, self._on_progress = model, tokenizer, on_progress
         self._settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
         self.head = OutputHead(model)
@@ -169,7 +171,8 @@ def evaluate_fidelity(
         `tuple[dict, list[dict]]`: the scores, and for each query the texts `query`, `full`, `be` and `no_prompt`.
 
     Raises:
-        `ValueError`: no queries, or something that is no query.
+        `ValueError`: no queries, something that is no query, or one that does not fit into the model's context with P and its
+            answer.
     """
     queries = as_queries(queries)
     config = model.peft_config[model.active_adapter]
@@ -178,11 +181,12 @@ def evaluate_fidelity(
     model.eval()
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt)
     full = [renderer.full(query) for query in queries]
-    scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
     prompts = {
         "no_prompt": [renderer.no_prompt(query) for query in queries],
         "be": [renderer.be(query) for query in queries],
     }
+    check_prompts(base, [ids for form in prompts.values() for ids in form], max_answer_length)
+    scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
     labels = {"no_prompt": "no prompt", "be": "[BE]"}
     scores = {name: scorer.score(prompts[name], label=labels[name]) for name in prompts}
     kl = {name: score.kl for name, score in scores.items()}

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..context import check_length
 from .latency import cache_bytes
 
 
@@ -58,7 +59,11 @@ def stream_answer(
 
     Yields:
         [`StreamedAnswer`]
+
+    Raises:
+        `ValueError`: the prompt and its answer are longer than the model's context.
     """
+    check_length(model, len(ids) + max_new_tokens, f"an answer of {max_new_tokens} tokens")
     cache = DynamicCache(config=model.config)
     steps = _Steps(cache)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..context import check_prompts
 from ..memory import copy_head_input
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
@@ -64,7 +65,13 @@ def common_prefix_length(sequences: list[list[int]]) -> int:
 
 
 def share_prefix(model: PreTrainedModel, prompts: list[list[int]]) -> SharedPrefix | None:
-    """The [`SharedPrefix`] of `prompts`, or `None` where they share too little or the model's cache cannot share it."""
+    """
+    The [`SharedPrefix`] of `prompts`, or `None` where they share too little or the model's cache cannot share it.
+
+    Raises:
+        `ValueError`: a prompt is longer than the model's context.
+    """
+    check_prompts(model, prompts)
     length = common_prefix_length(prompts)
     if length < MIN_SHARED_PREFIX or not can_share_prefix(model):
         return None
@@ -95,7 +102,11 @@ def generate_answers(
 
     Returns:
         `list[Answer]`: `settings.num_answers` answers a prompt, in the order of the prompts.
+
+    Raises:
+        `ValueError`: a prompt and its answer are longer than the model's context.
     """
+    check_prompts(model, prompts, settings.max_new_tokens)
     sampling = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
@@ -167,7 +178,11 @@ def answer_states(
 
     Returns:
         `list[Answer]`: in the order of the prompts.
+
+    Raises:
+        `ValueError`: a prompt and its answer are longer than the model's context.
     """
+    check_prompts(model, prompts, [len(answer) for answer in answers])
     shared = prefix.length if prefix else 0
 
     def states(number: int, batch: list[int]) -> list[Answer]:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from ..context import check_length, check_prompts
 from ..data import query_dataset
 from ..losses import OutputHead, cross_entropy, divergence
 from ..prompting import PromptRenderer
@@ -41,22 +42,12 @@ logger = logging.getLogger(__name__)
 CALIBRATION_QUERY = "What would you like to talk about today, and why?"
 
 
-def check_length(base: PreTrainedModel, length: int, what: str) -> None:
-    """Raises a `ValueError` if `length` tokens, made of a prompt with `what`, exceed the context of the model."""
-    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and length > context:
-        raise ValueError(
-            f"The prompt does not fit: with {what} it is {length} tokens long, and the model's context is {context}. "
-            "Shorten the prompt, the queries or the answers."
-        )
-
-
 def teacher_prompts(
     base: PreTrainedModel, renderer: PromptRenderer, queries: list, max_answer_length: int
 ) -> list[list[int]]:
     """What the teacher reads: each query behind the full prompt. Raises a `ValueError` where the context is too short."""
     prompts = [renderer.full(query) for query in queries]
-    check_length(base, max(map(len, prompts)) + max_answer_length, "the longest query and its answer")
+    check_prompts(base, prompts, max_answer_length)
     return prompts
 
 

@@ -46,3 +46,29 @@ def test_chat_with_both_forms(cli, job, monkeypatch):
     counts = [int(n) for n in re.findall(r"\((\d+) input tokens, first token after \d+ ms\)", out)]
     # The second turn reads the first one, too
     assert counts[0] < counts[1] and counts[0] < counts[2] < counts[3]
+
+
+def test_a_chat_that_outgrows_the_context_forgets_its_beginning(cli, job, monkeypatch):
+    assert cli(*job.arguments)[0] == 0
+    questions = ["sea " * 150] * 4 + ["sea " * 600, "Is it cold?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(questions) + "\n\n"))
+    code, out, err = cli("chat", job.folder / "out", "--max-new-tokens", 3)
+    assert code == 0, err
+    counts = [int(n) for n in re.findall(r"\((\d+) input tokens", out)]
+    assert len(counts) == 5 and max(counts) <= 509  # all but the one that does not fit by itself
+    assert "the oldest question and the answers to them were dropped" in out
+    assert "context is 512" in out
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it cold?\n\n"))
+    code, _, err = cli("chat", job.folder / "out", "--max-new-tokens", 600)
+    assert code == 1 and "context is 512" in err
+
+
+def test_what_does_not_fit_into_the_context(cli, job):
+    assert cli(*job.arguments)[0] == 0
+    queries = job.folder / "long.txt"
+    queries.write_text("Is it cold?\n" + "sea " * 600 + "\n")
+    for command in ("eval", "bench"):
+        options = ["--prompt", job.folder / "prompt.txt", "--queries", queries, "--json", job.folder / "figures.json"]
+        code, _, err = cli(command, job.folder / "out", *options)
+        assert code == 1 and "context is 512" in err and "Traceback" not in err
+        assert not (job.folder / "figures.json").exists()
