@@ -14,18 +14,22 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from .context import check_length
 from .data import QuerySplits, query_key, split_queries
 from .files import read_json
 from .models import DEFAULT_MODEL, load_model
+from .settings import COUNT, NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
+from .training.budget import Budget
 from .training.callbacks import OnProgress
 from .training.provenance import sha256
 from .training.rounds import train_rounds
 from .training.run import RunFolder, report_to, train
 from .training.settings import PLACES, config_args, default_settings
 from .tuner import BETokenConfig
+from .tuner.config import SLOTS
 
 
 # What differs from `BEDistillConfig`, whose defaults are the paper's: distillation alone at temperature 1 comes nearer to the
@@ -128,11 +132,17 @@ def compress_prompt(
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
     splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=seed)
-    check_steps(BEDistillConfig(str(output_dir), seed=seed, **training_args))
-    if reconstruction_steps < 0:
-        raise ValueError(f"reconstruction_steps must be at least 0, got {reconstruction_steps}.")
-    if on_policy_rounds < 0 or (on_policy_rounds and training_args.get("kd_weight") == 0):
-        raise ValueError(f"on_policy_rounds needs distillation and lies at 0 or above, got {on_policy_rounds}.")
+    check_names(training_args, BEDistillConfig)
+    checked = BEDistillConfig(str(output_dir), seed=seed, **{**RECIPE, **training_args})
+    check_steps(checked)
+    check_number("num_be_tokens", num_be_tokens, COUNT, whole=True)
+    check_choice("slot", slot, SLOTS)
+    check_number("reconstruction_steps", reconstruction_steps, NOT_NEGATIVE, whole=True)
+    check_number("on_policy_rounds", on_policy_rounds, NOT_NEGATIVE, whole=True)
+    if on_policy_rounds and checked.kd_weight == 0:
+        raise ValueError("on_policy_rounds needs distillation: set kd_weight above 0, or leave the rounds out.")
+    if max_minutes is not None:
+        check_number("max_minutes", max_minutes, POSITIVE)
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation]),
@@ -151,8 +161,8 @@ def compress_prompt(
         model_name = settings["model"]
         model, tokenizer = load_base(model, tokenizer)
         run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
-        start = time.perf_counter()
-
+        budget = Budget(max_minutes)
+        check_length(model, num_be_tokens, f"num_be_tokens={num_be_tokens}")
         training_args = {**config_args(run.settings, BEDistillConfig), **training_args}
         reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
         reconstructs = reconstructs and training_args.get("use_ae_token", True)
@@ -172,16 +182,15 @@ def compress_prompt(
             report_to(on_progress, trainer, "stage 1")
             logs += train(trainer, "stage 1")
             training_args["init"] = None  # go on from there
-        seconds = None if max_minutes is None else 60 * max_minutes - (time.perf_counter() - start)
         args = {"answer_cache_dir": str(teacher_cache_dir()), **training_args}
-        done = train_rounds(peft_model, tokenizer, prompt, splits, run, args, on_policy_rounds, seconds, on_progress)
+        done = train_rounds(peft_model, tokenizer, prompt, splits, run, args, on_policy_rounds, budget, on_progress)
         report = training_report(
             model_name,
             run.settings,
             splits,
             done.steps,
             done.best,
-            time.perf_counter() - start,
+            budget.used,
             logs + done.log,
         )
         peft_model.save_pretrained(run.directory)
@@ -232,6 +241,8 @@ def pretrain_ae(
     Returns:
         `Path`: the adapter's folder.
     """
+    check_names(training_args, AEConfig)
+    check_number("num_validation", num_validation, COUNT, whole=True)
     defaults = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 25, "save_steps": 25}
     check_steps(AEConfig(str(output_dir), seed=seed, **{**defaults, **training_args}))
     settings = {

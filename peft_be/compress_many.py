@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .compress import RECIPE, check_steps, load_base, training_report
+from .context import check_length
 from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
 from .files import capitalised, read_json, write_json
 from .models import DEFAULT_MODEL
 from .prompting import PromptRenderer, load_prompt
+from .settings import COUNT, check_choice, check_names, check_number
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
@@ -26,6 +28,7 @@ from .training.callbacks import EachPromptsBest, OnProgress
 from .training.provenance import sha256, stage_name
 from .training.run import PATIENCE, RunFolder, report_to, train
 from .training.settings import PLACES, config_args, default_settings
+from .tuner.config import SLOTS
 
 
 MAX_NAME_LENGTH = 128
@@ -127,12 +130,16 @@ def compress_prompts(
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
     _check_names([job.name for job in jobs])
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size}.")
+    check_names(training_args, BEDistillConfig)
+    for name, value in {"group_size": group_size, "num_be_tokens": num_be_tokens}.items():
+        check_number(name, value, COUNT, whole=True)
+    check_choice("slot", slot, SLOTS)
     # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
     needed = {"eval_strategy": "steps", "save_total_limit": None, "load_best_model_at_end": False}
+    check_steps(
+        BEDistillConfig(str(output_dir), seed=seed, **{**RECIPE, "load_best_model_at_end": False, **training_args})
+    )
     training_args = {name: value for name, value in training_args.items() if name not in (*needed, "save_steps")}
-    check_steps(BEDistillConfig(str(output_dir), seed=seed, **{**RECIPE, **training_args, **needed}))
     settings = {
         "prompts": sha256([[job.name, job.prompt, job.queries, job.test_queries] for job in jobs]),
         "model": model if isinstance(model, str) else model.name_or_path,
@@ -151,6 +158,7 @@ def compress_prompts(
             return [_result(run, job.name, errors) for job in jobs]
         model, tokenizer = load_base(model, tokenizer)
         run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
+        check_length(model, num_be_tokens, f"num_be_tokens={num_be_tokens}")
         training_args = {**config_args(run.settings, BEDistillConfig), **training_args, **needed}
         training_args["save_steps"] = training_args["eval_steps"]
         reconstructs = training_args["kd_weight"] < 1 and training_args.get("use_ae_token", True)

@@ -21,6 +21,7 @@ from ..evaluation.tasks import Task, evaluate_task
 from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
+from ..settings import COUNT, POSITIVE, TRAINING_RANGES, check_number
 from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
@@ -186,6 +187,13 @@ def compare_methods(
     made = {spec: make_method(spec) for spec in methods}
     if not seeds:
         raise ValueError("A comparison needs at least one seed.")
+    for seed in seeds:
+        check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
+    check_number("max_answer_length", max_answer_length, COUNT, whole=True)
+    if max_steps is not None:
+        check_number("max_steps", max_steps, COUNT, whole=True)
+    if max_minutes is not None:
+        check_number("max_minutes", max_minutes, POSITIVE)
     queries = as_queries(queries)
     if test_queries is None:
         distinct = list({query_key(query): query for query in queries}.values())

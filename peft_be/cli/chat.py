@@ -22,7 +22,9 @@ def chat(
     from ..context import check_length, fit_dialogue
     from ..models import load_adapter
     from ..prompting import PromptRenderer, load_prompt
+    from ..settings import NOT_NEGATIVE, check_number
 
+    check_number("--temperature", temperature, NOT_NEGATIVE)
     prompt = load_prompt(compare) if compare else None
     peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
     renderer = PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer, prompt)

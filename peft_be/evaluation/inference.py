@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from ..context import check_prompts
 from ..data import as_queries
 from ..prompting import PromptRenderer
+from ..settings import check_number
 from ..teacher import common_prefix_length
 from ..versions import machine_of, versions
 from .latency import RequestTiming, time_requests
@@ -80,7 +81,9 @@ def bench_inference(
         `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, or a query that does not fit
             into the model's context with P and its answer.
     """
-    if repeats < 2 or new_tokens < 1 or min(batch_sizes) < 1:
+    for name, value in [("repeats", repeats), ("new_tokens", new_tokens), *(("a batch size", b) for b in batch_sizes)]:
+        check_number(name, value, whole=True)
+    if repeats < 2 or new_tokens < 1 or min(batch_sizes, default=0) < 1:
         raise ValueError("A measurement needs at least 2 repeats, 1 new token, and batch sizes of 1 or more.")
     queries = QUERIES if queries is None else as_queries(queries)
     if not queries:

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from ..context import check_length
+from ..settings import COUNT, NOT_NEGATIVE, check_number
 from .latency import cache_bytes
 
 
@@ -61,8 +62,10 @@ def stream_answer(
         [`StreamedAnswer`]
 
     Raises:
-        `ValueError`: the prompt and its answer are longer than the model's context.
+        `ValueError`: the prompt and its answer are longer than the model's context, or a setting is out of range.
     """
+    check_number("max_new_tokens", max_new_tokens, COUNT, whole=True)
+    check_number("temperature", temperature, NOT_NEGATIVE)
     check_length(model, len(ids) + max_new_tokens, f"an answer of {max_new_tokens} tokens")
     cache = DynamicCache(config=model.config)
     steps = _Steps(cache)

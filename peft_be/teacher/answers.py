@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..context import check_prompts
 from ..memory import copy_head_input
+from ..settings import COUNT, NOT_NEGATIVE, Range, check_number
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
 
@@ -52,6 +53,10 @@ class AnswerSettings:
     seed: int = 42
 
     def __post_init__(self):
+        for name in ("max_new_tokens", "num_answers", "batch_size"):
+            check_number(name, getattr(self, name), COUNT, whole=True)
+        check_number("temperature", self.temperature, NOT_NEGATIVE)
+        check_number("top_p", self.top_p, Range(above=0, high=1))
         if self.num_answers > 1 and self.temperature == 0.0:
             raise ValueError("Several answers a query need sampling: set the answers' temperature above 0.")
 
@@ -151,10 +156,11 @@ def generate_answers(
             model.generation_config = GenerationConfig()
             sequences = model.generate(**inputs, generation_config=config)
         hidden = torch.stack(steps, dim=1)
-        answers = []
+        answers: list[Answer] = []
         for row, new_ids in enumerate(sequences[:, width:].tolist()):
             end = next((t + 1 for t, token in enumerate(new_ids) if token in stop_ids), len(new_ids))
             answers.append(Answer(batch[row // settings.num_answers], new_ids[:end], hidden[row, :end].clone()))
+        check_finite(answer.hidden for answer in answers)
         return answers
 
     return _run(answer, _batches(prompts, settings.batch_size), cache, on_progress)
@@ -197,9 +203,19 @@ def answer_states(
         for row, i in enumerate(batch):
             start = len(prompts[i]) - shared - 1
             result.append(Answer(i, answers[i], hidden[row, start : start + len(answers[i])].clone()))
+        check_finite(answer.hidden for answer in result)
         return result
 
     return _run(states, _batches([p + a for p, a in zip(prompts, answers)], batch_size), cache, on_progress)
+
+
+def check_finite(states: Iterable[torch.Tensor]) -> None:
+    """Raises a `FloatingPointError` where a hidden state is not a finite number: nothing could be learned from it."""
+    if not all(state.isfinite().all() for state in states):
+        raise FloatingPointError(
+            "The model's hidden states are not finite numbers: its weights are damaged, or their dtype is too narrow. Load it "
+            "in float32 or bfloat16, or use another copy."
+        )
 
 
 def weights_sha256(model: PreTrainedModel) -> str:

@@ -173,6 +173,11 @@ class BEDistillTrainer(RowTrainer):
         if args.init is not None:
             model.base_model.set_rows(self._adapter, self._start_rows(base, args))
         self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
+        if not 0 < self._start_rms < math.inf:
+            raise FloatingPointError(
+                f"The start rows have a root mean square of {self._start_rms}, and nothing can learn from there: the model's "
+                "embeddings are damaged, or init=None goes on from rows that were never set."
+            )
         self._reconstruction = {}
         if args.kd_weight < 1:
             for name, renderer in self.renderers.items():

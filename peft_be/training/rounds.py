@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..data import QuerySplits, query_column
 from ..files import read_json, write_json
 from .be_distill_config import BEDistillConfig
 from .be_distill_trainer import BEDistillTrainer
-from .budget import steps_in_time
+from .budget import Budget, steps_in_time
 from .callbacks import OnProgress
 from .provenance import stage_name
 from .run import RunFolder, report_to, train
@@ -90,15 +89,28 @@ def train_rounds(
     run: RunFolder,
     training_args: dict,
     on_policy_rounds: int,
-    seconds: float | None,
+    budget: Budget,
     on_progress: OnProgress | None,
 ) -> Rounds:
-    """Stage 2, or stages 1 and 2 together, within `seconds`; goes on with what `run` holds of it."""
-    start, done = time.perf_counter(), Rounds.resume(run.work, peft_model)
+    """Stage 2, or stages 1 and 2 together, within the budget; goes on with what `run` holds of it."""
+    done = Rounds.resume(run.work, peft_model)
     for number in range(done.rounds, 1 + on_policy_rounds):
         args = training_args
         if number:
             args = {**args, "init": None, "max_steps": max(1, int(ROUND_SHARE * done.max_steps))}
+        stage = stage_name(args["kd_weight"]) + (f", on-policy round {number}" if number else "")
+        fitting = run.settings.get("fitting_steps", {})
+        is_measured = budget.seconds is None or stage in fitting
+        if number and not is_measured and budget.is_over:
+            warnings.warn(f"No time is left for on-policy round {number}: the training ends without it.", stacklevel=1)
+            break
+
+        def report_teacher(name: str, count: int, total: int, is_measured: bool = is_measured) -> None:
+            if on_progress:
+                on_progress(f"teacher, {name} queries", count, total, {})
+            if not is_measured:
+                budget.left()
+
         trainer = BEDistillTrainer(
             peft_model,
             BEDistillConfig(str(run.work / (f"round{number}" if number else "stage2")), **args),
@@ -111,19 +123,15 @@ def train_rounds(
             ),
             eval_dataset=Dataset.from_dict({"query": query_column(splits.validation)}),
             processing_class=tokenizer,
-            on_teacher_progress=on_progress
-            and (lambda name, count, total: on_progress(f"teacher, {name} queries", count, total, {})),
+            on_teacher_progress=report_teacher,
         )
-        stage = stage_name(trainer.args.kd_weight) + (f", on-policy round {number}" if number else "")
         report_to(on_progress, trainer, stage)
-        if seconds is not None:
-            fitting = run.settings.get("fitting_steps", {})
-            if stage not in fitting:
+        if budget.seconds is not None:
+            if not is_measured:
                 # What is left is for the rounds behind this training, too
                 share = ROUND_SHARE if number else 1.0
                 share /= share + ROUND_SHARE * (on_policy_rounds - number)
-                left = seconds - (time.perf_counter() - start)
-                fitting = {**fitting, stage: steps_in_time(trainer, share * left)}
+                fitting = {**fitting, stage: steps_in_time(trainer, share * budget.left())}
                 run.remember("fitting_steps", fitting)
             trainer.args.max_steps = min(trainer.args.max_steps, fitting[stage])
         log = train(trainer, stage)

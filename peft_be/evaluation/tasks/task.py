@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...baselines import StandIn
 from ...context import check_prompts
+from ...settings import COUNT, check_number
 from ...teacher import AnswerSettings, SharedPrefix, generate_answers, share_prefix
 
 
@@ -116,7 +117,9 @@ class AnswerTask(Task):
 
     def __init__(self, items: list[dict], template: str | None = None, max_answer_length: int | None = None):
         super().__init__(items, template)
-        self.max_answer_length = max_answer_length or self.max_answer_length
+        if max_answer_length is not None:
+            check_number("max_answer_length", max_answer_length, COUNT, whole=True)
+            self.max_answer_length = max_answer_length
 
     def answer_lengths(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [self.max_answer_length] * len(self.queries)
