@@ -13,7 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .compress import RECIPE, check_steps, load_base, training_report
+from .compress import RECIPE, check_steps, load_base, training_report, warn_of_few_queries
 from .context import check_length
 from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
 from .files import capitalised, read_json, write_json
@@ -25,7 +25,7 @@ from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
-from .training.provenance import sha256, stage_name
+from .training.provenance import best_figures, sha256, stage_name
 from .training.run import PATIENCE, RunFolder, report_to, train
 from .training.settings import PLACES, config_args, default_settings
 from .tuner.config import SLOTS
@@ -220,6 +220,8 @@ class _Batch:
         args = BEDistillConfig(str(self.run.work), **self.training_args)
         renderer = PromptRenderer(self.tokenizer, job.prompt)
         teacher_prompts(self.model, renderer, splits.train + splits.validation, args.max_answer_length)
+        if args.kd_weight > 0:
+            warn_of_few_queries(splits, job.name)
         return splits
 
     def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
@@ -281,12 +283,14 @@ class _Batch:
                 for entry in trainer.state.log_history
                 if f"eval_{metric}_{job.name}" in entry and entry["step"] <= best.last_step[job.name]
             ]
+            if metric == "kl":
+                log = [{**entry, "eval_no_prompt_kl": trainer.no_prompt_kl[job.name]} for entry in log]
             report = training_report(
                 self.settings["model"],
                 {**self.settings, "prompts": [other.name for other, _ in group]},
                 splits,
                 best.last_step[job.name],
-                {metric: value, "step": step},
+                best_figures(metric, value, step, trainer.no_prompt_kl.get(job.name)),
                 seconds,
                 log,
             )
@@ -297,6 +301,8 @@ class _Batch:
                 "validation_queries": len(splits.validation),
                 f"validation_{metric}": value,
             }
+            if metric == "kl":
+                figures["validation_kl_no_prompt"] = trainer.no_prompt_kl[job.name]
             single.peft_config["default"].provenance = trainer.provenance_of(job.name, figures)
             single.save_pretrained(directory)
             write_json(directory / RunFolder.RESULT, report)

@@ -15,7 +15,7 @@ from ..memory import freed_memory_kept
 from ..prompting import PromptRenderer
 from ..quantised import keep_backward
 from ..settings import COUNT, POSITIVE, check_number
-from ..teacher import SharedPrefix, can_share_prefix
+from ..teacher import SharedPrefix, answer_divergences, can_share_prefix
 from ..training.budget import Budget, sample_batches, time_batches
 from ..training.row_trainer import RowCollator, final_hidden_states, predicting
 from .method import Job, Method, StandIn, render_users_turn
@@ -72,6 +72,11 @@ class Cartridge(Method):
         budget = Budget(job.max_minutes)
         rows = {split: self._rows(job, split) for split in ("train", "validation")}
         torch.manual_seed(job.seed)
+        head, pad = OutputHead(job.model), job.tokenizer.pad_token_id or 0
+        renderer = PromptRenderer(job.tokenizer)
+        none = [renderer.no_prompt(query) for query in job.splits.validation]
+        _, kl = answer_divergences(job.model, head, none, job.teacher_answers("validation"), pad_token_id=pad)
+        no_prompt_kl = torch.cat(kl).mean().item()
         frozen = 1 if self.num_tokens > 1 else 0
         config = CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.num_tokens, num_frozen_tokens=frozen)
         model = get_peft_model(job.model, config)
@@ -84,6 +89,7 @@ class Cartridge(Method):
         cache = model.eval().get_prompt(batch_size=1)
         layers = [(layer.keys[0].detach().clone(), layer.values[0].detach().clone()) for layer in cache.layers]
         keys, values = zip(*layers)
+        log = [{**entry, "eval_no_prompt_kl": no_prompt_kl} for entry in log]
         return StandIn(prefix=SharedPrefix.from_states(keys, values), log=log)
 
     def _rows(self, job: Job, split: str) -> list[dict]:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from transformers import DynamicCache, PreTrainedModel
 
+from ..compress import warn_of_few_queries
 from ..context import check_prompts
 from ..data import as_queries, query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
+from ..figures import gap_closed
 from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
@@ -61,7 +63,7 @@ def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
     own = [{name: value for name, value in run.items() if name not in ("method", *shared)} for run in runs]
     zero = next((run["kl"] for (name, _), run in done.items() if name == "none"), None)
     for run in own:
-        run["kl_gap_closed"] = 1 - run["kl"] / zero if zero else None
+        run["kl_gap_closed"] = gap_closed(run["kl"], zero)
     return {"name": spec, "trains": method.trains, **shared, "runs": own, "error": error}
 
 
@@ -82,7 +84,7 @@ def run_method(
     Returns:
         `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
             nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
-            `curve` (`[step, validation KL]`), `train_curve` (`[step, mean loss of distillation since the last entry]`),
+            `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries), `train_curve` (`[step, mean loss of distillation since the last entry]`),
             `norm` (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
     """
     start = time.perf_counter()
@@ -103,6 +105,7 @@ def run_method(
         "fit_seconds": seconds,
         "steps": max(steps, default=None),
         "curve": series(stand_in.log, "eval_kl"),
+        "curve_no_prompt": next((value for _, value in series(stand_in.log, "eval_no_prompt_kl")), None),
         "train_curve": series(stand_in.log, "kd_loss"),
         "norm": series(stand_in.log, "be_norm"),
         "reconstruction": stand_in.reconstruction,
@@ -199,6 +202,7 @@ def compare_methods(
         distinct = list({query_key(query): query for query in queries}.values())
         test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation
     splits = split_queries(queries, test_queries, seed=SPLIT_SEED)
+    warn_of_few_queries(splits)
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation, splits.test]),

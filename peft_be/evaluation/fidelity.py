@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..context import check_prompts
 from ..data import as_queries
-from ..losses import OutputHead, divergence
+from ..figures import gap_closed
+from ..losses import OutputHead
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
-from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_states, generate_answers, share_prefix
+from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_divergences, generate_answers, share_prefix
 from ..tuner.layer import BETokenEmbedding
 from ..versions import versions
 from .latency import time_to_first_token
@@ -117,11 +118,9 @@ class FidelityScorer:
         self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str
     ) -> tuple[list[Answer], list[torch.Tensor]]:
         """The teacher's answers behind other prompts: their hidden states, and the KL of each token."""
-        ids = [answer.ids for answer in self.teacher]
         batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
         report = self._report(f"KL, {label}")
-        states = answer_states(self._model, prompts, ids, batch, pad, prefix=prefix, on_progress=report)
-        return states, [divergence(s.hidden, t.hidden, self.head).cpu().double() for s, t in zip(states, self.teacher)]
+        return answer_divergences(self._model, self.head, prompts, self.teacher, batch, pad, prefix, report)
 
     def _generate(self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str) -> list[Answer]:
         pad, report = self._tokenizer.pad_token_id or 0, self._report(f"answers, {label}")
@@ -146,8 +145,8 @@ def evaluate_fidelity(
     on_progress: OnProgress | None = None,
 ) -> tuple[dict, list[dict]]:
     """
-    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`,
-    where no prompt means the template with no system message from the user.
+    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`
+    (`None` where the prompt changes nothing), and no prompt means the template with no system message from the user.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -202,7 +201,7 @@ def evaluate_fidelity(
         "num_queries": len(queries),
         "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
         "kl": kl,
-        "kl_gap_closed": 1 - kl["be"] / kl["no_prompt"],
+        "kl_gap_closed": gap_closed(kl["be"], kl["no_prompt"]),
         "top1_agreement": {name: score.top1_agreement for name, score in scores.items()},
         "answer_rouge_l": {name: score.answer_rouge_l for name, score in scores.items()},
         "reconstruction": reconstruction,

@@ -17,8 +17,8 @@ from ..files import read_json, write_json
 from .be_distill_config import BEDistillConfig
 from .be_distill_trainer import BEDistillTrainer
 from .budget import Budget, steps_in_time
-from .callbacks import OnProgress
-from .provenance import stage_name
+from .callbacks import OnPreview, OnProgress
+from .provenance import best_figures, stage_name
 from .run import RunFolder, report_to, train
 
 
@@ -35,7 +35,7 @@ class Rounds:
         rounds (`int`): trainings that are finished, the main one counted.
         max_steps (`int`): of the main training, or what fits of it.
         steps (`int`): all that were made.
-        best (`dict`): the value by which the rows were chosen, and its step.
+        best (`dict`): see [`best_figures`].
         log (`list[dict]`): steps go on from one round to the next.
         written (`list[tuple[int, list[int]]]`): what the student wrote behind the last one: indices of training queries, and ids.
         provenance (`dict`): of the rows, see [`BETokenConfig`].
@@ -91,6 +91,7 @@ def train_rounds(
     on_policy_rounds: int,
     budget: Budget,
     on_progress: OnProgress | None,
+    on_preview: OnPreview | None = None,
 ) -> Rounds:
     """Stage 2, or stages 1 and 2 together, within the budget; goes on with what `run` holds of it."""
     done = Rounds.resume(run.work, peft_model)
@@ -126,6 +127,8 @@ def train_rounds(
             on_teacher_progress=report_teacher,
         )
         report_to(on_progress, trainer, stage)
+        if on_preview and not number:
+            on_preview(trainer.preview())
         if budget.seconds is not None:
             if not is_measured:
                 # What is left is for the rounds behind this training, too
@@ -137,7 +140,8 @@ def train_rounds(
         log = train(trainer, stage)
         done.log += [{**entry, "step": done.steps + entry["step"]} for entry in log]
         best_step = done.steps + trainer.state.best_global_step
-        done.best = {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": best_step}
+        metric = trainer.args.metric_for_best_model
+        done.best = best_figures(metric, trainer.state.best_metric, best_step, trainer.no_prompt_kl.get("default"))
         done.max_steps = done.max_steps or trainer.args.max_steps
         done.steps += trainer.state.global_step
         done.rounds += 1
