@@ -150,7 +150,7 @@ def compress_prompt(
     if max_minutes is not None:
         check_number("max_minutes", max_minutes, POSITIVE)
     if checked.kd_weight > 0:
-        warn_of_few_queries(splits)
+        warn_of_few_queries({"prompt": splits})
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation]),
@@ -305,22 +305,30 @@ def check_steps(args: TrainingArguments) -> None:
         raise ValueError(f"max_steps must be at least 1, got {args.max_steps}.")
 
 
-def warn_of_few_queries(splits: QuerySplits, name: str | None = None) -> None:
-    """Warn of fewer queries than a result can be trusted with; `name` is that of the prompt, of several."""
-    of = f" of '{name}'" if name else ""
-    train, validation = len(splits.train), len(splits.validation)
+def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
+    """Warn of fewer queries than a result can be trusted with, those of a single prompt or of several by name."""
+
+    def fewest(counts: dict[str, int], limit: int) -> tuple[int, str]:
+        """The least count, and whose it is."""
+        name, count = min(counts.items(), key=lambda item: item[1])
+        others = sum(other < limit for other in counts.values()) - 1
+        of = f" of '{name}'" if len(counts) > 1 else ""
+        return count, of + (f" (and fewer than {limit} of {others} other prompts)" if others > 0 else "")
+
+    train, of = fewest({name: len(own.train) for name, own in splits.items()}, FEW_QUERIES)
     if train < FEW_QUERIES:
         warnings.warn(
-            f"There {'is' if train == 1 else 'are'} only {train} training quer{'y' if train == 1 else 'ies'}{of}: expect an adapter that "
-            f"follows the prompt on what these ask, and less on anything else. The fewest that were measured are 173, from which a "
-            "task kept 68 % of its score, and 91 % from 432 (docs/study.md). Give a few hundred.",
+            f"There {'is' if train == 1 else 'are'} only {train} training quer{'y' if train == 1 else 'ies'}{of}: expect an adapter "
+            "that follows the prompt on what these ask, and less on anything else. The fewest that were measured are 173, from "
+            "which a task kept 68 % of its score, and 91 % from 432 (docs/study.md). Give a few hundred.",
             stacklevel=1,
         )
+    validation, of = fewest({name: len(own.validation) for name, own in splits.items()}, FEW_VALIDATION)
     if validation < FEW_VALIDATION:
         warnings.warn(
-            f"Only {validation} quer{'y is' if validation == 1 else 'ies are'} held out{of} for validation: a KL on so few hangs on single "
-            "answers. Even on 19, eight rows seemed to close up to 0.37 more of the gap than they did on other queries "
-            "(docs/study.md). Trust peft-be eval with held-out queries instead.",
+            f"Only {validation} quer{'y is' if validation == 1 else 'ies are'} held out for validation{of}: a KL on so few hangs on "
+            "single answers. Even on 19, eight rows seemed to close up to 0.37 more of the gap than they did on other "
+            "queries (docs/study.md). Trust peft-be eval with held-out queries instead.",
             stacklevel=1,
         )
 

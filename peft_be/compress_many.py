@@ -178,6 +178,8 @@ def compress_prompts(
                 prepared.append((job, batch.prepare(job)))
             except ValueError as error:
                 errors[job.name] = str(error)
+        if prepared and training_args["kd_weight"] > 0:
+            warn_of_few_queries({job.name: splits for job, splits in prepared})
         for number, start in enumerate(range(0, len(prepared), group_size)):
             group = prepared[start : start + group_size]
             label = f"{start + 1}-{start + len(group)} of {len(prepared)}"
@@ -220,8 +222,6 @@ class _Batch:
         args = BEDistillConfig(str(self.run.work), **self.training_args)
         renderer = PromptRenderer(self.tokenizer, job.prompt)
         teacher_prompts(self.model, renderer, splits.train + splits.validation, args.max_answer_length)
-        if args.kd_weight > 0:
-            warn_of_few_queries(splits, job.name)
         return splits
 
     def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:

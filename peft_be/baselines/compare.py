@@ -202,7 +202,7 @@ def compare_methods(
         distinct = list({query_key(query): query for query in queries}.values())
         test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation
     splits = split_queries(queries, test_queries, seed=SPLIT_SEED)
-    warn_of_few_queries(splits)
+    warn_of_few_queries({name: splits})
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation, splits.test]),

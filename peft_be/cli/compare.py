@@ -63,7 +63,7 @@ def compare(
             seeds=tuple(range(seed, seed + seeds)),
             max_steps=max_steps,
             max_minutes=max_minutes,
-            max_answer_length=max_answer_length or 64,
+            max_answer_length=64 if max_answer_length is None else max_answer_length,
             task=load_task(task, task_items) if task else None,
             name=prompt.stem,
             resume=resume,
