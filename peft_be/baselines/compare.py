@@ -28,7 +28,7 @@ from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
 from ..training.provenance import sha256
-from ..training.run import RunFolder, append_record, read_records
+from ..training.run import RunFolder, append_record, failure, read_records
 from ..training.settings import default_settings
 from ..versions import machine_of, versions
 from .method import Job, Method, Prompt, StandIn
@@ -38,14 +38,20 @@ from .methods import make_method
 # Held out where no test queries are given
 NUM_TEST_QUERIES = 24
 SPLIT_SEED = 42
-# What a method may fail with by its own fault; the others go on
-FAILURES = (ValueError, OSError, ImportError, FloatingPointError, RuntimeError)
 
 
 class ComparisonFolder(RunFolder):
     """The folder of a comparison: `results.json` and its reports, and `training/cells.jsonl` while it is unfinished."""
 
     RESULT = "results.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Not while a method has failed: a resumed comparison tries it again."""
+        if not super().is_finished:
+            return False
+        methods = read_json(self.directory / self.RESULT, "result", dict).get("methods") or []
+        return not any(method.get("error") for method in methods)
 
     @property
     def cells_file(self) -> Path:
@@ -179,7 +185,7 @@ def compare_methods(
             total, and the latest values.
 
     Returns:
-        `dict`: what `results.json` holds.
+        `dict`: what `results.json` holds. A method that failed has its `error` there; `resume=True` tries it again.
 
     Raises:
         `ValueError`: an unknown method, no seed, too few queries, or a resumed run with other settings.
@@ -246,8 +252,8 @@ def compare_methods(
                 own = job(spec, seed)
                 try:
                     run = run_method(spec, {}, own, scorer, splits.test, task)
-                except FAILURES as error:
-                    errors[spec] = " ".join(str(error).split())
+                except Exception as error:
+                    errors[spec] = failure(error)
                     continue
                 done[spec, seed] = {"method": spec, "seed": seed, **run}
                 append_record(folder.cells_file, done[spec, seed])
@@ -271,5 +277,6 @@ def compare_methods(
         }
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
-        folder.finish(results)
+        # What has failed can be tried again, and finds the work of the others
+        folder.publish(results) if errors else folder.finish(results)
         return results
