@@ -15,11 +15,11 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from .checks import COUNT, NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
 from .context import check_length
 from .data import QuerySplits, query_key, split_queries
 from .files import read_json
 from .models import DEFAULT_MODEL, load_model
-from .settings import COUNT, NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row

@@ -14,13 +14,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .checks import COUNT, check_choice, check_names, check_number
 from .compress import RECIPE, check_steps, load_base, training_report, warn_of_few_queries
 from .context import check_length
 from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
 from .files import capitalised, read_json, write_json
 from .models import DEFAULT_MODEL
 from .prompting import PromptRenderer, load_prompt
-from .settings import COUNT, check_choice, check_names, check_number
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row

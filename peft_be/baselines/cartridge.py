@@ -10,11 +10,11 @@ from peft import CartridgeConfig, PeftModel, get_peft_model, initialize_kv_prefi
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
+from ..checks import COUNT, POSITIVE, check_number
 from ..losses import OutputHead, divergence
 from ..memory import freed_memory_kept
 from ..prompting import PromptRenderer
 from ..quantised import keep_backward
-from ..settings import COUNT, POSITIVE, check_number
 from ..teacher import SharedPrefix, answer_divergences, can_share_prefix
 from ..training.budget import Budget, sample_batches, time_batches
 from ..training.row_trainer import RowCollator, final_hidden_states, predicting

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import DynamicCache, PreTrainedModel
 
+from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_number
 from ..compress import warn_of_few_queries
 from ..context import check_prompts
 from ..data import as_queries, query_key, split_queries
@@ -23,7 +24,6 @@ from ..figures import gap_closed
 from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
-from ..settings import COUNT, POSITIVE, TRAINING_RANGES, check_number
 from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress

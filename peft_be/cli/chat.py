@@ -19,10 +19,10 @@ def chat(
     allow_template_change: AllowTemplateChange = False,
 ) -> None:
     """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
+    from ..checks import NOT_NEGATIVE, check_number
     from ..context import check_length, fit_dialogue
     from ..models import load_adapter
     from ..prompting import PromptRenderer, load_prompt
-    from ..settings import NOT_NEGATIVE, check_number
 
     check_number("--temperature", temperature, NOT_NEGATIVE)
     prompt = load_prompt(compare) if compare else None

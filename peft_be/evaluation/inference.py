@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from ..checks import check_number
 from ..context import check_prompts
 from ..data import as_queries
 from ..prompting import PromptRenderer
-from ..settings import check_number
 from ..teacher import common_prefix_length
 from ..versions import machine_of, versions
 from .latency import RequestTiming, time_requests

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..checks import COUNT, NOT_NEGATIVE, check_number
 from ..context import check_length
-from ..settings import COUNT, NOT_NEGATIVE, check_number
 from .latency import cache_bytes
 
 

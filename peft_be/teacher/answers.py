@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..checks import COUNT, NOT_NEGATIVE, Range, check_number
 from ..context import check_prompts
 from ..memory import copy_head_input
-from ..settings import COUNT, NOT_NEGATIVE, Range, check_number
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-from ..settings import COUNT, check_training_args
+from ..checks import COUNT, check_training_args
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-from ..settings import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_training_args
+from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_training_args
 from .init import INITS
 
 

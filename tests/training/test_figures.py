@@ -8,10 +8,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from peft_be import PromptJob, PromptRenderer, compress_prompt, compress_prompts
-from peft_be.compress import warn_of_few_queries
 from peft_be.data import QuerySplits, split_queries
 from peft_be.evaluation.fidelity import FidelityScorer
-from peft_be.figures import best_sentence
 
 from .test_stages import PROMPT
 
@@ -48,6 +46,8 @@ def test_the_kl_of_no_prompt_is_that_of_the_validation_queries(model, smollm2_to
         assert entry["eval_no_prompt_kl"] == best["kl_no_prompt"]
         assert entry["eval_gap_closed"] == pytest.approx(1 - entry["eval_kl"] / best["kl_no_prompt"])
     assert json.loads((tmp_path / "out" / "training.json").read_text())["best"] == best
+    from peft_be.figures import best_sentence
+
     sentence = f"on 3 validation queries: {best['kl']:.4f} nats a token, {best['kl_no_prompt']:.4f} without a prompt"
     assert f"{sentence}: gap closed {best['kl_gap_closed']:.3f}" in best_sentence(report)
     card = ModelCard.load(tmp_path / "out" / "README.md")
@@ -95,6 +95,12 @@ def test_nothing_of_it_changes_the_rows(model, smollm2_tokenizer, tmp_path):
 
 
 # Warnings
+
+
+def warn_of_few_queries(splits):
+    from peft_be.compress import warn_of_few_queries
+
+    warn_of_few_queries(splits)
 
 
 def splits(train, validation):

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...baselines import StandIn
+from ...checks import COUNT, check_number
 from ...context import check_prompts
-from ...settings import COUNT, check_number
 from ...teacher import AnswerSettings, SharedPrefix, generate_answers, share_prefix
 
 
