@@ -157,7 +157,7 @@ def test_a_method_may_fail_with_anything_and_is_tried_again(compare, tmp_path, m
 
 
 def test_a_budget_that_ends_before_the_first_step_is_one_methods_failure(compare, monkeypatch):
-    from peft_be.baselines import LearnedRows
+    from peft_be.baselines.learned_rows import LearnedRows
 
     original = LearnedRows.fit
 
