@@ -33,13 +33,13 @@ import torch
 from common import json_lines
 
 from peft_be.baselines import Job
-from peft_be.baselines.compare import FAILURES, SPLIT_SEED, run_method
+from peft_be.baselines.compare import SPLIT_SEED, run_method
 from peft_be.data import load_queries, split_queries
 from peft_be.evaluation import FidelityScorer
 from peft_be.evaluation.tasks import LocalJudge, Task, load_task
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
-from peft_be.training.run import append_record, read_records
+from peft_be.training.run import append_record, failure, read_records
 from peft_be.versions import machine_of, versions
 
 
@@ -214,8 +214,8 @@ def main() -> None:
             print(f"{cell['variant']}, seed {cell['seed']}", flush=True)
             try:
                 result = run(cell, args.manifest, args.work)
-            except FAILURES as error:  # a cell's own fault: the others go on
-                failed.append(f"{cell['variant']}, seed {cell['seed']}: {error}")
+            except Exception as error:  # the others go on
+                failed.append(f"{cell['variant']}, seed {cell['seed']}: {failure(error)}")
                 continue
             append_record(args.results, result)
     print((side_by_side if args.answers else table)(read_records(args.results)))

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .compress import RECIPE, check_steps, load_base, training_report
+from .checks import COUNT, check_choice, check_names, check_number
+from .compress import RECIPE, check_steps, load_base, training_report, warn_of_few_queries
+from .context import check_length
 from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
 from .files import capitalised, read_json, shown, write_json
 from .models import DEFAULT_MODEL
@@ -23,9 +26,10 @@ from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
-from .training.provenance import sha256, stage_name
-from .training.run import PATIENCE, RunFolder, report_to, train
+from .training.provenance import best_figures, sha256, stage_name
+from .training.run import PATIENCE, RunFolder, failure, report_to, train
 from .training.settings import PLACES, config_args, default_settings
+from .tuner.config import SLOTS
 
 
 MAX_NAME_LENGTH = 128
@@ -103,7 +107,8 @@ def compress_prompts(
 
     Groups of `group_size` prompts learn together: each step takes a batch of each prompt's queries. A prompt's rows become
     what [`compress_prompt`] would have made of them alone, up to the rounding of sums in another order: the same batches,
-    gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others.
+    gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others: where an
+    error ends a group, each of its prompts is trained by itself. `resume=True` tries those again that failed.
 
     Args:
         jobs (`list[PromptJob]`):
@@ -127,12 +132,16 @@ def compress_prompts(
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
     _check_names([job.name for job in jobs])
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size}.")
+    check_names(training_args, BEDistillConfig)
+    for name, value in {"group_size": group_size, "num_be_tokens": num_be_tokens}.items():
+        check_number(name, value, COUNT, whole=True)
+    check_choice("slot", slot, SLOTS)
     # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
     needed = {"eval_strategy": "steps", "save_total_limit": None, "load_best_model_at_end": False}
+    check_steps(
+        BEDistillConfig(str(output_dir), seed=seed, **{**RECIPE, "load_best_model_at_end": False, **training_args})
+    )
     training_args = {name: value for name, value in training_args.items() if name not in (*needed, "save_steps")}
-    check_steps(BEDistillConfig(str(output_dir), seed=seed, **{**RECIPE, **training_args, **needed}))
     settings = {
         "prompts": sha256([[job.name, job.prompt, job.queries, job.test_queries] for job in jobs]),
         "model": model if isinstance(model, str) else model.name_or_path,
@@ -148,9 +157,13 @@ def compress_prompts(
         if run.is_finished:
             record = read_json(run.directory / run.RESULT, "result", dict)
             errors = {prompt["name"]: prompt["error"] for prompt in record["prompts"] if prompt["error"] is not None}
-            return [_result(run, job.name, errors) for job in jobs]
+            if not errors:
+                return [_result(run, job.name, errors) for job in jobs]
+        # Of a finished run, what failed is tried again
+        waiting = [job for job in jobs if not run.is_finished or job.name in errors]
         model, tokenizer = load_base(model, tokenizer)
         run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
+        check_length(model, num_be_tokens, f"num_be_tokens={num_be_tokens}")
         training_args = {**config_args(run.settings, BEDistillConfig), **training_args, **needed}
         training_args["save_steps"] = training_args["eval_steps"]
         reconstructs = training_args["kd_weight"] < 1 and training_args.get("use_ae_token", True)
@@ -163,17 +176,22 @@ def compress_prompts(
             on_progress=on_progress,
             training_args=training_args,
         )
-        errors = {}
+        errors: dict[str, str] = {}
         prepared: list[tuple[PromptJob, QuerySplits]] = []
-        for job in jobs:
+        for job in waiting:
             try:
                 prepared.append((job, batch.prepare(job)))
-            except ValueError as error:
-                errors[job.name] = str(error)
+            except Exception as error:
+                errors[job.name] = failure(error)
+        if prepared and training_args["kd_weight"] > 0:
+            warn_of_few_queries({job.name: splits for job, splits in prepared})
         for number, start in enumerate(range(0, len(prepared), group_size)):
             group = prepared[start : start + group_size]
             label = f"{start + 1}-{start + len(group)} of {len(prepared)}"
-            errors |= batch.compress(group, run.work / f"group-{number}", label)
+            # Other prompts than before may have failed: their group is another one
+            name = f"group-{number}" + (f"-{sha256([job.name for job, _ in group])[:8]}" if run.is_finished else "")
+            errors |= batch.compress(group, run.work / name, label)
+        run.work.mkdir(exist_ok=True)
         results = [_result(run, job.name, errors) for job in jobs]
         run.finish(
             {
@@ -215,7 +233,24 @@ class _Batch:
         return splits
 
     def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
-        """Train a group and write its adapters. Returns the errors of those that failed."""
+        """Train a group, or each prompt by itself where that fails, and write the adapters. Returns the errors by name."""
+        parted = work / "parted.json"
+        if not parted.is_file():
+            try:
+                return self._train(group, work, label)
+            except Exception as error:
+                reason = failure(error)
+                if len(group) == 1:
+                    return {group[0][0].name: reason}
+                work.mkdir(parents=True, exist_ok=True)
+                write_json(parted, {"error": reason})
+        errors = {}
+        for job, splits in group:
+            errors |= self.compress([(job, splits)], work / job.name, f"{label}: {job.name}")
+        return errors
+
+    def _train(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
+        """Train a group and write its adapters. Returns the errors of those whose loss was not finite."""
         record = work / "done.json"
         done = self._finished(group, record)
         if done is not None:
@@ -233,6 +268,7 @@ class _Batch:
             )
             for split in ("train", "validation")
         }
+        trainer = None
         try:
             trainer = BEDistillTrainer(
                 peft_model,
@@ -250,51 +286,72 @@ class _Batch:
             trainer.add_callback(best)
             train(trainer, stage)
         except FloatingPointError:
-            if len(trainer.failed) < len(group):
+            if trainer is None or len(trainer.failed) < len(group):
                 raise
         finally:
             self.model = peft_model.unload()
         seconds = (time.perf_counter() - start) / len(group)
 
         single = add_adapter(self.model, self.tokenizer, k, self.ae_row, slot)
-        for number, (job, splits) in enumerate(group):
-            if job.name in trainer.failed:
-                continue
-            value, step = best.best[job.name]
-            (rows,) = (
-                tensor
-                for name, tensor in load_file(work / f"checkpoint-{step}" / "adapter_model.safetensors").items()
-                if name.endswith("be_token_embedding.weight")
-            )
-            single.base_model.set_rows("default", rows[number * k : (number + 1) * k])
-            metric = trainer.args.metric_for_best_model
-            log = [
-                {"stage": stage, "step": entry["step"], f"eval_{metric}": entry[f"eval_{metric}_{job.name}"]}
-                for entry in trainer.state.log_history
-                if f"eval_{metric}_{job.name}" in entry and entry["step"] <= best.last_step[job.name]
-            ]
-            report = training_report(
-                self.settings["model"],
-                {**self.settings, "prompts": [other.name for other, _ in group]},
-                splits,
-                best.last_step[job.name],
-                {metric: value, "step": step},
-                seconds,
-                log,
-            )
-            directory = self.run.directory / job.name
-            figures = {
-                "steps": best.last_step[job.name],
-                "train_queries": len(splits.train),
-                "validation_queries": len(splits.validation),
-                f"validation_{metric}": value,
-            }
-            single.peft_config["default"].provenance = trainer.provenance_of(job.name, figures)
-            single.save_pretrained(directory)
-            write_json(directory / RunFolder.RESULT, report)
-        self.model = single.unload()
+        try:
+            for number, (job, splits) in enumerate(group):
+                if job.name not in trainer.failed:
+                    rows = slice(number * k, (number + 1) * k)
+                    together = [other.name for other, _ in group]
+                    self._write(single, trainer, best, job.name, splits, work, rows, together, seconds)
+        finally:
+            self.model = single.unload()
         write_json(record, trainer.failed)
         return trainer.failed
+
+    def _write(
+        self,
+        single: PeftModel,
+        trainer: BEDistillTrainer,
+        best: EachPromptsBest,
+        name: str,
+        splits: QuerySplits,
+        work: Path,
+        own: slice,
+        together: list[str],
+        seconds: float,
+    ) -> None:
+        """Write a prompt's adapter with its best rows, which are some of those of a group's checkpoint."""
+        (value, step), steps = best.best[name], best.last_step[name]
+        (rows,) = (
+            tensor
+            for key, tensor in load_file(work / f"checkpoint-{step}" / "adapter_model.safetensors").items()
+            if key.endswith("be_token_embedding.weight")
+        )
+        single.base_model.set_rows("default", rows[own])
+        metric, stage = trainer.args.metric_for_best_model, stage_name(trainer.args.kd_weight)
+        log = [
+            {"stage": stage, "step": entry["step"], f"eval_{metric}": entry[f"eval_{metric}_{name}"]}
+            for entry in trainer.state.log_history
+            if f"eval_{metric}_{name}" in entry and entry["step"] <= steps
+        ]
+        figures = {
+            "steps": steps,
+            "train_queries": len(splits.train),
+            "validation_queries": len(splits.validation),
+            f"validation_{metric}": value,
+        }
+        if metric == "kl":
+            log = [{**entry, "eval_no_prompt_kl": trainer.no_prompt_kl[name]} for entry in log]
+            figures["validation_kl_no_prompt"] = trainer.no_prompt_kl[name]
+        report = training_report(
+            self.settings["model"],
+            {**self.settings, "prompts": together},
+            splits,
+            steps,
+            best_figures(metric, value, step, trainer.no_prompt_kl.get(name)),
+            seconds,
+            log,
+        )
+        directory = self.run.directory / name
+        single.peft_config["default"].provenance = trainer.provenance_of(name, figures)
+        single.save_pretrained(directory)
+        write_json(directory / RunFolder.RESULT, report)
 
     def _finished(self, group: list[tuple[PromptJob, QuerySplits]], record: Path) -> dict[str, str] | None:
         """The errors of a group whose adapters are all there; `None` if it is not finished, or its record is damaged."""

@@ -10,12 +10,13 @@ from peft import CartridgeConfig, PeftModel, get_peft_model, initialize_kv_prefi
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
+from ..checks import COUNT, POSITIVE, check_number
 from ..losses import OutputHead, divergence
 from ..memory import freed_memory_kept
 from ..prompting import PromptRenderer
 from ..quantised import keep_backward
-from ..teacher import SharedPrefix, can_share_prefix
-from ..training.budget import sample_batches, time_batches
+from ..teacher import SharedPrefix, answer_divergences, can_share_prefix
+from ..training.budget import Budget, sample_batches, time_batches
 from ..training.row_trainer import RowCollator, final_hidden_states, predicting
 from .method import Job, Method, StandIn, render_users_turn
 
@@ -54,6 +55,9 @@ class Cartridge(Method):
     ):
         if num_tokens < 1:
             raise ValueError(f"A cartridge needs at least one slot, got {num_tokens}.")
+        check_number("learning_rate", learning_rate, POSITIVE)
+        for name, value in {"batch_size": batch_size, "max_steps": max_steps, "eval_steps": eval_steps}.items():
+            check_number(name, value, COUNT, whole=True)
         self.num_tokens = num_tokens
         self.learning_rate = learning_rate
         self.batch_size = batch_size
@@ -65,9 +69,14 @@ class Cartridge(Method):
             raise ValueError(
                 "A cartridge needs a model whose layers all attend to the whole past, and this one's do not."
             )
-        start = time.perf_counter()
+        budget = Budget(job.max_minutes)
         rows = {split: self._rows(job, split) for split in ("train", "validation")}
         torch.manual_seed(job.seed)
+        head, pad = OutputHead(job.model), job.tokenizer.pad_token_id or 0
+        renderer = PromptRenderer(job.tokenizer)
+        none = [renderer.no_prompt(query) for query in job.splits.validation]
+        _, kl = answer_divergences(job.model, head, none, job.teacher_answers("validation"), pad_token_id=pad)
+        no_prompt_kl = torch.cat(kl).mean().item()
         frozen = 1 if self.num_tokens > 1 else 0
         config = CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.num_tokens, num_frozen_tokens=frozen)
         model = get_peft_model(job.model, config)
@@ -76,10 +85,11 @@ class Cartridge(Method):
             cache = job.model(input_ids=torch.tensor([first], device=job.model.device), use_cache=True).past_key_values
         initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
         with freed_memory_kept(job.model.device):
-            log = self._train(model, rows, job, start)
+            log = self._train(model, rows, job, budget)
         cache = model.eval().get_prompt(batch_size=1)
         layers = [(layer.keys[0].detach().clone(), layer.values[0].detach().clone()) for layer in cache.layers]
         keys, values = zip(*layers)
+        log = [{**entry, "eval_no_prompt_kl": no_prompt_kl} for entry in log]
         return StandIn(prefix=SharedPrefix.from_states(keys, values), log=log)
 
     def _rows(self, job: Job, split: str) -> list[dict]:
@@ -91,7 +101,7 @@ class Cartridge(Method):
             for head, a in zip(heads, job.teacher_answers(split))
         ]
 
-    def _train(self, model: PeftModel, rows: dict[str, list[dict]], job: Job, start: float) -> list[dict]:
+    def _train(self, model: PeftModel, rows: dict[str, list[dict]], job: Job, budget: Budget) -> list[dict]:
         keep_backward(job.model)
         head, collate = OutputHead(job.model), RowCollator(job.tokenizer.pad_token_id or 0)
         loaders = {
@@ -110,15 +120,13 @@ class Cartridge(Method):
             return torch.cat([kl(batch) for batch in loaders["validation"]]).cpu().double().mean().item()
 
         steps = job.max_steps or self.max_steps
-        if job.max_minutes is not None:
-            seconds = 60 * job.max_minutes
-            durations = time_batches(lambda batch: kl(batch).mean(), sample_batches(loaders["train"]), seconds)
+        if budget.seconds is not None:
+            durations = time_batches(lambda batch: kl(batch).mean(), sample_batches(loaders["train"]), budget.left())
             model.zero_grad()
             begin = time.perf_counter()
             validate()
             validation = (time.perf_counter() - begin) / self.eval_steps
-            left = seconds - (time.perf_counter() - start)
-            steps = min(steps, max(1, int(left / (statistics.mean(durations) + validation))))
+            steps = min(steps, max(1, int(budget.left() / (statistics.mean(durations) + validation))))
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
         schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
         best, kept, log = float("inf"), None, []

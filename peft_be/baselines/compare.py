@@ -12,11 +12,15 @@ from pathlib import Path
 
 from transformers import DynamicCache, PreTrainedModel
 
+from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_number
+from ..compress import warn_of_few_queries
+from ..context import check_prompts
 from ..data import as_queries, query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
+from ..figures import gap_closed
 from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
@@ -24,7 +28,7 @@ from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
 from ..training.provenance import sha256
-from ..training.run import RunFolder, append_record, read_records
+from ..training.run import RunFolder, append_record, failure, read_records
 from ..training.settings import default_settings
 from ..versions import machine_of, versions
 from .method import Job, Method, Prompt, StandIn
@@ -34,14 +38,20 @@ from .methods import make_method
 # Held out where no test queries are given
 NUM_TEST_QUERIES = 24
 SPLIT_SEED = 42
-# What a method may fail with by its own fault; the others go on
-FAILURES = (ValueError, OSError, ImportError, FloatingPointError, RuntimeError)
 
 
 class ComparisonFolder(RunFolder):
     """The folder of a comparison: `results.json` and its reports, and `training/cells.jsonl` while it is unfinished."""
 
     RESULT = "results.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Not while a method has failed: a resumed comparison tries it again."""
+        if not super().is_finished:
+            return False
+        methods = read_json(self.directory / self.RESULT, "result", dict).get("methods") or []
+        return not any(method.get("error") for method in methods)
 
     @property
     def cells_file(self) -> Path:
@@ -59,7 +69,7 @@ def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
     own = [{name: value for name, value in run.items() if name not in ("method", *shared)} for run in runs]
     zero = next((run["kl"] for (name, _), run in done.items() if name == "none"), None)
     for run in own:
-        run["kl_gap_closed"] = 1 - run["kl"] / zero if zero else None
+        run["kl_gap_closed"] = gap_closed(run["kl"], zero)
     return {"name": spec, "trains": method.trains, **shared, "runs": own, "error": error}
 
 
@@ -80,7 +90,7 @@ def run_method(
     Returns:
         `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
             nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
-            `curve` (`[step, validation KL]`), `train_curve` (`[step, mean loss of distillation since the last entry]`),
+            `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries), `train_curve` (`[step, mean loss of distillation since the last entry]`),
             `norm` (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
     """
     start = time.perf_counter()
@@ -101,6 +111,7 @@ def run_method(
         "fit_seconds": seconds,
         "steps": max(steps, default=None),
         "curve": series(stand_in.log, "eval_kl"),
+        "curve_no_prompt": next((value for _, value in series(stand_in.log, "eval_no_prompt_kl")), None),
         "train_curve": series(stand_in.log, "kd_loss"),
         "norm": series(stand_in.log, "be_norm"),
         "reconstruction": stand_in.reconstruction,
@@ -174,7 +185,7 @@ def compare_methods(
             total, and the latest values.
 
     Returns:
-        `dict`: what `results.json` holds.
+        `dict`: what `results.json` holds. A method that failed has its `error` there; `resume=True` tries it again.
 
     Raises:
         `ValueError`: an unknown method, no seed, too few queries, or a resumed run with other settings.
@@ -185,11 +196,19 @@ def compare_methods(
     made = {spec: make_method(spec) for spec in methods}
     if not seeds:
         raise ValueError("A comparison needs at least one seed.")
+    for seed in seeds:
+        check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
+    check_number("max_answer_length", max_answer_length, COUNT, whole=True)
+    if max_steps is not None:
+        check_number("max_steps", max_steps, COUNT, whole=True)
+    if max_minutes is not None:
+        check_number("max_minutes", max_minutes, POSITIVE)
     queries = as_queries(queries)
     if test_queries is None:
         distinct = list({query_key(query): query for query in queries}.values())
         test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation
     splits = split_queries(queries, test_queries, seed=SPLIT_SEED)
+    warn_of_few_queries({name: splits})
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation, splits.test]),
@@ -208,6 +227,10 @@ def compare_methods(
         base, tokenizer = load_model(model)
         folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
         renderer = PromptRenderer(tokenizer, prompt)
+
+        if task is not None:  # found before the methods are trained
+            prompts = [renderer.full(query) for query in task.queries]
+            check_prompts(base, prompts, task.answer_lengths(tokenizer))
 
         def job(spec: str, seed: int) -> Job:
             directory = folder.work / f"{spec.replace(':', '-')}-{seed}"
@@ -229,8 +252,8 @@ def compare_methods(
                 own = job(spec, seed)
                 try:
                     run = run_method(spec, {}, own, scorer, splits.test, task)
-                except FAILURES as error:
-                    errors[spec] = " ".join(str(error).split())
+                except Exception as error:
+                    errors[spec] = failure(error)
                     continue
                 done[spec, seed] = {"method": spec, "seed": seed, **run}
                 append_record(folder.cells_file, done[spec, seed])
@@ -254,5 +277,6 @@ def compare_methods(
         }
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
-        folder.finish(results)
+        # What has failed can be tried again, and finds the work of the others
+        folder.publish(results) if errors else folder.finish(results)
         return results

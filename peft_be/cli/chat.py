@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 from rich.text import Text
 
-from .common import bold, console
+from .common import bold, console, say
 from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel
 
 
@@ -21,9 +21,12 @@ def chat(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
+    from ..checks import NOT_NEGATIVE, check_number
+    from ..context import check_length, fit_dialogue
     from ..models import load_adapter, read_adapter
     from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
 
+    check_number("--temperature", temperature, NOT_NEGATIVE)
     prompt = load_prompt(compare) if compare else None
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, prompt, allow_other_prompt)
@@ -35,6 +38,8 @@ def chat(
     forms = {"[BE]": renderer.be} | ({"full prompt": renderer.full} if prompt else {})
     # Each form remembers its own side of the conversation
     dialogues: dict[str, list] = {name: [] for name in forms}
+    for render in forms.values():
+        check_length(peft_model, len(render("A")) + max_new_tokens, f"an answer of {max_new_tokens} tokens")
     while True:
         try:
             question = console.input(bold("> ")).strip()
@@ -46,7 +51,16 @@ def chat(
             dialogue = dialogues[name]
             dialogue.append({"role": "user", "content": question})
             console.print(Text(f"{name}: ", style="bold cyan"), end="")
-            answer = _answer(peft_model, tokenizer, render(dialogue), max_new_tokens, temperature)
+            try:
+                ids, forgotten = fit_dialogue(peft_model, render, dialogue, max_new_tokens)
+            except ValueError as error:
+                dialogue.pop()
+                say(Text(str(error), style="yellow"))
+                continue
+            if forgotten:
+                turns = "the oldest question" if forgotten == 1 else f"the {forgotten} oldest questions"
+                say(Text(f"(the context is full: {turns} and the answers to them were dropped)", style="dim"))
+            answer = _answer(peft_model, tokenizer, ids, max_new_tokens, temperature)
             dialogue.append({"role": "assistant", "content": answer})
 
 

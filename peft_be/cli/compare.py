@@ -53,7 +53,7 @@ def compare(
     if task == "rolebench-judge":
         raise ValueError("rolebench-judge needs a judge: pass load_task(..., judge=...) to compare_methods in Python.")
     with resumable(output), progress_bars() as on_progress:
-        compare_methods(
+        results = compare_methods(
             text,
             asked,
             output,
@@ -63,7 +63,7 @@ def compare(
             seeds=tuple(range(seed, seed + seeds)),
             max_steps=max_steps,
             max_minutes=max_minutes,
-            max_answer_length=max_answer_length or 64,
+            max_answer_length=64 if max_answer_length is None else max_answer_length,
             task=load_task(task, task_items) if task else None,
             name=prompt.stem,
             resume=resume,
@@ -72,3 +72,9 @@ def compare(
         )
     console.print((output / "table.md").read_text(encoding="utf-8"), soft_wrap=True)
     say("Report: ", bold(output / "report.html"))
+    failed = [method["name"] for method in results["methods"] if method["error"]]
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(results['methods'])} methods failed: {', '.join(failed)}. Why is said below the table, and the results "
+            "of the others are there. The same command with --resume tries the failed ones again."
+        )

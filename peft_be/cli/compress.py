@@ -40,11 +40,11 @@ def compress(
     temperature: Temperature = None,
     learning_rate: LearningRate = None,
     max_steps: MaxSteps = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Answers a step.", show_default="2")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(min=1, help="Answers a step.", show_default="2")] = None,
     max_answer_length: MaxAnswerLength = None,
     reconstruction_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1 alone before the rest.")] = 0,
     reconstruction_interval: Annotated[
-        Optional[int], typer.Option(help="Reconstruct at every n-th step only.", show_default="32")
+        Optional[int], typer.Option(min=1, help="Reconstruct at every n-th step only.", show_default="32")
     ] = None,
     on_policy_rounds: Annotated[
         int, typer.Option(min=0, help="Rounds of training on the student's own answers behind the rest.")
@@ -58,6 +58,7 @@ def compress(
     # Imported here, so that --help needs no torch
     from ..compress import compress_prompt
     from ..data import load_queries
+    from ..figures import best_sentence
     from ..prompting import load_prompt
 
     training_args = {
@@ -89,16 +90,29 @@ def compress(
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
+            on_preview=show_preview,
             **{name: value for name, value in training_args.items() if value is not None},
         )
     size = (output / "adapter_model.safetensors").stat().st_size
-    best = {name: value for name, value in result.report["best"].items() if name != "step"}
-    say(
-        f"{result.report['steps']} steps in {result.report['seconds'] / 60:.1f} min; best validation "
-        + ", ".join(f"{name} {value:.4f}" for name, value in best.items())
-        + f" at step {result.report['best']['step']}. Saved to ",
-        bold(output),
-        f" ({size} bytes).",
-    )
+    say(f"{result.report['steps']} steps in {result.report['seconds'] / 60:.1f} min.")
+    say(f"{best_sentence(result.report)}.")
+    say("Saved to ", bold(output), f" ({size} bytes).")
     folder = quoted(output)
     say(f"Next: peft-be eval {folder} --prompt {quoted(prompt)} --queries HELD_OUT.jsonl, or peft-be chat {folder}")
+
+
+def show_preview(answers: list[dict]) -> None:
+    """Show what [BE] is to imitate: a prompt that the model does not follow shows here, and not after the training."""
+    if not answers:
+        return
+    say("This is what [BE] will imitate, the teacher's answers:")
+    for answer in answers:
+        say("  ", bold(shortened(answer["query"])))
+        say("    with the prompt: ", shortened(answer["full"]))
+        say("    without it:      ", shortened(answer["no_prompt"]))
+
+
+def shortened(text: str, length: int = 240) -> str:
+    """A text in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "\u2026"

@@ -41,7 +41,9 @@ def compress_many(
     temperature: Temperature = None,
     learning_rate: LearningRate = None,
     max_steps: MaxSteps = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Answers of a prompt in a step.", show_default="2")] = None,
+    batch_size: Annotated[
+        Optional[int], typer.Option(min=1, help="Answers of a prompt in a step.", show_default="2")
+    ] = None,
     max_answer_length: MaxAnswerLength = None,
     seed: Seed = 42,
     resume: Resume = False,
@@ -78,13 +80,15 @@ def compress_many(
             **{name: value for name, value in training_args.items() if value is not None},
         )
     table = Table()
-    for column in ("prompt", "best validation", "step", "adapter"):
+    for column in ("prompt", "validation queries", "KL", "KL, no prompt", "gap closed", "step", "adapter"):
         table.add_column(column, overflow="fold")
     for result in results:
         if result.report is not None:
-            *best, step = result.report["best"].items()
-            values = ", ".join(f"{name} {value:.4f}" for name, value in best)
-            table.add_row(result.name, values, str(step[1]), str(result.directory))
+            best = result.report["best"]
+            told = [best.get("kl"), best.get("kl_no_prompt"), best.get("kl_gap_closed")]
+            figures = ["-" if value is None else f"{value:.4f}" for value in told]
+            count = str(result.report["num_queries"]["validation"])
+            table.add_row(result.name, count, *figures, str(best["step"]), str(result.directory))
     console.print(table)
     errors |= {result.name: result.error for result in results if result.error is not None}
     if errors:

@@ -99,7 +99,8 @@ def score_table(scores: dict) -> Table:
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.0f}" for w in ("full", "no_prompt", "be")))
     table.add_section()
-    table.add_row("KL gap closed", "", "", f"{scores['kl_gap_closed']:.3f}")
+    gap = scores["kl_gap_closed"]
+    table.add_row("KL gap closed", "", "", "-" if gap is None else f"{gap:.3f}")
     for label, name in (
         ("P reconstructed, tokens", "token_accuracy"),
         ("P reconstructed, greedy prefix", "greedy_prefix_match"),

@@ -33,7 +33,7 @@ Temperature = Annotated[Optional[float], typer.Option(help="tau of Eq. 3; the pa
 LearningRate = Annotated[Optional[float], typer.Option(help="In units of the start rows' RMS.", show_default="0.05")]
 MaxSteps = Annotated[Optional[int], typer.Option(min=1, help="Number of steps.", show_default="600")]
 MaxAnswerLength = Annotated[
-    Optional[int], typer.Option(help="Longest answer of the teacher, in tokens.", show_default="64")
+    Optional[int], typer.Option(min=1, help="Longest answer of the teacher, in tokens.", show_default="64")
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; begin where there is none.")]

@@ -16,9 +16,9 @@ def pretrain_ae(
     model: Model = "smollm2",
     max_steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 200,
     learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.01")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Passages a step.", show_default="4")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(min=1, help="Passages a step.", show_default="4")] = None,
     max_passage_length: Annotated[
-        Optional[int], typer.Option(help="Longer texts are cut, in tokens.", show_default="256")
+        Optional[int], typer.Option(min=1, help="Longer texts are cut, in tokens.", show_default="256")
     ] = None,
     seed: Seed = 42,
     resume: Resume = False,

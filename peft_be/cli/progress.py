@@ -106,7 +106,11 @@ class Lines:
 
 
 def latest(values: dict | None) -> list[str]:
-    return [f"{name} {float(values[name]):.4f}" for name in SHOWN if name in (values or {})]
+    values = values or {}
+    shown = {name: f"{name} {float(values[name]):.4f}" for name in SHOWN if name in values}
+    if "eval_kl" in shown and "eval_gap_closed" in values:
+        shown["eval_kl"] += f" (gap {float(values['eval_gap_closed']):.2f})"
+    return list(shown.values())
 
 
 def clock_time(seconds: float) -> str:

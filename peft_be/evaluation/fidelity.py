@@ -11,11 +11,13 @@ from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..context import check_prompts
 from ..data import as_queries
-from ..losses import OutputHead, divergence
+from ..figures import gap_closed
+from ..losses import OutputHead
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
-from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_states, generate_answers, share_prefix
+from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_divergences, generate_answers, share_prefix
 from ..tuner.layer import BETokenEmbedding
 from ..versions import versions
 from .latency import time_to_first_token
@@ -64,7 +66,7 @@ class FidelityScorer:
         texts (`list[str]`): the same as text.
 
     Raises:
-        `ValueError`: no queries.
+        `ValueError`: no queries, or one that does not fit into the model's context with P and its answer.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class FidelityScorer:
     ):
         if not prompts:
             raise ValueError("There are no queries to evaluate on.")
+        check_prompts(model, prompts, max_answer_length)
         self._model, self._tokenizer, self._on_progress = model, tokenizer, on_progress
         self._settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
         self.head = OutputHead(model)
@@ -115,11 +118,9 @@ class FidelityScorer:
         self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str
     ) -> tuple[list[Answer], list[torch.Tensor]]:
         """The teacher's answers behind other prompts: their hidden states, and the KL of each token."""
-        ids = [answer.ids for answer in self.teacher]
         batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
         report = self._report(f"KL, {label}")
-        states = answer_states(self._model, prompts, ids, batch, pad, prefix=prefix, on_progress=report)
-        return states, [divergence(s.hidden, t.hidden, self.head).cpu().double() for s, t in zip(states, self.teacher)]
+        return answer_divergences(self._model, self.head, prompts, self.teacher, batch, pad, prefix, report)
 
     def _generate(self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str) -> list[Answer]:
         pad, report = self._tokenizer.pad_token_id or 0, self._report(f"answers, {label}")
@@ -145,8 +146,8 @@ def evaluate_fidelity(
     allow_other_prompt: bool = False,
 ) -> tuple[dict, list[dict]]:
     """
-    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`,
-    where no prompt means the template with no system message from the user.
+    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`
+    (`None` where the prompt changes nothing), and no prompt means the template with no system message from the user.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -172,7 +173,8 @@ def evaluate_fidelity(
         `tuple[dict, list[dict]]`: the scores, and for each query the texts `query`, `full`, `be` and `no_prompt`.
 
     Raises:
-        `ValueError`: no queries, something that is no query, or another prompt than the adapter's.
+        `ValueError`: no queries, something that is no query, another prompt than the adapter's, or a query that does not fit
+            into the model's context with P and its answer.
     """
     queries = as_queries(queries)
     config = model.peft_config[model.active_adapter]
@@ -181,11 +183,12 @@ def evaluate_fidelity(
     model.eval()
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
     full = [renderer.full(query) for query in queries]
-    scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
     prompts = {
         "no_prompt": [renderer.no_prompt(query) for query in queries],
         "be": [renderer.be(query) for query in queries],
     }
+    check_prompts(base, [ids for form in prompts.values() for ids in form], max_answer_length)
+    scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
     labels = {"no_prompt": "no prompt", "be": "[BE]"}
     scores = {name: scorer.score(prompts[name], label=labels[name]) for name in prompts}
     kl = {name: score.kl for name, score in scores.items()}
@@ -201,7 +204,7 @@ def evaluate_fidelity(
         "num_queries": len(queries),
         "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
         "kl": kl,
-        "kl_gap_closed": 1 - kl["be"] / kl["no_prompt"],
+        "kl_gap_closed": gap_closed(kl["be"], kl["no_prompt"]),
         "top1_agreement": {name: score.top1_agreement for name, score in scores.items()},
         "answer_rouge_l": {name: score.answer_rouge_l for name, score in scores.items()},
         "reconstruction": reconstruction,

@@ -12,6 +12,8 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from ..checks import check_number
+from ..context import check_prompts
 from ..data import as_queries
 from ..prompting import PromptRenderer
 from ..teacher import common_prefix_length
@@ -80,10 +82,12 @@ def bench_inference(
             against `full` and against `full_cached`, and `None` where it saves none.
 
     Raises:
-        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, or another prompt than the
-            adapter's.
+        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, another prompt than the
+            adapter's, or a query that does not fit into the model's context with P and its answer.
     """
-    if repeats < 2 or new_tokens < 1 or min(batch_sizes) < 1:
+    for name, value in [("repeats", repeats), ("new_tokens", new_tokens), *(("a batch size", b) for b in batch_sizes)]:
+        check_number(name, value, whole=True)
+    if repeats < 2 or new_tokens < 1 or min(batch_sizes, default=0) < 1:
         raise ValueError("A measurement needs at least 2 repeats, 1 new token, and batch sizes of 1 or more.")
     queries = QUERIES if queries is None else as_queries(queries)
     if not queries:
@@ -101,6 +105,7 @@ def bench_inference(
         "no_prompt": [renderer.no_prompt(query) for query in queries],
         "be": [renderer.be(query) for query in queries],
     }
+    check_prompts(base, full + prompts["no_prompt"] + prompts["be"], new_tokens)
     # The user's turn is not a part of what a server has cached
     shared = common_prefix_length([*full, renderer.full("A"), renderer.full("B")])
     prefix = DynamicCache(config=base.config)

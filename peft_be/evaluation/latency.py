@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from ..context import check_prompts
 from ..tuner.inputs import any_input
 
 
@@ -44,7 +45,11 @@ def time_requests(
 
     Returns:
         [`RequestTiming`]
+
+    Raises:
+        `ValueError`: a prompt and its answer are longer than the model's context.
     """
+    check_prompts(model, prompts, new_tokens)
     shared = prefix.get_seq_length() if prefix else 0
     width = max(map(len, prompts))
     ids, mask = [], []

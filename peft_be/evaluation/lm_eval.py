@@ -12,6 +12,7 @@ import logging
 
 import torch
 
+from ..context import check_length, context_length
 from ..models import load_adapter, load_model, read_adapter
 from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
 
@@ -19,6 +20,7 @@ from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
 try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.models.utils_hf import get_dtype
 except ImportError as error:
     raise ImportError(
@@ -77,7 +79,8 @@ class PeftBeLM(HFLM):
             `think_end_token` and others.
 
     Raises:
-        `ValueError`: the arguments do not fit together, or one is unknown; or as in [`load_adapter`].
+        `ValueError`: the arguments do not fit together, or one is unknown; `max_length` exceeds the model's context; or as in
+            [`load_adapter`]. Later, where no `max_length` is given: a request that does not fit into the context.
         `FileNotFoundError`: there is no such adapter, model or prompt.
         `OSError`: the model cannot be loaded.
     """
@@ -121,6 +124,9 @@ class PeftBeLM(HFLM):
         }
         self._stand_in = f"{form}-{hashlib.sha256(stands_in[form]()).hexdigest()[:12]}"
         super().__init__(model, backend="causal", tokenizer=tokenizer, **kwargs)
+        context = context_length(model)
+        if self._max_length and context is not None and self._max_length > context:
+            raise ValueError(f"max_length={self._max_length} is more than the model's context of {context} tokens.")
         # What the harness records
         self.pretrained, self.peft = model.name_or_path, adapter and str(adapter)
 
@@ -195,6 +201,24 @@ class PeftBeLM(HFLM):
             )
             ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
         return ids, mask
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
+        # The last token of an answer is not read
+        self._check_lengths(max((len(context) + len(answer) - 1 for _, context, answer in requests), default=0))
+        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        lengths = [
+            len(self.tok_encode(text)) + normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            for text, options in (request.args for request in requests)
+        ]
+        self._check_lengths(max(lengths, default=0))
+        return super().generate_until(requests, disable_tqdm)
+
+    def _check_lengths(self, longest: int) -> None:
+        """The harness would cut off the beginning, where [BE] or the prompt is. It may where `max_length` asks for it."""
+        if not self._max_length:
+            check_length(self.model, longest, "the longest request and its answer")
 
 
 def _check_arguments(pretrained: str | None, adapter: str | None, form: str, prompt: str | None, others: dict) -> None:

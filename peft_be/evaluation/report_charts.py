@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
+from ..figures import gap_closed
 from .charts import DASHES, Axis, Line, Pin, bar, line_chart, pin_chart, strip_axis, strip_chart
 from .report_rows import Row, fixed, is_number
 
@@ -46,18 +47,18 @@ def trade_off(rows: list[Row]) -> Markup | None:
 
 def curve_sections(rows: list[Row]) -> list[dict]:
     """The sections with a panel for each method, as far as there is something to show."""
-    kl_none = next((row.cells["kl"].value for row in rows if row.name == "none"), None)
+    known = any(_no_prompt_on_validation(row) for row in rows)
     sections = [
         _lines(
             rows,
             "curves",
             "Training",
             "KL on the validation queries while training, the teacher's answers as target. Pale lines are the other "
-            "methods. The dashed horizontal line is the KL of no prompt, on the test queries.",
+            "methods." + (" The dashed horizontal line is the KL of no prompt on the same queries." if known else ""),
             lambda run: run.get("curve"),
             "steps",
             "validation KL, nats a token",
-            reference=None if kl_none is None else (kl_none, "no prompt, test"),
+            reference=_no_prompt_on_validation,
         ),
         _lines(
             rows,
@@ -94,7 +95,7 @@ def _lines(
     y_label: str,
     together: bool = True,
     high: float | None = None,
-    reference: tuple[float, str] | None = None,
+    reference: Callable[[Row], tuple[float, str] | None] = lambda row: None,
     extra: Callable[[Row], str] | None = None,
 ) -> dict | None:
     """A section with a panel for each method that has such a curve; `together` on one scale, with the others behind."""
@@ -107,12 +108,13 @@ def _lines(
     if not curves:
         return None
     seeds = sorted({seed for lines in curves.values() for seed, _ in lines})
+    references = {i: found for i in curves if (found := reference(rows[i]))}
 
-    def axes(lines: list) -> tuple[Axis, Axis]:
+    def axes(lines: list, heights: list[float]) -> tuple[Axis, Axis]:
         points = [point for _, points in lines for point in points]
-        top = high or max([b for _, b in points] + ([reference[0]] if reference else []))
-        if reference and not high:
-            top = min(top, 2.5 * reference[0])  # what starts far above would press the rest to the ground
+        top = high or max([b for _, b in points] + heights)
+        if heights and not high:
+            top = min(top, 2.5 * max(heights))  # what starts far above would press the rest to the ground
         return (
             Axis(0, max(a for a, _ in points) or 1, x_label),
             Axis(0, (top or 1) * (1 if high else 1.08), y_label),
@@ -121,7 +123,8 @@ def _lines(
     everything = [line for lines in curves.values() for line in lines]
     panels = []
     for i, own in curves.items():
-        x, y = axes(everything if together else own)
+        levels = {j: level for j, (level, _) in references.items() if together or j == i}
+        x, y = axes(everything if together else own, list(levels.values()))
         others = [line for j, lines in curves.items() if j != i for line in lines] if together else []
         lines = [Line(points, name, "other") for name, points in others]
         lines += [Line(points, f"{rows[i].label}, {name}", rows[i].css, seeds.index(name)) for name, points in own]
@@ -129,10 +132,22 @@ def _lines(
         show = fixed(3 if max(map(abs, last)) < 10 else 0)
         ends = " to ".join(dict.fromkeys(map(show, (min(last), max(last)))))
         caption = extra(rows[i]) if extra else f"at the end: {ends}"
+        if i in references:
+            kl_no_prompt = references[i][0]
+            gap = gap_closed(statistics.fmean(last), kl_no_prompt)
+            caption += f" of {show(kl_no_prompt)} without a prompt" + (
+                "" if gap is None else f", gap closed {gap:.3f}"
+            )
         title = f"{heading}: {rows[i].label}; {caption}"
-        panels.append((rows[i], caption, line_chart(x, y, lines, title, reference=reference)))
+        panels.append((rows[i], caption, line_chart(x, y, lines, title, reference=references.get(i))))
     legend = [(seed, DASHES[i % len(DASHES)]) for i, seed in enumerate(seeds)]
     return {"id": key, "heading": heading, "text": text, "panels": panels, "legend": legend}
+
+
+def _no_prompt_on_validation(row: Row) -> tuple[float, str] | None:
+    """The KL of no prompt on a method's validation answers, which are the same for all of its runs."""
+    values = [value for run in row.runs if is_number(value := run.get("curve_no_prompt"))]
+    return (statistics.fmean(values), "no prompt, validation") if values else None
 
 
 def _reconstruction_figures(row: Row) -> str:

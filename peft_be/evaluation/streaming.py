@@ -13,6 +13,8 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..checks import COUNT, NOT_NEGATIVE, check_number
+from ..context import check_length
 from ..tuner.inputs import any_input
 from .latency import cache_bytes
 
@@ -59,7 +61,13 @@ def stream_answer(
 
     Yields:
         [`StreamedAnswer`]
+
+    Raises:
+        `ValueError`: the prompt and its answer are longer than the model's context, or a setting is out of range.
     """
+    check_number("max_new_tokens", max_new_tokens, COUNT, whole=True)
+    check_number("temperature", temperature, NOT_NEGATIVE)
+    check_length(model, len(ids) + max_new_tokens, f"an answer of {max_new_tokens} tokens")
     cache = DynamicCache(config=model.config)
     steps = _Steps(cache)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

@@ -78,7 +78,7 @@ class ChatInputs:
         template = (
             "{%- if messages and messages[0]['role'] == 'system' -%}"
             "{{- raise_exception('[BE] stands for the system message: leave that out.') -}}{%- endif -%}"
-            f"{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}{self._template}"
+            f"{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}{self._template.source}"
         )
         for length in (1, 3):
             roles = ("user", "assistant", "user")[:length]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..context import check_length, check_prompts
 from ..evaluation import StreamedAnswer, stream_answer
 from ..evaluation.latency import time_requests
 from ..losses import OutputHead, divergence
 from ..models import load_adapters, read_adapter
 from ..prompting import PromptRenderer, check_adapter_prompt
 from ..teacher import answer_states
-from ..training.be_distill_trainer import check_length
 from ..tuner import BETokenConfig
 
 
@@ -88,8 +88,9 @@ class PromptComparison:
             )
         self._turn = threading.Lock()
         # What a first request costs beyond the others (memory, kernels, threads) is no part of any prompt's time
-        first = self.names[0]
-        time_requests(self.model.get_base_model(), [self.rendered(first, "Hello")[self.forms[0]]], new_tokens=1)
+        base, greetings = self.model.get_base_model(), [self.rendered(name, "Hello") for name in self.names]
+        check_prompts(base, [ids for rendered in greetings for ids in rendered.values()], new_tokens=1)
+        time_requests(base, [greetings[0][self.forms[0]]], new_tokens=1)
 
     def config(self, name: str) -> BETokenConfig:
         """The configuration of the adapter `name`."""

@@ -9,6 +9,7 @@ from .answers import (
     weights_sha256,
 )
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
+from .divergences import answer_divergences
 from .prefix import SharedPrefix, can_share_prefix
 
 
@@ -17,6 +18,7 @@ __all__ = [
     "AnswerCache",
     "AnswerSettings",
     "SharedPrefix",
+    "answer_divergences",
     "answer_states",
     "cache_limit",
     "cached_answers",

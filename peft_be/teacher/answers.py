@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..checks import COUNT, NOT_NEGATIVE, Range, check_number
+from ..context import check_prompts
 from ..memory import copy_head_input
 from ..tuner.inputs import any_input
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
@@ -52,6 +54,10 @@ class AnswerSettings:
     seed: int = 42
 
     def __post_init__(self):
+        for name in ("max_new_tokens", "num_answers", "batch_size"):
+            check_number(name, getattr(self, name), COUNT, whole=True)
+        check_number("temperature", self.temperature, NOT_NEGATIVE)
+        check_number("top_p", self.top_p, Range(above=0, high=1))
         if self.num_answers > 1 and self.temperature == 0.0:
             raise ValueError("Several answers a query need sampling: set the answers' temperature above 0.")
 
@@ -65,7 +71,13 @@ def common_prefix_length(sequences: list[list[int]]) -> int:
 
 
 def share_prefix(model: PreTrainedModel, prompts: list[list[int]]) -> SharedPrefix | None:
-    """The [`SharedPrefix`] of `prompts`, or `None` where they share too little or the model's cache cannot share it."""
+    """
+    The [`SharedPrefix`] of `prompts`, or `None` where they share too little or the model's cache cannot share it.
+
+    Raises:
+        `ValueError`: a prompt is longer than the model's context.
+    """
+    check_prompts(model, prompts)
     length = common_prefix_length(prompts)
     if length < MIN_SHARED_PREFIX or not can_share_prefix(model):
         return None
@@ -96,7 +108,11 @@ def generate_answers(
 
     Returns:
         `list[Answer]`: `settings.num_answers` answers a prompt, in the order of the prompts.
+
+    Raises:
+        `ValueError`: a prompt and its answer are longer than the model's context.
     """
+    check_prompts(model, prompts, settings.max_new_tokens)
     sampling = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
@@ -142,10 +158,11 @@ def generate_answers(
             model.generation_config = GenerationConfig()
             sequences = model.generate(**inputs, generation_config=config)
         hidden = torch.stack(steps, dim=1)
-        answers = []
+        answers: list[Answer] = []
         for row, new_ids in enumerate(sequences[:, width:].tolist()):
             end = next((t + 1 for t, token in enumerate(new_ids) if token in stop_ids), len(new_ids))
             answers.append(Answer(batch[row // settings.num_answers], new_ids[:end], hidden[row, :end].clone()))
+        check_finite(answer.hidden for answer in answers)
         return answers
 
     return _run(answer, _batches(prompts, settings.batch_size), cache, on_progress)
@@ -169,7 +186,11 @@ def answer_states(
 
     Returns:
         `list[Answer]`: in the order of the prompts.
+
+    Raises:
+        `ValueError`: a prompt and its answer are longer than the model's context.
     """
+    check_prompts(model, prompts, [len(answer) for answer in answers])
     shared = prefix.length if prefix else 0
 
     def states(number: int, batch: list[int]) -> list[Answer]:
@@ -184,9 +205,19 @@ def answer_states(
         for row, i in enumerate(batch):
             start = len(prompts[i]) - shared - 1
             result.append(Answer(i, answers[i], hidden[row, start : start + len(answers[i])].clone()))
+        check_finite(answer.hidden for answer in result)
         return result
 
     return _run(states, _batches([p + a for p, a in zip(prompts, answers)], batch_size), cache, on_progress)
+
+
+def check_finite(states: Iterable[torch.Tensor]) -> None:
+    """Raises a `FloatingPointError` where a hidden state is not a finite number: nothing could be learned from it."""
+    if not all(state.isfinite().all() for state in states):
+        raise FloatingPointError(
+            "The model's hidden states are not finite numbers: its weights are damaged, or their dtype is too narrow. Load it "
+            "in float32 or bfloat16, or use another copy."
+        )
 
 
 def weights_sha256(model: PreTrainedModel) -> str:

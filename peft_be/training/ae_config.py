@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from ..checks import COUNT, check_training_args
+
 
 @dataclass
 class AEConfig(SFTConfig):
@@ -34,3 +36,7 @@ class AEConfig(SFTConfig):
     report_to: str = field(default="none", metadata={"help": "Where to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
+
+    def __post_init__(self):
+        check_training_args(self, {"min_passage_length": COUNT, "max_passage_length": COUNT})
+        super().__post_init__()

@@ -4,6 +4,7 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from ..context import check_length
 from ..data.corpus import passages
 from ..losses import OutputHead, cross_entropy
 from ..prompting.reconstruction import reconstruction_example
@@ -66,7 +67,8 @@ class AETrainer(RowTrainer):
             vocab_size = model.get_input_embeddings().num_embeddings
             model = get_peft_model(model, BETokenConfig.for_tokenizer(processing_class, vocab_size, 0, True))
         self._ae_token_id = model.peft_config[check_learning_rows(model, self._learns)].ae_token_id
-        self._head = OutputHead(model.get_base_model())
+        self._base = model.get_base_model()
+        self._head = OutputHead(self._base)
         self._origin = origin(model.get_base_model(), processing_class)
         super().__init__(
             model=model,
@@ -81,6 +83,7 @@ class AETrainer(RowTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, *_):
         ids = passages(list(dataset["text"]), processing_class, args.min_passage_length, args.max_passage_length)
         rows = [reconstruction_example(processing_class, x, self._ae_token_id, x) for x in ids]
+        check_length(self._base, max(len(row[0]) for row in rows), "its reconstruction")
         return Dataset.from_dict(
             {"input_ids": [r[0] for r in rows], "labels": [r[1] for r in rows], "length": [len(r[0]) for r in rows]}
         )

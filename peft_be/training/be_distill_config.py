@@ -4,7 +4,21 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_training_args
 from .init import INITS
+
+
+RANGES = {
+    "answer_batch_size": COUNT,
+    "answer_temperature": NOT_NEGATIVE,
+    "answer_top_p": Range(above=0, high=1),
+    "init_scale": POSITIVE,
+    "max_answer_length": COUNT,
+    "max_kd_tokens": COUNT,
+    "num_answers": COUNT,
+    "reconstruction_interval": COUNT,
+    "temperature": POSITIVE,
+}
 
 
 @dataclass
@@ -106,21 +120,17 @@ class BEDistillConfig(SFTConfig):
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
 
     def __post_init__(self):
+        check_training_args(self, RANGES)
         if not 0.0 <= self.kd_weight <= 1.0:
             raise ValueError(f"kd_weight is lambda of Eq. 4 and lies between 0 and 1, got {self.kd_weight}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}.")
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"beta lies between 0 (forward KL) and 1 (reverse KL), got {self.beta}.")
-        if self.init_scale is not None and self.init_scale <= 0:
-            raise ValueError(f"init_scale must be above 0 or None, got {self.init_scale}.")
-        for name in ("reconstruction_interval", "max_answer_length", "num_answers", "answer_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_answers > 1 and self.answer_temperature == 0:
+            raise ValueError("num_answers above 1 needs sampling: set answer_temperature above 0.")
         if self.init not in (None, *INITS):
             raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
-        if self.max_kd_tokens is not None and self.max_kd_tokens < 1:
-            raise ValueError(f"max_kd_tokens must be at least 1 or None, got {self.max_kd_tokens}.")
+        if self.init == "text" and (not isinstance(self.init_text, str) or not self.init_text.strip()):
+            raise ValueError(f"init='text' needs a text that is not empty, got init_text={self.init_text!r}.")
         if self.learning_rate is None:
             self.learning_rate = 0.05 if self.full_matrix else 0.2
         # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction

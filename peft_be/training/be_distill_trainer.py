@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,9 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from ..context import check_length, check_prompts
 from ..data import query_dataset
+from ..figures import gap_closed
 from ..losses import OutputHead, cross_entropy, divergence
 from ..prompting import PromptRenderer, is_prompt_of, prompt_fingerprint
 from ..prompting.reconstruction import reconstruction_example
@@ -22,6 +25,7 @@ from ..teacher import (
     Answer,
     AnswerSettings,
     SharedPrefix,
+    answer_divergences,
     cached_answers,
     generate_answers,
     share_prefix,
@@ -40,16 +44,11 @@ logger = logging.getLogger(__name__)
 
 # What the length of hidden states is measured on. It belongs to the backbone: prompts change it by a few per cent
 CALIBRATION_QUERY = "What would you like to talk about today, and why?"
-
-
-def check_length(base: PreTrainedModel, length: int, what: str) -> None:
-    """Raises a `ValueError` if `length` tokens, made of a prompt with `what`, exceed the context of the model."""
-    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and length > context:
-        raise ValueError(
-            f"The prompt does not fit: with {what} it is {length} tokens long, and the model's context is {context}. "
-            "Shorten the prompt, the queries or the answers."
-        )
+# Answers shown before the training
+PREVIEWS = 3
+# A prompt whose absence changes less is hardly there: its own examples or paragraphs in another order changed 0.003 to 0.017
+# nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (docs/study.md)
+LITTLE_KL = 0.02
 
 
 def teacher_prompts(
@@ -57,7 +56,7 @@ def teacher_prompts(
 ) -> list[list[int]]:
     """What the teacher reads: each query behind the full prompt. Raises a `ValueError` where the context is too short."""
     prompts = [renderer.full(query) for query in queries]
-    check_length(base, max(map(len, prompts)) + max_answer_length, "the longest query and its answer")
+    check_prompts(base, prompts, max_answer_length)
     return prompts
 
 
@@ -98,6 +97,8 @@ class BEDistillTrainer(RowTrainer):
         renderers (`dict[str, PromptRenderer]`): for each prompt, how its queries are written; a single prompt's name is
             `"default"`.
         failed (`dict[str, str]`): of several prompts, those that were given up since their loss was not finite, and why.
+        no_prompt_kl (`dict[str, float]`): for each prompt, the KL without a prompt on its validation queries; empty without
+            queries.
         stopped (`set[str]`): of several prompts, those that take no further part in the training.
 
     Raises:
@@ -188,6 +189,11 @@ class BEDistillTrainer(RowTrainer):
             model.base_model.set_rows(self._adapter, self._start_rows(base, args))
             config.provenance = None  # that of other rows
         self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
+        if not 0 < self._start_rms < math.inf:
+            raise FloatingPointError(
+                f"The start rows have a root mean square of {self._start_rms}, and nothing can learn from there: the model's "
+                "embeddings are damaged, or init=None goes on from rows that were never set."
+            )
         self._reconstruction = {}
         if args.kd_weight < 1:
             for name, renderer in self.renderers.items():
@@ -196,6 +202,8 @@ class BEDistillTrainer(RowTrainer):
                 batch = self._collator([dict(zip(("input_ids", "labels"), row))])
                 self._reconstruction[name] = {key: tensor.to(args.device) for key, tensor in batch.items()}
         self._teacher_hidden = {"train": [], "validation": []}
+        self.no_prompt_kl: dict[str, float] = {}
+        self._previews: list[tuple[str | list, list[int]]] = []
         if args.kd_weight == 0:
             # The one training example of stage 1 is in compute_loss: the rows here only count the steps
             rows = {"input_ids": [[self._pad]], "labels": [[-100]], "length": [1], "prompt": [0]}
@@ -254,8 +262,16 @@ class BEDistillTrainer(RowTrainer):
                 report = None
                 if self._on_teacher_progress:
                     report = partial(self._report_answers, split, done[split], len(datasets[split]))
-                for answer in self._answers(base, dataset, prompts[split], prefix, args, report):
-                    ids = answer.ids[: args.max_kd_tokens]
+                answers = self._answers(base, dataset, prompts[split], prefix, args, report)
+                kept = args.max_kd_tokens
+                answers = [Answer(answer.query, answer.ids[:kept], answer.hidden[:kept]) for answer in answers]
+                if split == "validation":
+                    self._measure_no_prompt(base, name, dataset["query"], answers, args)
+                elif number == 0:
+                    firsts = {answer.query: answer.ids for answer in reversed(answers) if answer.query < PREVIEWS}
+                    self._previews = [(dataset["query"][query], ids) for query, ids in sorted(firsts.items())]
+                for answer in answers:
+                    ids = answer.ids
                     student = renderer.be(dataset["query"][answer.query])
                     # The last answer token predicts nothing, but is kept: rows stay what the model will see
                     row = {"input_ids": student + ids, "labels": [-100] * len(student) + ids}
@@ -263,12 +279,56 @@ class BEDistillTrainer(RowTrainer):
                     rows[split].append(
                         {**row, "length": len(row["labels"]), "prompt": number, "teacher": [split, str(index)]}
                     )
-                    self._teacher_hidden[split].append(answer.hidden[: len(ids)])
+                    self._teacher_hidden[split].append(answer.hidden)
                 done[split] += len(dataset)
                 seconds = time.perf_counter() - start
                 logger.info(f"Teacher: {len(dataset)} {split} queries of prompt '{name}' in {seconds:.0f} s.")
         base.train(training)
         return [Dataset.from_list(rows[split]) for split in datasets]
+
+    def _measure_no_prompt(
+        self, base: PreTrainedModel, name: str, queries: list, answers: list[Answer], args: BEDistillConfig
+    ) -> None:
+        """The KL without a prompt on the validation queries: no KL of the rows says anything without it."""
+        prompts = [self.renderers[name].no_prompt(queries[answer.query]) for answer in answers]
+        size = args.per_device_eval_batch_size
+        _, kl = answer_divergences(base, self._head, prompts, answers, size, self._pad)
+        self.no_prompt_kl[name] = value = torch.cat(kl).mean().item()
+        if value < LITTLE_KL:
+            of = f" of '{name}'" if self._named else ""
+            warnings.warn(
+                f"The prompt{of} changes little: without it, the model gives the teacher's answers to the validation queries with a KL "
+                f"of {value:.4f} nats a token. The same prompt with its parts in another order has as much ({LITTLE_KL} at the most, "
+                "where it was measured), so that [BE] can learn little. The model may be too weak to follow the prompt, or "
+                "the queries do not touch on what it says.",
+                stacklevel=1,
+            )
+
+    def preview(self) -> list[dict]:
+        """
+        What [BE] is to imitate: the teacher's answers to the first training queries, of the first prompt if there are several,
+        and the model's answers without a prompt. Changes no random numbers.
+
+        Returns:
+            `list[dict]`: the texts `full` and `no_prompt`, and their `query`. Empty for a training without queries.
+        """
+        if not self._previews:
+            return []
+        base = self.accelerator.unwrap_model(self.model).get_base_model()
+        renderer = next(iter(self.renderers.values()))
+        settings = replace(self._answer_settings(self.args), num_answers=1, temperature=0.0, top_p=1.0)
+        prompts = [renderer.no_prompt(query) for query, _ in self._previews]
+        training = base.training
+        without = generate_answers(base.eval(), prompts, settings, self._pad)
+        base.train(training)
+        return [
+            {
+                "query": query if isinstance(query, str) else query[-1]["content"],
+                "full": self._tokenizer.decode(ids, skip_special_tokens=True),
+                "no_prompt": self._tokenizer.decode(answer.ids, skip_special_tokens=True),
+            }
+            for (query, ids), answer in zip(self._previews, without)
+        ]
 
     def _report_answers(self, split: str, before: int, total: int, earlier: int, done: int, _: int) -> None:
         self._on_teacher_progress(split, before + earlier + done, total)
@@ -347,6 +407,7 @@ class BEDistillTrainer(RowTrainer):
             training |= {f"{split}_queries": number for split, number in self._num_queries.items()}
             if self.state.best_metric is not None and self.args.metric_for_best_model == "kl":
                 training["validation_kl"] = self.state.best_metric
+                training["validation_kl_no_prompt"] = self.no_prompt_kl["default"]
         return self.provenance_of("default", training)
 
     def provenance_of(self, name: str, training: dict) -> dict:
@@ -355,7 +416,8 @@ class BEDistillTrainer(RowTrainer):
 
         Args:
             name (`str`): the prompt.
-            training (`dict`): figures for the model card: `steps`, `train_queries`, `validation_queries`, `validation_kl`.
+            training (`dict`): figures for the model card: `steps`, `train_queries`, `validation_queries`, `validation_kl`,
+                `validation_kl_no_prompt`.
         """
         return {
             **self._origin,
@@ -478,7 +540,8 @@ class BEDistillTrainer(RowTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
         KL at temperature 1, mean over the held-out answers' tokens; without queries, the reconstruction loss. With several
-        prompts, that of each, `eval_kl_NAME`, and their mean.
+        prompts, that of each, `eval_kl_NAME`, and their mean. Beside the KL of the validation queries, that of no prompt on
+        them, and the gap closed.
         """
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
@@ -500,6 +563,13 @@ class BEDistillTrainer(RowTrainer):
         metrics = {f"{metric_key_prefix}_{metric}": sum(learning) / len(learning)}
         if self._named:
             metrics |= {f"{metric_key_prefix}_{metric}_{name}": value for name, value in values.items()}
+        if metric == "kl" and eval_dataset is None:
+            # Not named like the KL of a prompt, which may be called "no_prompt"
+            none = [self.no_prompt_kl[name] for name in values if name not in self.failed]
+            metrics[f"{metric_key_prefix}_no_prompt_kl"] = sum(none) / len(none)
+            gap = gap_closed(metrics[f"{metric_key_prefix}_kl"], metrics[f"{metric_key_prefix}_no_prompt_kl"])
+            if gap is not None:
+                metrics[f"{metric_key_prefix}_gap_closed"] = gap
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ def time_batches(loss: Callable[[dict], torch.Tensor], batches: list[dict], seco
 def steps_in_time(trainer: BEDistillTrainer, seconds: float) -> int:
     """
     How many steps of `trainer` fit into `seconds`, the validations and reconstructions that go with them and the measuring counted.
+    At least one.
     """
     args, start = trainer.args, time.perf_counter()
     batches = [trainer._prepare_inputs(inputs) for inputs in sample_batches(trainer.get_train_dataloader())]
@@ -72,3 +74,44 @@ def steps_in_time(trainer: BEDistillTrainer, seconds: float) -> int:
         args.gradient_accumulation_steps * sum(durations) / tokens * average + reconstruction / interval + validation
     )
     return max(1, int((seconds - (time.perf_counter() - start)) / per_step))
+
+
+class Budget:
+    """
+    The time for a job. The teacher's work comes first, so that it may be over before the first step.
+
+    Args:
+        max_minutes (`float`, *optional*): the time; `None` sets no limit.
+
+    Attributes:
+        seconds (`float` or `None`): the same in seconds.
+    """
+
+    def __init__(self, max_minutes: float | None):
+        self.seconds = None if max_minutes is None else 60 * max_minutes
+        self._start = time.perf_counter()
+
+    @property
+    def used(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def is_over(self) -> bool:
+        return self.seconds is not None and self.used >= self.seconds
+
+    def left(self) -> float:
+        """
+        The seconds that are left. Called while the teacher works, too.
+
+        Raises:
+            `ValueError`: there are none.
+        """
+        if self.seconds is None:
+            return math.inf
+        left = self.seconds - self.used
+        if left <= 0:
+            raise ValueError(
+                f"max_minutes={self.seconds / 60:g} is over before the first step: the teacher's answers take longer. Those that it "
+                "has written are kept in its cache: start again with more minutes, and it goes on from there."
+            )
+        return left

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The stage, the work done, its total, and the latest logged values
 OnProgress = Callable[[str, int, int, dict], None]
+# The teacher's answers to some queries, see `BEDistillTrainer.preview`
+OnPreview = Callable[[list[dict]], None]
 
 
 class ProgressCallback(TrainerCallback):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..teacher.answers import check_finite
 from ..tuner.inputs import any_input
 
 
@@ -93,9 +94,13 @@ def residual_growth(model: PreTrainedModel, ids: list[int]) -> float:
 
     Returns:
         `float`: the factor, 59 for SmolLM2-135M-Instruct.
+
+    Raises:
+        `FloatingPointError`: a hidden state is not a finite number.
     """
     inputs = torch.tensor([ids], device=model.device)
     with any_input(model):
         states = model(inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False).hidden_states
     lengths = torch.stack([state[0, 1:].float().norm(dim=-1) for state in states])
+    check_finite([lengths])
     return (lengths[1:].median() / lengths[0].median()).item()

@@ -8,6 +8,7 @@ import json
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_weights import check_plain, weights_fingerprint
+from ..figures import gap_closed
 from ..prompting import chat_template_fingerprint, tokenizer_fingerprint
 from ..versions import versions
 
@@ -26,6 +27,17 @@ def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
 
 def stage_name(kd_weight: float) -> str:
     return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
+
+
+def best_figures(metric: str, value: float, step: int, kl_no_prompt: float | None) -> dict:
+    """
+    What a report says of the rows that were kept: the value by which they were chosen and its step, and of a KL, that of no prompt
+    on the same queries and the gap closed.
+    """
+    figures = {metric: value, "step": step}
+    if metric == "kl" and kl_no_prompt is not None:
+        figures |= {"kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap_closed(value, kl_no_prompt)}
+    return figures
 
 
 def sha256(value) -> str:

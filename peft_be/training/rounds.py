@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +16,9 @@ from ..data import QuerySplits, query_column
 from ..files import read_json, write_json
 from .be_distill_config import BEDistillConfig
 from .be_distill_trainer import BEDistillTrainer
-from .budget import steps_in_time
-from .callbacks import OnProgress
-from .provenance import stage_name
+from .budget import Budget, steps_in_time
+from .callbacks import OnPreview, OnProgress
+from .provenance import best_figures, stage_name
 from .run import RunFolder, report_to, train
 
 
@@ -36,7 +35,7 @@ class Rounds:
         rounds (`int`): trainings that are finished, the main one counted.
         max_steps (`int`): of the main training, or what fits of it.
         steps (`int`): all that were made.
-        best (`dict`): the value by which the rows were chosen, and its step.
+        best (`dict`): see [`best_figures`].
         log (`list[dict]`): steps go on from one round to the next.
         written (`list[tuple[int, list[int]]]`): what the student wrote behind the last one: indices of training queries, and ids.
         provenance (`dict`): of the rows, see [`BETokenConfig`].
@@ -90,15 +89,29 @@ def train_rounds(
     run: RunFolder,
     training_args: dict,
     on_policy_rounds: int,
-    seconds: float | None,
+    budget: Budget,
     on_progress: OnProgress | None,
+    on_preview: OnPreview | None = None,
 ) -> Rounds:
-    """Stage 2, or stages 1 and 2 together, within `seconds`; goes on with what `run` holds of it."""
-    start, done = time.perf_counter(), Rounds.resume(run.work, peft_model)
+    """Stage 2, or stages 1 and 2 together, within the budget; goes on with what `run` holds of it."""
+    done = Rounds.resume(run.work, peft_model)
     for number in range(done.rounds, 1 + on_policy_rounds):
         args = training_args
         if number:
             args = {**args, "init": None, "max_steps": max(1, int(ROUND_SHARE * done.max_steps))}
+        stage = stage_name(args["kd_weight"]) + (f", on-policy round {number}" if number else "")
+        fitting = run.settings.get("fitting_steps", {})
+        is_measured = budget.seconds is None or stage in fitting
+        if number and not is_measured and budget.is_over:
+            warnings.warn(f"No time is left for on-policy round {number}: the training ends without it.", stacklevel=1)
+            break
+
+        def report_teacher(name: str, count: int, total: int, is_measured: bool = is_measured) -> None:
+            if on_progress:
+                on_progress(f"teacher, {name} queries", count, total, {})
+            if not is_measured:
+                budget.left()
+
         trainer = BEDistillTrainer(
             peft_model,
             BEDistillConfig(str(run.work / (f"round{number}" if number else "stage2")), **args),
@@ -111,25 +124,24 @@ def train_rounds(
             ),
             eval_dataset=Dataset.from_dict({"query": query_column(splits.validation)}),
             processing_class=tokenizer,
-            on_teacher_progress=on_progress
-            and (lambda name, count, total: on_progress(f"teacher, {name} queries", count, total, {})),
+            on_teacher_progress=report_teacher,
         )
-        stage = stage_name(trainer.args.kd_weight) + (f", on-policy round {number}" if number else "")
         report_to(on_progress, trainer, stage)
-        if seconds is not None:
-            fitting = run.settings.get("fitting_steps", {})
-            if stage not in fitting:
+        if on_preview and not number:
+            on_preview(trainer.preview())
+        if budget.seconds is not None:
+            if not is_measured:
                 # What is left is for the rounds behind this training, too
                 share = ROUND_SHARE if number else 1.0
                 share /= share + ROUND_SHARE * (on_policy_rounds - number)
-                left = seconds - (time.perf_counter() - start)
-                fitting = {**fitting, stage: steps_in_time(trainer, share * left)}
+                fitting = {**fitting, stage: steps_in_time(trainer, share * budget.left())}
                 run.remember("fitting_steps", fitting)
             trainer.args.max_steps = min(trainer.args.max_steps, fitting[stage])
         log = train(trainer, stage)
         done.log += [{**entry, "step": done.steps + entry["step"]} for entry in log]
         best_step = done.steps + trainer.state.best_global_step
-        done.best = {trainer.args.metric_for_best_model: trainer.state.best_metric, "step": best_step}
+        metric = trainer.args.metric_for_best_model
+        done.best = best_figures(metric, trainer.state.best_metric, best_step, trainer.no_prompt_kl.get("default"))
         done.max_steps = done.max_steps or trainer.args.max_steps
         done.steps += trainer.state.global_step
         done.rounds += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerState
@@ -171,7 +173,7 @@ class RunFolder:
                     self._bring_back()
         finally:
             self._release()
-        reason = _unwritable_reason(error)
+        reason = unwritable_reason(error)
         if reason:
             hint = "What was done is kept: go on with --resume when it can." if kept else "Nothing was done yet."
             raise OSError(f"The run in '{self.directory}' cannot write its files ({reason}). {hint}") from error
@@ -190,9 +192,13 @@ class RunFolder:
         if not self.is_finished:
             self.remember(name, value)
 
+    def publish(self, result: dict) -> None:
+        """Write the result."""
+        write_json(self.directory / self.RESULT, {**result, "settings": self.settings})
+
     def finish(self, result: dict) -> None:
         """Write the result, and delete the work in progress and what was overwritten."""
-        write_json(self.directory / self.RESULT, {**result, "settings": self.settings})
+        self.publish(result)
         self._clear_work()
         shutil.rmtree(self._replaced, ignore_errors=True)
 
@@ -317,7 +323,7 @@ class RunFolder:
             raise OSError(f"The output folder '{self.directory}' cannot be written: {error.strerror}.") from error
 
 
-def _unwritable_reason(error: BaseException | None) -> str | None:
+def unwritable_reason(error: BaseException | None) -> str | None:
     """Why the disk took no more, if that is what went wrong: safetensors and torch have exceptions of their own for it."""
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return error.strerror
@@ -327,6 +333,24 @@ def _unwritable_reason(error: BaseException | None) -> str | None:
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
         return "is the disk full?"
     return None
+
+
+def failure(error: Exception) -> str:
+    """
+    Why one part of a run failed, in a line; the other parts go on, after what it held of the memory is given back. A disk that
+    takes nothing more is nobody's failure: the error is raised again, for the run can be resumed later.
+    """
+    if unwritable_reason(error):
+        raise error
+    if isinstance(error, torch.OutOfMemoryError):
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return "Out of memory: lower the batch size, or give a shorter prompt or a smaller model."
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:

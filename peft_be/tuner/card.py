@@ -8,6 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..figures import gap_closed, kl_sentence
+
 
 CARD_FILE = "README.md"
 TAGS = ["behavior-equivalent-token", "peft_be", "prompt-compression"]
@@ -50,7 +52,7 @@ def write_card(directory: Path, config) -> None:
     others = [tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")]
     data.tags = sorted({*TAGS, *others})
     data.eval_results = None  # of rows that may have been others
-    set_metrics(card, _title(config), "validation queries", {"kl": _training(config).get("validation_kl")})
+    set_metrics(card, _title(config), "validation queries", _validation_metrics(_training(config)))
     card.save(path)
 
 
@@ -131,6 +133,12 @@ def _training(config) -> dict:
     return (config.provenance or {}).get("training", {})
 
 
+def _validation_metrics(training: dict) -> dict[str, float | None]:
+    kl, kl_no_prompt = training.get("validation_kl"), training.get("validation_kl_no_prompt")
+    gap = None if kl is None else gap_closed(kl, kl_no_prompt)
+    return {"kl": kl, "kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap}
+
+
 def _title(config) -> str:
     if not config.num_be_tokens:
         return f"The [AE] row of {config.base_model_name_or_path}"
@@ -154,10 +162,9 @@ def _body(config) -> str:
             sentences[-1] += f" on {training['train_queries']} queries"
         sentences[-1] += "."
     if "validation_kl" in training:
-        sentences.append(
-            f"KL to the full prompt on {training['validation_queries']} other queries, by which the checkpoint was chosen: "
-            f"{training['validation_kl']:.4f} nats a token."
-        )
+        kl, kl_no_prompt = training["validation_kl"], training.get("validation_kl_no_prompt")
+        told = kl_sentence(kl, kl_no_prompt, training["validation_queries"], "other")
+        sentences.append(f"{told}. By these queries the checkpoint was chosen.")
     return _BE_BODY.format(
         title=_title(config),
         base=base,

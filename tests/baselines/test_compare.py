@@ -1,8 +1,10 @@
 """Whole comparisons with a random model: the same work for all, kept as it is done, and what is in the results."""
 
 import json
+import time
 
 import pytest
+import torch
 
 from peft_be.baselines import SoftPrompt
 from peft_be.baselines.compare import compare_methods
@@ -79,7 +81,7 @@ def test_a_method_that_fails_does_not_stop_the_others(compare):
 
 
 def test_time_is_a_budget(compare):
-    results = compare(["soft-prompt"], max_steps=100_000, max_minutes=0.05, seeds=(1,))
+    results = compare(["soft-prompt"], max_steps=100_000, max_minutes=0.15, seeds=(1,))
     assert results["methods"][-1]["runs"][0]["steps"] < 10_000
 
 
@@ -123,3 +125,60 @@ def test_a_run_that_was_cut_off_while_it_was_kept_is_made_again(compare, tmp_pat
     kept.write_text(kept.read_text()[:-5])
     results = compare(["soft-prompt"], resume=True)
     assert fits == [1, 2, 1, 2] and [run["seed"] for run in results["methods"][-1]["runs"]] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, torch.OutOfMemoryError, AttributeError, KeyError])
+def test_a_method_may_fail_with_anything_and_is_tried_again(compare, tmp_path, monkeypatch, kind):
+    fits = []
+
+    def fit(self, job):
+        fits.append(job.seed)
+        raise kind("it broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SoftPrompt, "fit", fit)
+        results = compare(["soft-prompt", "truncation:8"])
+    failed, other = results["methods"][2:]
+    assert failed["runs"] == [] and other["error"] is None and len(other["runs"]) == 1
+    words = "Out of memory" if kind is torch.OutOfMemoryError else f"{kind.__name__}: "
+    assert words in failed["error"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["methods"][2]["error"] == failed["error"]
+    for name in ("table.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "soft-prompt" in text and words.split(":")[0] in text
+
+    with pytest.raises(FileExistsError, match="--resume"):
+        compare(["soft-prompt", "truncation:8"])
+    kept = (tmp_path / "out" / "training" / "cells.jsonl").read_text()
+    again = compare(["soft-prompt", "truncation:8"], resume=True)
+    assert [method["error"] for method in again["methods"]] == [None] * 4 and fits == [1]
+    assert len(again["methods"][2]["runs"]) == 2 and again["methods"][3]["runs"] == other["runs"] and kept
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "report.html", "table.md"}
+
+
+def test_a_budget_that_ends_before_the_first_step_is_one_methods_failure(compare, monkeypatch):
+    from peft_be.baselines.learned_rows import LearnedRows
+
+    original = LearnedRows.fit
+
+    def late(self, job):
+        job.on_progress = lambda *_: time.sleep(0.3)  # the teacher's answers are read from the cache
+        return original(self, job)
+
+    monkeypatch.setattr(LearnedRows, "fit", late)
+    results = compare(["be", "truncation:8"], max_minutes=0.001, seeds=(1,))
+    failed, other = results["methods"][2:]
+    assert "max_minutes=0.001 is over before the first step" in failed["error"]
+    assert other["error"] is None and len(other["runs"]) == 1
+
+
+def test_the_curve_and_its_line_are_of_the_same_queries(compare, tmp_path):
+    results = compare(["be", "cartridge"], seeds=(1,))
+    none, *trained = results["methods"][1:]
+    values = [method["runs"][0]["curve_no_prompt"] for method in trained]
+    # On the validation queries, from the same answers; no prompt's own score is on the test queries
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    assert none["runs"][0]["curve_no_prompt"] is None and values[0] != pytest.approx(none["runs"][0]["kl"], rel=1e-3)
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "no prompt, validation" in html and "no prompt, test" not in html
+    assert f"of {values[0]:.3f} without a prompt, gap closed" in html

@@ -46,3 +46,77 @@ def test_chat_with_both_forms(cli, job, monkeypatch):
     counts = [int(n) for n in re.findall(r"\((\d+) input tokens, first token after \d+ ms\)", out)]
     # The second turn reads the first one, too
     assert counts[0] < counts[1] and counts[0] < counts[2] < counts[3]
+
+
+def test_a_chat_that_outgrows_the_context_forgets_its_beginning(cli, job, monkeypatch):
+    assert cli(*job.arguments)[0] == 0
+    questions = ["sea " * 150] * 4 + ["sea " * 600, "Is it cold?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(questions) + "\n\n"))
+    code, out, err = cli("chat", job.folder / "out", "--max-new-tokens", 3)
+    assert code == 0, err
+    counts = [int(n) for n in re.findall(r"\((\d+) input tokens", out)]
+    assert len(counts) == 5 and max(counts) <= 509  # all but the one that does not fit by itself
+    assert "the oldest question and the answers to them were dropped" in out
+    assert "context is 512" in out
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it cold?\n\n"))
+    code, _, err = cli("chat", job.folder / "out", "--max-new-tokens", 600)
+    assert code == 1 and "context is 512" in err
+
+
+def test_what_does_not_fit_into_the_context(cli, job):
+    assert cli(*job.arguments)[0] == 0
+    queries = job.folder / "long.txt"
+    queries.write_text("Is it cold?\n" + "sea " * 600 + "\n")
+    for command in ("eval", "bench"):
+        options = ["--prompt", job.folder / "prompt.txt", "--queries", queries, "--json", job.folder / "figures.json"]
+        code, _, err = cli(command, job.folder / "out", *options)
+        assert code == 1 and "context is 512" in err and "Traceback" not in err
+        assert not (job.folder / "figures.json").exists()
+
+
+def test_the_last_lines_of_compress_say_what_the_kl_is_worth(cli, job):
+    code, out, err = cli(*job.arguments)
+    assert code == 0, err
+    # Before the work: what to expect of so few queries, and what is to be imitated
+    assert "only 11 training queries" in err and "Only 1 query is held out" in err
+    preview = out[out.index("This is what [BE] will imitate") : out.index("steps in")]
+    assert preview.count("with the prompt: ") == preview.count("without it: ") == 3
+    best = json.loads((job.folder / "out" / "training.json").read_text())["best"]
+    told = f"on 1 validation query: {best['kl']:.4f} nats a token, {best['kl_no_prompt']:.4f} without a prompt: gap closed"
+    assert f"{told} {best['kl_gap_closed']:.3f} (step 2)" in out
+    assert "best validation" not in out
+    code, out, err = cli("info", job.folder / "out")
+    assert code == 0 and "kl_no_prompt" in out and "kl_gap_closed" in out
+
+
+def test_a_method_that_fails_is_told_with_the_others(cli, job, tiny_dir):
+    arguments = ["--prompt", job.folder / "prompt.txt", "--queries", job.folder / "queries.jsonl", "--model", tiny_dir]
+    arguments += ["--output", job.folder / "compared", "--max-steps", 2, "--max-answer-length", 4]
+    # Reconstruction needs an [AE] row, and none is shipped for a random model
+    code, out, err = cli("compare", *arguments, "--methods", "be-paper,truncation:8")
+    assert code == 1 and "1 of 4 methods failed: be-paper" in err and "--resume" in err and "Traceback" not in err
+    assert "truncation:8" in out and "pretrain-ae" in out
+    code, _, err = cli("compare", *arguments, "--methods", "be-paper,truncation:8", "--resume")
+    assert code == 1 and "1 of 4 methods failed: be-paper" in err
+    code, _, err = cli("compare", *arguments, "--methods", "truncation:8", "--overwrite")
+    assert code == 0, err
+
+
+def test_settings_are_named_before_anything_is_loaded(cli, job):
+    for option, value in (
+        ("learning_rate", "-1"),
+        ("learning_rate", "nan"),
+        ("temperature", "nan"),
+        ("temperature", "0"),
+        ("kd_weight", "nan"),
+        ("max_minutes", "0"),
+        ("max_minutes", "-2"),
+        ("max_minutes", "inf"),
+        ("seed", "-1"),
+    ):
+        code, _, err = cli(*job.with_(model="/no/such/folder", **{option: value}))
+        assert code == 1 and err.startswith("Error: ") and option in err and "Traceback" not in err, err
+    for option in ("batch_size", "max_answer_length", "num_be_tokens", "reconstruction_interval"):
+        code, _, err = cli(*job.with_(model="/no/such/folder", **{option: 0}))
+        assert code == 2 and "--" + option.replace("_", "-") in err
+    assert not (job.folder / "out").exists()

@@ -142,3 +142,19 @@ def test_what_belongs_to_the_prompt_is_refused(folders, form):
 def test_arguments_that_do_not_fit(arguments, words):
     with pytest.raises(ValueError, match=words):
         PeftBeLM(**arguments)
+
+
+@pytest.mark.parametrize("form", ["be", "full"])
+def test_requests_beyond_the_context_are_refused(folders, form):
+    lm, long = make(folders, form), "sea " * 600
+    with pytest.raises(ValueError, match="context is 512"):
+        lm.loglikelihood(instances("loglikelihood", [(chat(lm, long), " Aye")]))
+    for question, new in ((long, 4), ("Is it cold?", 600)):
+        arguments = [(chat(lm, question), {"until": ["\n"], "max_gen_toks": new})]
+        with pytest.raises(ValueError, match="context is 512"):
+            lm.generate_until(instances("generate_until", arguments))
+    with pytest.raises(ValueError, match="max_length=513 .* context of 512"):
+        make(folders, form, max_length=513)
+    # Whoever asks for it gets the harness's own way: the beginning is cut off
+    lm = make(folders, form, max_length=64)
+    assert len(lm.loglikelihood(instances("loglikelihood", [(chat(lm, long), " Aye")]))) == 1

@@ -243,3 +243,34 @@ def test_manifest(tmp_path):
             load_manifest(manifest)
     with pytest.raises(FileNotFoundError, match="no manifest"):
         load_manifest(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError, ValueError])
+def test_an_error_ends_a_group_and_not_a_run(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch, kind):
+    original = BEDistillTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if "bad" in self.renderers:
+            raise kind("it broke")
+        return original(self, *args, **kwargs)
+
+    queries = [f"What was on day {i}?" for i in range(8)]
+    jobs = [
+        PromptJob(name, f"You are {name}, and you keep a lighthouse.", queries) for name in ("good", "bad", "other")
+    ]
+
+    def run(**options):
+        args = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **ARGS, **options}
+        return compress_prompts(jobs, tmp_path / "out", **args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BEDistillTrainer, "compute_loss", compute_loss)
+        good, bad, other = run()
+    assert good.error is other.error is None and bad.directory is None
+    assert ("memory" if kind is torch.OutOfMemoryError else "it broke") in bad.error
+    before = (good.directory / "adapter_model.safetensors").stat().st_mtime_ns
+    results = run(resume=True)
+    assert [result.error for result in results] == [None] * 3
+    assert (good.directory / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert not (tmp_path / "out" / "training").exists()
+    assert [result.report["best"] for result in run(resume=True)] == [result.report["best"] for result in results]

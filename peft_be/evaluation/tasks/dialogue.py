@@ -32,6 +32,10 @@ class DialoguePerplexity(Task):
         history = item.get("history")
         return super().query({**item, "history": "\n".join(history)} if isinstance(history, list) else item, number)
 
+    def answer_lengths(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        renderer = PromptRenderer(tokenizer)
+        return [len(renderer.answer(line)) for line in self.references]
+
     def run(
         self,
         model: PreTrainedModel,

@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...baselines import StandIn
+from ...checks import COUNT, check_number
+from ...context import check_prompts
 from ...teacher import AnswerSettings, SharedPrefix, generate_answers, share_prefix
 
 
@@ -72,6 +74,10 @@ class Task(ABC):
             raise ValueError(f"Item {number} of the task has no field {fields}.")
         return item[field]
 
+    def answer_lengths(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The most tokens that follow each query."""
+        return [0] * len(self.queries)
+
     @abstractmethod
     def run(
         self,
@@ -111,7 +117,12 @@ class AnswerTask(Task):
 
     def __init__(self, items: list[dict], template: str | None = None, max_answer_length: int | None = None):
         super().__init__(items, template)
-        self.max_answer_length = max_answer_length or self.max_answer_length
+        if max_answer_length is not None:
+            check_number("max_answer_length", max_answer_length, COUNT, whole=True)
+            self.max_answer_length = max_answer_length
+
+    def answer_lengths(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return [self.max_answer_length] * len(self.queries)
 
     @abstractmethod
     def item_scores(self, answers: list[str]) -> dict[str, list[float]]:
@@ -182,9 +193,13 @@ def evaluate_task(
     Returns:
         `dict`: what [`AnswerTask.score`] gives, and the `answers`, as the model wrote them; none for a task that scores given
         texts.
+
+    Raises:
+        `ValueError`: a query does not fit into the model's context with the stand-in and its answer.
     """
     with stand_in.placed(model, tokenizer) as render:
         prompts = [render(query) for query in task.queries]
+        check_prompts(model, prompts, task.answer_lengths(tokenizer))
         return task.run(model, tokenizer, prompts, stand_in.prefix or share_prefix(model, prompts), batch_size)
 
 

@@ -1,0 +1,140 @@
+"""Settings are checked before anything is loaded: names, types, and ranges."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+
+
+@dataclass(frozen=True)
+class Range:
+    """
+    What a number may be, NaN and infinity apart, which none may.
+
+    Args:
+        low (`float`, *optional*): the least value.
+        high (`float`, *optional*): the largest value.
+        above (`float`, *optional*): a value that has to be exceeded.
+        below (`float`, *optional*): a value that must not be reached.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        parts = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
+        return " and ".join(f"{text} {value}" for text, value in parts.items() if value is not None)
+
+
+COUNT = Range(low=1)
+NOT_NEGATIVE = Range(low=0)
+POSITIVE = Range(above=0)
+# What transformers reads from its arguments, and does not check. The seed is numpy's, too
+TRAINING_RANGES = {
+    "adam_beta1": Range(low=0, below=1),
+    "adam_beta2": Range(low=0, below=1),
+    "adam_epsilon": POSITIVE,
+    "data_seed": Range(low=0, high=2**32 - 1),
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "eval_delay": NOT_NEGATIVE,
+    "eval_steps": POSITIVE,
+    "gradient_accumulation_steps": COUNT,
+    "learning_rate": POSITIVE,
+    "logging_steps": POSITIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "num_train_epochs": POSITIVE,
+    "per_device_eval_batch_size": COUNT,
+    "per_device_train_batch_size": COUNT,
+    "save_steps": POSITIVE,
+    "save_total_limit": COUNT,
+    "seed": Range(low=0, high=2**32 - 1),
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+}
+
+
+def check_number(name: str, value, allowed: Range = Range(), whole: bool = False) -> None:
+    """
+    Args:
+        name (`str`): of the setting, for the message.
+        value: what was given.
+        allowed ([`Range`], *optional*): its range.
+        whole (`bool`, *optional*, defaults to `False`): whether it must be an `int`.
+
+    Raises:
+        `ValueError`: it is no such number, not finite, or out of range.
+    """
+    if not isinstance(value, Integral if whole else Real) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}.")
+    if value not in allowed:
+        raise ValueError(f"{name} must be {allowed}, got {value}.")
+
+
+def check_fields(config, ranges: dict[str, Range]) -> None:
+    """
+    Check all numbers and switches of a dataclass, those that it inherits as well.
+
+    Args:
+        config: the dataclass, with the values that were given.
+        ranges (`dict[str, Range]`): by field; the others may be any finite number.
+
+    Raises:
+        `ValueError`: a value is of another type than its field, not finite, or out of range.
+    """
+    for field in fields(config):
+        kind, value = _kind(field.type), getattr(config, field.name)
+        if kind.endswith(" | None"):
+            kind = kind.removesuffix(" | None")
+            if value is None:
+                continue
+        if kind in ("int", "float"):
+            check_number(field.name, value, ranges.get(field.name, Range()), whole=kind == "int")
+        elif kind == "bool" and not isinstance(value, bool):
+            raise ValueError(f"{field.name} must be True or False, got {value!r}.")
+
+
+def check_training_args(args, ranges: dict[str, Range]) -> None:
+    """[`check_fields`] for a configuration of a trainer: `ranges` are those of its own fields."""
+    check_fields(args, {**TRAINING_RANGES, **ranges})
+    if args.max_steps < 1 and args.max_steps != -1:
+        raise ValueError(f"max_steps must be at least 1 (or -1 for num_train_epochs), got {args.max_steps}.")
+
+
+def check_names(given: Iterable[str], config_class: type) -> None:
+    """
+    Raises a `ValueError` for a setting that `config_class`, a dataclass, does not have, with the one that was likely meant.
+    """
+    known = [field.name for field in fields(config_class) if field.init]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"see the fields of {config_class.__name__}."
+            raise ValueError(f"There is no setting '{name}': {hint}")
+
+
+def check_choice(name: str, value, choices: Iterable) -> None:
+    """Raises a `ValueError` if `value` is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+
+
+def _kind(annotation) -> str:
+    """`"int | None"` for the annotation of a field, which may be a string."""
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -1,0 +1,29 @@
+"""How figures are told: a KL says little without the KL of no prompt on the same queries."""
+
+from __future__ import annotations
+
+
+def gap_closed(kl: float, kl_no_prompt: float | None) -> float | None:
+    """
+    The share of the way from no prompt to the full prompt: 1 is the full prompt's behaviour, 0 that of no prompt. `None` where
+    the prompt changes nothing, or its KL is not known.
+    """
+    return 1 - kl / kl_no_prompt if kl_no_prompt else None
+
+
+def kl_sentence(kl: float, kl_no_prompt: float | None, num_queries: int, which: str = "validation") -> str:
+    """A KL, the one of no prompt on the same queries, and the gap that is closed, without a full stop."""
+    text = f"KL to the full prompt on {num_queries} {which} quer{'y' if num_queries == 1 else 'ies'}: {kl:.4f} nats a token"
+    gap = gap_closed(kl, kl_no_prompt)
+    return text if gap is None else f"{text}, {kl_no_prompt:.4f} without a prompt: gap closed {gap:.3f}"
+
+
+def best_sentence(report: dict) -> str:
+    """What `training.json` says of the rows that were kept, as one sentence without a full stop."""
+    best = dict(report["best"])
+    step = best.pop("step")
+    if "kl" in best:
+        told = kl_sentence(best["kl"], best.get("kl_no_prompt"), report["num_queries"]["validation"])
+    else:
+        told = ", ".join(f"best {name} {value:.4f}" for name, value in best.items())
+    return f"{told} (step {step})"
