@@ -52,6 +52,7 @@ _LAZY = {
     "PromptJob": "compress_many",
     "PromptRenderer": "prompting",
     "as_queries": "data",
+    "audit_leakage": "evaluation",
     "bench_inference": "evaluation",
     "compress_prompt": "compress",
     "compress_prompts": "compress_many",

@@ -1,3 +1,4 @@
+from .audit import audit_leakage
 from .fidelity import Fidelity, FidelityScorer, evaluate_fidelity
 from .inference import bench_inference
 from .latency import time_to_first_token
@@ -8,6 +9,7 @@ __all__ = [
     "Fidelity",
     "FidelityScorer",
     "StreamedAnswer",
+    "audit_leakage",
     "bench_inference",
     "evaluate_fidelity",
     "stream_answer",
