@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -8,8 +7,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .common import check_json_file, console, progress_bars
+from .common import check_json_file, console, say
 from .options import AllowTemplateChange, BaseModel, Seed
+from .progress import progress_bars
+
+
+COLUMNS = {"full": "full prompt", "no_prompt": "no prompt", "be": "[BE]"}
 
 
 def audit(
@@ -40,6 +43,7 @@ def audit(
 ) -> None:
     """Try to read the prompt back from an adapter."""
     from ..evaluation import audit_leakage
+    from ..files import write_json
     from ..hub import find_adapter
     from ..models import load_adapter
     from ..prompting import load_prompt
@@ -76,7 +80,7 @@ def audit(
         )
     if json_file is not None:
         content = {**scores, "outputs": [output.to_dict() for output in outputs]}
-        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, content)
     if card:
         add_audit(directory, peft_model.peft_config[peft_model.active_adapter], scores)
     show(scores, outputs, samples)
@@ -88,15 +92,17 @@ def show(scores: dict, outputs: list, samples: int) -> None:
     if scores["num_ngrams"]:
         console.print(family_table(scores))
     if scores["recurring"]:
-        lines = [f"  {text} ({count} attacks)" for text, count in scores["recurring"]]
-        console.print(Text("\n".join(["What [BE] repeats, and no prompt never says:", *lines])))
-    nearest = (", ".join(word.strip() for word in row) for row in scores["nearest_tokens"][:8])
-    console.print(Text("\n".join(["Words nearest to the rows:", *(f"  {row}" for row in nearest)])))
+        say("What [BE] repeats, and no prompt never says:")
+        for text, count in scores["recurring"]:
+            say(f"  {text} ({count} attacks)")
+    say("Words nearest to the rows:")
+    for row in scores["nearest_tokens"][:8]:
+        say("  " + ", ".join(word.strip() for word in row))
     for output in [output for output in outputs if output.side == "be"][:samples]:
         how = ", sampled" if output.sampled else ""
-        console.print(Text(f"\n[{output.attack.family}{how}] {output.attack.label}", style="bold"))
-        console.print(Text(output.text.strip()))
-    console.print(Text(verdict(scores)))
+        say(Text(f"\n[{output.attack.family}{how}] {output.attack.label}", style="bold"))
+        say(output.text.strip())
+    say(verdict(scores))
 
 
 def leak_table(scores: dict) -> Table:
@@ -104,10 +110,10 @@ def leak_table(scores: dict) -> Table:
     tokens = f"{scores['be_tokens']} token{'s' if scores['be_tokens'] > 1 else ''}"
     known = f"{scores['prompt_tokens']} prompt tokens in {tokens}" if scores["prompt_tokens"] else f"[BE] of {tokens}"
     title = f"{known}: {scores['attacks']} attacks, 1 greedy and {scores['sampled_answers']} sampled answers"
-    table = Table(title=Text(title))
+    table = Table(title=title)
     table.add_column("")
     for side in sides:
-        table.add_column(Text({"full": "full prompt", "no_prompt": "no prompt", "be": "[BE]"}[side]), justify="right")
+        table.add_column(COLUMNS[side], justify="right")
     for way, label in (("greedy", "greedy"), ("all", "all answers")):
         figures = scores[way]
         if way == "all" and not scores["sampled_answers"]:
@@ -129,7 +135,7 @@ def leak_table(scores: dict) -> Table:
     if scores["reconstruction"]:
         for name, what in (("token_accuracy", "tokens predicted"), ("greedy_prefix_match", "greedy prefix")):
             figures = (f"{scores['reconstruction'][side][name]:.3f}" for side in sides)
-            table.add_row(Text(f"P from [AE], {what}"), *figures)
+            table.add_row(f"P from [AE], {what}", *figures)
     return table
 
 
@@ -137,7 +143,7 @@ def family_table(scores: dict) -> Table:
     table = Table(title="Share of P's 4-grams by kind of attack, all answers")
     table.add_column("")
     for side in scores["all"]:
-        table.add_column(Text({"full": "full prompt", "no_prompt": "no prompt", "be": "[BE]"}[side]), justify="right")
+        table.add_column(COLUMNS[side], justify="right")
     for family, shares in scores["families"].items():
         table.add_row(family, *("-" if share is None else f"{share:.3f}" for share in shares.values()))
     return table

@@ -70,7 +70,7 @@ def audit_leakage(
         temperature (`float`, *optional*, defaults to `1.0`):
             Of the sampled answers.
         max_answer_length (`int`, *optional*, defaults to `128`):
-            Longest answer, in tokens. The reconstruction may be as long as P.
+            Longest answer, in tokens. What the reconstruction writes may be twice as long.
         batch_size (`int`, *optional*, defaults to `32`):
             Answers written together.
         seed (`int`, *optional*, defaults to `42`):
@@ -105,7 +105,7 @@ def audit_leakage(
     outputs = _attacked(base, tokenizer, forms, attacks, ways, on_progress)
     reconstruction = None
     if ae_row is not None:
-        length = len(forms.prompt_ids) or max_answer_length
+        length = min(len(forms.prompt_ids) or max_answer_length, 2 * max_answer_length)
         check_length(base, max(map(len, forms.rows.values())) + 2 + length, "its reconstruction")
         long = {way: replace(how, max_new_tokens=length) for way, how in ways.items()}
         outputs += _reconstructed(base, tokenizer, forms, ae_row, long)
