@@ -1,6 +1,7 @@
 """Refusals with [BE] against those with the full prompt."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,18 @@ def test_refusals_are_recognised(text):
 )  # fmt: skip
 def test_answers_are_not(text):
     assert not is_refusal(text)
+
+
+def test_the_rule_agrees_with_a_reader():
+    """On answers of a real model that were judged by hand."""
+    path = Path(__file__).parent / "data" / "refusal_answers.jsonl"
+    answers = [json.loads(line) for line in path.read_text().splitlines()]
+    by_hand, by_rule = (
+        {a["answer"] for a in answers if a["refuses"]},
+        {a["answer"] for a in answers if is_refusal(a["answer"])},
+    )
+    assert len(by_rule & by_hand) / len(by_rule) == 1.0
+    assert len(by_rule & by_hand) / len(by_hand) > 0.85
 
 
 def test_the_shipped_requests_have_controls():
