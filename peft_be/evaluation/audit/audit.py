@@ -79,11 +79,11 @@ def audit_leakage(
             Called with what is being done, the attacks done, and their total.
 
     Returns:
-        `tuple[dict, list[Output]]`: the scores, and all that was written, what tells the most first. In the scores, `greedy` and `all` (greedy and
-            sampled answers together) hold the figures of [`LeakMeter.measure`] for each side; `families` has each
-            family's `ngram_share`; `be_beyond_no_prompt` is the share of P's 4-grams that came out with [BE] and not
-            without a prompt; `reconstruction` has two of the [`reconstruction_scores`] of each side; `nearest_tokens` the
-            words nearest to each row; `recurring` what [BE] makes the model repeat.
+        `tuple[dict, list[Output]]`: the scores, and all that was written, what tells the most first. In the scores,
+            `greedy` and `all` (greedy and sampled answers together) hold the figures of [`LeakMeter.measure`] for each
+            side; `families` has each family's `ngram_share`; `be_beyond_no_prompt` is the share of P's 4-grams that came
+            out with [BE] and not without a prompt; `reconstruction` has two of the [`reconstruction_scores`] of each
+            side; `nearest_tokens` the words nearest to each row; `recurring` what [BE] makes the model repeat.
 
     Raises:
         `ValueError`: a canary that P does not contain or that is too short, settings out of range, or attacks that do not
