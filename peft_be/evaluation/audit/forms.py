@@ -63,7 +63,8 @@ class Forms:
             return form(attack.text) + opening
         ids: list[int] = []
         for number, piece in enumerate(attack.text.split(BE)):
-            ids += self._ids[side] if number else []
+            # P is long: it stands in the first of several places alone
+            ids += self._ids[side] if number == 1 or (number and side == "be") else []
             ids += self.renderer.answer(piece) if piece else []
         if attack.raw:
             # An empty text has nothing to go on from, and gets the token that ends texts in training
