@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from .compress_many import compress_prompts as compress_prompts
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
+    from .evaluation import audit_leakage as audit_leakage
     from .evaluation import bench_inference as bench_inference
     from .evaluation import evaluate_fidelity as evaluate_fidelity
+    from .evaluation import evaluate_refusals as evaluate_refusals
     from .hub import push_adapters as push_adapters
     from .models import load_adapter as load_adapter
     from .models import load_adapters as load_adapters
@@ -53,10 +55,12 @@ _LAZY = {
     "PromptJob": "compress_many",
     "PromptRenderer": "prompting",
     "as_queries": "data",
+    "audit_leakage": "evaluation",
     "bench_inference": "evaluation",
     "compress_prompt": "compress",
     "compress_prompts": "compress_many",
     "evaluate_fidelity": "evaluation",
+    "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
     "export_merged": "serving",
     "strip_special_tokens": "serving",

@@ -9,6 +9,7 @@ from rich.table import Table
 from .common import check_json_file, console, say
 from .options import QUERY_FILES, AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, QueryField
 from .progress import progress_bars
+from .refusals import show_refusals
 
 
 def evaluate(
@@ -24,6 +25,12 @@ def evaluate(
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
+    refusals: Annotated[
+        bool, typer.Option("--refusals", help="Also compare which requests are refused, to find a lost guardrail.")
+    ] = False,
+    refusal_requests: Annotated[
+        Optional[Path], typer.Option(help="Requests of your own for --refusals, .jsonl with query and refuse.")
+    ] = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the scores to this file.")] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the scores into the metadata of the adapter's card.")
@@ -34,7 +41,8 @@ def evaluate(
 ) -> None:
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
     from ..data import load_queries, query_key
-    from ..evaluation import evaluate_fidelity
+    from ..evaluation import evaluate_fidelity, evaluate_refusals
+    from ..evaluation.refusals import load_requests
     from ..files import write_json
     from ..models import load_adapter, read_adapter, read_report
     from ..prompting import check_adapter_prompt, load_prompt
@@ -51,6 +59,7 @@ def evaluate(
     if not fresh:
         raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
     check_json_file(json_file)
+    requests = load_requests(refusal_requests) if refusals or refusal_requests else None
     if card and not (directory / "README.md").is_file():
         raise FileNotFoundError(
             f"There is no card (README.md) in '{directory}' to write the scores into: leave out --card."
@@ -73,11 +82,17 @@ def evaluate(
             on_progress=on_progress,
             allow_other_prompt=allow_other_prompt,
         )
+        if requests:
+            scores["refusals"], refused = evaluate_refusals(
+                peft_model, tokenizer, text, requests, batch_size=batch_size, on_progress=on_progress
+            )
     if json_file is not None:
         write_json(json_file, scores)
     if card:
         add_scores(directory, peft_model.peft_config["default"], scores)
     console.print(score_table(scores))
+    if requests:
+        show_refusals(scores["refusals"], refused)
     for sample in texts[:samples]:
         console.print(sample_table(sample))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .audit import audit
 from .bench import bench
 from .cache import cache
 from .chat import chat
@@ -49,6 +50,7 @@ def options(
 app.command()(compress)
 app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)
+app.command()(audit)
 app.command()(compare)
 app.command()(bench)
 app.command()(export)

@@ -249,15 +249,7 @@ def reconstruction_scores(
             first token is wrong: up to there both see the same text; `curve` has, for up to 100 lengths, `[n, share of P's
             first n tokens that are the most probable one]`.
     """
-    table = model.get_input_embeddings()
-    table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
-    # Ids that stand in for the rows, whose embeddings are then put in by hand: no adapter need hold them
-    ids, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
-    ids = torch.tensor([ids], device=model.device)
-    special = rows.to(model.device) if ae_row is None else torch.cat([rows, ae_row.to(rows)]).to(model.device)
-    scale = getattr(table, "embed_scale", None)
-    embeds = table(ids.clamp(min=0))
-    embeds[ids == -1] = (special if scale is None else special * scale).to(embeds.dtype)
+    embeds = reconstruction_embeddings(model, tokenizer, rows, ae_row, prompt_ids)
     hidden = model.get_decoder()(inputs_embeds=embeds, use_cache=False)[0][0, -len(prompt_ids) - 1 : -1]
     predicted = top_tokens([Answer(0, prompt_ids, hidden)], head)
     right = (predicted == torch.tensor(prompt_ids, device=predicted.device)).cpu().double()
@@ -269,3 +261,24 @@ def reconstruction_scores(
         "greedy_prefix_match": (wrong[0].item() if len(wrong) else len(right)) / len(right),
         "curve": [[n, so_far[n - 1].item()] for n in lengths],
     }
+
+
+def reconstruction_embeddings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: torch.Tensor,
+    ae_row: torch.Tensor | None,
+    prompt_ids: list[int],
+) -> torch.Tensor:
+    """The input `[BE][AE] -> P` as embeddings `[1, T, d]`, for which no adapter need hold the rows."""
+    table = model.get_input_embeddings()
+    table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
+    # Ids that stand in for the rows, whose embeddings are then put in by hand: no adapter need hold them
+    ids, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
+    ids = torch.tensor([ids], device=model.device)
+    rows = rows.to(model.device)
+    special = rows if ae_row is None else torch.cat([rows, ae_row.to(rows)])
+    scale = getattr(table, "embed_scale", None)
+    embeds = table(ids.clamp(min=0))
+    embeds[ids == -1] = (special if scale is None else special * scale).to(embeds.dtype)
+    return embeds

@@ -23,6 +23,11 @@ METRICS = {
     "kl_gap_closed": "KL gap closed",
     "top1_agreement": "Top-1 agreement with the full prompt",
     "rouge_l": "ROUGE-L to the full prompt's greedy answers",
+    "leak_ngrams": "Share of the prompt's 4-grams read back",
+    "leak_ngrams_no_prompt": "Share of the prompt's 4-grams written with no prompt",
+    "leak_longest_run": "Longest run of the prompt read back, words",
+    "leak_canaries": "Share of the planted canaries read back",
+    "leak_reconstruction": "Share of the prompt's tokens predicted after [BE][AE]",
 }
 
 _SIGNATURE = re.compile(r"<!-- peft_be ([0-9a-f]{16}) -->")
@@ -65,8 +70,6 @@ def add_scores(directory: Path, config, scores: dict) -> None:
         config ([`BETokenConfig`]): its configuration.
         scores (`dict`): the scores.
     """
-    path = Path(directory) / CARD_FILE
-    card = ModelCard.load(path)
     metrics = {
         "kl": scores["kl"]["be"],
         "kl_no_prompt": scores["kl"]["no_prompt"],
@@ -74,7 +77,33 @@ def add_scores(directory: Path, config, scores: dict) -> None:
         "top1_agreement": scores["top1_agreement"]["be"],
         "rouge_l": scores["answer_rouge_l"]["be"],
     }
-    set_metrics(card, _title(config), f"{scores['num_queries']} held-out queries", metrics)
+    _add_metrics(directory, config, f"{scores['num_queries']} held-out queries", metrics)
+
+
+def add_audit(directory: Path, config, scores: dict) -> None:
+    """
+    Put the scores of [`audit_leakage`] into the metadata of an adapter's card: figures alone, none of the texts.
+
+    Args:
+        directory (`Path`): the adapter's folder.
+        config ([`BETokenConfig`]): its configuration.
+        scores (`dict`): the scores of an audit that knew the prompt or canaries.
+    """
+    be = scores["all"]["be"]
+    metrics = {
+        "leak_ngrams": be["ngram_share"],
+        "leak_ngrams_no_prompt": scores["all"]["no_prompt"]["ngram_share"],
+        "leak_longest_run": be["longest_run"],
+        "leak_canaries": len(be["canaries"]) / scores["num_canaries"] if scores["num_canaries"] else None,
+        "leak_reconstruction": scores["reconstruction"] and scores["reconstruction"]["be"]["token_accuracy"],
+    }
+    _add_metrics(directory, config, f"{scores['attacks']} extraction attacks", metrics)
+
+
+def _add_metrics(directory: Path, config, dataset: str, metrics: dict[str, float | None]) -> None:
+    path = Path(directory) / CARD_FILE
+    card = ModelCard.load(path)
+    set_metrics(card, _title(config), dataset, metrics)
     card.save(path)
 
 
