@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .common import console
+from .common import console, say
 
 
 PARTS = ("teacher", "models")
@@ -40,7 +40,7 @@ def cache(
         return
     table = Table()
     for column, side in (("part", "left"), ("what", "left"), ("size", "right"), ("last used", "right")):
-        table.add_column(column, justify=side)
+        table.add_column(column, justify=side, overflow="fold")
     for name in PARTS if part is None else (part,):
         for entry in cached_entries(cache_dir() / name):
             table.add_row(
@@ -48,7 +48,7 @@ def cache(
             )
     console.print(table)
     sizes = {name: sum(entry.size for entry in cached_entries(cache_dir() / name)) for name in PARTS}
-    console.print(f"Folder: {cache_dir()}", markup=False, highlight=False, soft_wrap=True)
+    say(f"Folder: {cache_dir()}")
     console.print(
         f"Teacher: {shown_size(sizes['teacher'])} of {shown_size(cache_limit())} ({LIMIT_VARIABLE}); what was used least "
         f"recently goes first. Models: {shown_size(sizes['models'])}, no limit.",
