@@ -51,7 +51,7 @@ class Group:
 
     Args:
         name (`str`): what is read.
-        file (`str`): the file that is broken, in the folder that `make` fills.
+        file (`str`): the file that is broken, in the folder that `make` fills; a glob pattern where its name is a hash.
         make (`Callable[[Path], None]`): writes an intact input into an empty folder.
         read (`Callable[[Path], Any]`): reads it the way the package does; equal inputs give equal results.
         breaks (`Callable[[Path, random.Random], Iterator[m.Mutation]]`): the ways to break the file.
@@ -105,11 +105,12 @@ def broken_inputs(group: Group, folder: Path, seed: int = 0) -> Iterator[tuple[s
     intact.mkdir(parents=True)
     group.make(intact)
     rng = random.Random(f"{seed} {group.name}")
-    breaks = [("intact", lambda path: None), *group.breaks(intact / group.file, rng)]
+    file = next(intact.glob(group.file)).relative_to(intact)
+    breaks = [("intact", lambda path: None), *group.breaks(intact / file, rng)]
     for number, (label, break_it) in enumerate(breaks):
         copy = folder / f"{number}"
         shutil.copytree(intact, copy)
-        break_it(copy / group.file)
+        break_it(copy / file)
         yield label, copy
         shutil.rmtree(copy)
 
@@ -288,9 +289,6 @@ def _runs(base: Path) -> Iterator[Group]:
         model, _ = peft_be.load_model(str(base), dtype=torch.float32, device="cpu")
         prompts, settings = [[5, 6, 7], [8, 9]], AnswerSettings(max_new_tokens=4)
         answers = cached_answers(model, prompts, settings, 0, folder)
-        kept = next(path for path in folder.glob("*/*.safetensors"))
-        if not (folder / "batch.safetensors").exists():
-            (folder / "batch.safetensors").symlink_to(kept)
         return [[answer.ids, answer.hidden.tolist()] for answer in answers]
 
-    yield Group("teacher's cache", "batch.safetensors", answer, answer, _safetensors)
+    yield Group("teacher's cache", "*/*.safetensors", answer, answer, _safetensors)

@@ -58,7 +58,8 @@ def test_a_broken_input_ends_in_a_sentence(base, tmp_path, name):
 def test_there_are_at_least_500_of_them(base, tmp_path):
     count = 0
     for number, group in enumerate(corpus.groups(base)):
-        (tmp_path / str(number)).mkdir()
-        group.make(tmp_path / str(number))
-        count += sum(1 for _ in group.breaks(tmp_path / str(number) / group.file, random.Random(0)))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        group.make(folder)
+        count += sum(1 for _ in group.breaks(next(folder.glob(group.file)), random.Random(0)))
     assert count >= 500
