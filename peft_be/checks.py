@@ -87,7 +87,7 @@ def check_number(name: str, value, allowed: Range = Range(), whole: bool = False
 
 def check_fields(config, ranges: dict[str, Range]) -> None:
     """
-    Check all numbers and switches of a dataclass, those that it inherits as well.
+    Check all numbers, switches and texts of a dataclass, those that it inherits as well.
 
     Args:
         config: the dataclass, with the values that were given.
@@ -106,6 +106,8 @@ def check_fields(config, ranges: dict[str, Range]) -> None:
             check_number(field.name, value, ranges.get(field.name, Range()), whole=kind == "int")
         elif kind == "bool" and not isinstance(value, bool):
             raise ValueError(f"{field.name} must be True or False, got {value!r}.")
+        elif kind == "str" and not isinstance(value, str):
+            raise ValueError(f"{field.name} must be a text, got {value!r}.")
 
 
 def check_training_args(args, ranges: dict[str, Range]) -> None:

@@ -173,8 +173,8 @@ def compress_prompt(
         budget = Budget(max_minutes)
         check_length(model, num_be_tokens, f"num_be_tokens={num_be_tokens}")
         training_args = {**config_args(run.settings, BEDistillConfig), **training_args}
-        reconstructs = training_args["kd_weight"] < 1 or reconstruction_steps > 0
-        reconstructs = reconstructs and training_args.get("use_ae_token", True)
+        checked = BEDistillConfig(str(run.work), **training_args)  # what an unfinished run has recorded, too
+        reconstructs = (checked.kd_weight < 1 or reconstruction_steps > 0) and checked.use_ae_token
         ae_row = find_ae_row(ae, model, tokenizer, model_name, reconstructs)
         if ae_row is not None:
             run.confirm("ae_sha256", sha256(ae_row.tolist()), "[AE] row")

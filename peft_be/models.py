@@ -109,10 +109,13 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fastest_dtype(device), **quantised)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged configuration can end in any type of error inside transformers
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"The model '{name}' cannot be loaded: give a folder with a model, or the Hub id of one that is in the local "
-            f"cache or can be reached over the network ({str(error).strip().splitlines()[0]})"
+            f"cache or can be reached over the network ({reason})"
         ) from error
     if name == DEFAULT_MODEL:
         # An adapter records its base by this name, and must not record a folder of this machine

@@ -298,7 +298,15 @@ class BETokenModel(BaseTuner):
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         check_rows(state_dict, config, "file")
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        # PEFT passes on what it finds no place for, warns, and leaves the rows at random
+        unplaced = [key for key in entries if key in state_dict]
+        if unplaced:
+            raise ValueError(
+                f"The adapter file holds its rows as {unplaced[0]}, and this model has no such embedding: the file is damaged, or "
+                "belongs to another architecture."
+            )
+        return entries
 
     def _check_merge_allowed(self) -> None:
         """

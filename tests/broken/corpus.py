@@ -9,7 +9,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -143,10 +143,11 @@ def _gguf(path: Path, rng: random.Random) -> Iterator[m.Mutation]:
     yield from m.of_gguf(content, rng)
 
 
-def _lines(path: Path, rng: random.Random) -> Iterator[m.Mutation]:
+def _lines(path: Path, rng: random.Random, harmless: Collection[str] = ()) -> Iterator[m.Mutation]:
+    """The ways to break a file of JSON lines, without those in `harmless`, which leave a file that means what it says."""
     # No cuts: between two lines, they leave a whole file
     yield from m.of_any_file(path.read_bytes(), rng, cuts=0)
-    yield from m.of_lines(path.read_text().splitlines(), rng)
+    yield from (way for way in m.of_lines(path.read_text().splitlines(), rng) if way[0] not in harmless)
 
 
 def _csv(path: Path, rng: random.Random) -> Iterator[m.Mutation]:
@@ -218,8 +219,9 @@ def _texts() -> Iterator[Group]:
     yield Group("queries as CSV", "queries.csv", write_table, read(queries, "queries.csv"), _csv)
     yield Group("queries as parquet", "queries.parquet", write_table, read(queries, "queries.parquet"), _any)
     yield Group("manifest", "jobs.jsonl", write_manifest, read(load_jobs, "jobs.jsonl"), _lines)
+    breaks = partial(_lines, harmless=("line: text = ''", "line: text = ' '"))
     yield Group(
-        "corpus", "corpus.jsonl", _write_lines("corpus.jsonl", passages), read(load_corpus, "corpus.jsonl"), _lines
+        "corpus", "corpus.jsonl", _write_lines("corpus.jsonl", passages), read(load_corpus, "corpus.jsonl"), breaks
     )
     yield Group("task", "items.jsonl", _write_lines("items.jsonl", items), read(load_gsm8k, "items.jsonl"), _lines)
 

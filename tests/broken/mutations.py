@@ -134,7 +134,7 @@ def of_lines(lines: list[str], rng: random.Random) -> Iterator[Mutation]:
     }.items():
         yield f"line: {name}", with_line(line)
     for key in first:
-        for other in (None, 7, True, [], {}, "", " ", [[]], [7], [{"role": "user"}], {"a": 1}):
+        for other in (None, True, [], {}, "", " ", [[]], [7], [{"role": "user"}], {"a": 1}):
             yield f"line: {key} = {ascii(other)}", with_line(json.dumps({**first, key: other}).encode())
         yield f"line: no {key}", with_line(json.dumps({k: v for k, v in first.items() if k != key}).encode())
 
@@ -173,8 +173,6 @@ def of_csv(content: bytes, rng: random.Random) -> Iterator[Mutation]:
         "an empty cell": content + b",sea\n",
         "a cell too many": content + b"a,b,c,d\n",
         "a quote without an end": content + b'"What is,sea\n',
-        "numbers": b"query\n1\n2\n3\n",
-        "NaN": content + b"NaN,sea\n",
         "Latin-1": content + "caf\xe9,sea\n".encode("latin-1"),
         "NUL": content + b"a\0b,sea\n",
         "a cell of 10 MB without an end": content + b'"' + b"x" * 10_000_000,

@@ -27,6 +27,7 @@ class DialoguePerplexity(Task):
     lower_is_better = True
     template = "Scene: {scene}\nDialogue:\n{history}"
     reference_fields = ("response",)
+    reference_types = (str,)
 
     def query(self, item: dict, number: int) -> str:
         history = item.get("history")

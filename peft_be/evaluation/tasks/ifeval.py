@@ -27,6 +27,7 @@ class IFEval(AnswerTask):
 
     template = "{prompt}"
     reference_fields = ("instruction_id_list",)
+    reference_types = (list,)
     max_answer_length = 1024
 
     def __init__(self, items: list[dict], template: str | None = None, max_answer_length: int | None = None):

@@ -52,6 +52,7 @@ class RoleBenchJudge(AnswerTask):
     """
 
     reference_fields = ("rolegpt", "references")
+    reference_types = (str, list)
     max_answer_length = 128
 
     def __init__(

@@ -16,6 +16,7 @@ class RoleBench(AnswerTask):
     """
 
     reference_fields = ("references",)
+    reference_types = (list,)
     max_answer_length = 128
 
     def item_scores(self, answers: list[str]) -> dict[str, list[float]]:

@@ -33,12 +33,13 @@ class Task(ABC):
         references (`list`): one an item.
 
     Raises:
-        `ValueError`: there are no items, or one lacks a field.
+        `ValueError`: there are no items, or one lacks a field or has something else in it.
     """
 
     lower_is_better = False
     template = "{question}"
     reference_fields: tuple[str, ...] = ("final", "answer")  # the first that an item has is its reference
+    reference_types: tuple[type, ...] = (str, int, float)
 
     def __init__(self, items: list[dict], template: str | None = None):
         if not items:
@@ -55,6 +56,8 @@ class Task(ABC):
                 raise ValueError(f"Item {number} of the task has no field '{field}'.")
             if isinstance(item[field], bool) or not isinstance(item[field], (str, int, float)):
                 raise ValueError(f"The field '{field}' of item {number} of the task must be a text or a number.")
+            if not str(item[field]).strip():
+                raise ValueError(f"The field '{field}' of item {number} of the task is empty.")
         return self.template.format(**item)
 
     def _template_fields(self) -> list[str]:
@@ -72,7 +75,13 @@ class Task(ABC):
         if field is None:
             fields = " or ".join(f"'{name}'" for name in self.reference_fields)
             raise ValueError(f"Item {number} of the task has no field {fields}.")
-        return item[field]
+        value = item[field]
+        texts = value if isinstance(value, list) else [value]
+        usable = isinstance(value, self.reference_types) and not isinstance(value, bool) and texts
+        if not usable or not all(isinstance(text, (str, int, float)) and str(text).strip() for text in texts):
+            kinds = "a list of texts" if list in self.reference_types else "a text or a number"
+            raise ValueError(f"The field '{field}' of item {number} of the task must be {kinds}, and not empty.")
+        return value
 
     def answer_lengths(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The most tokens that follow each query."""
