@@ -214,7 +214,9 @@ def test_a_file_of_ours_holds_rows_and_nothing_else(whole, tmp_path, smollm2_tok
     with pytest.raises(ValueError, match="an adapter of another method .*merge it first"):
         get_peft_model(with_lora, BETokenConfig(task_type="CAUSAL_LM"))
     model = get_peft_model(tiny_llama(smollm2_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))
+    config = model.peft_config["default"]
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model.get_base_model())
+    model.peft_config["default"] = config  # of which PEFT takes any layer's weights by the adapter's name
     with pytest.raises(ValueError, match="carries an adapter of another method .*merge it"):
         model.save_pretrained(tmp_path / "out")
     model = get_peft_model(tiny_llama(smollm2_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))
