@@ -212,9 +212,9 @@ def load_adapters(
     )
     records = any((config.provenance or {}).get("base_weights") for _, config in adapters.values())
     weights = weights_fingerprint(base) if records and not allow_other_weights else None
+    shape = tuple(base.get_input_embeddings().weight.shape)
     peft_model, checked = None, set()
     for name, (directory, config) in adapters.items():
-        check_weights(config.provenance, weights, f"The adapter in '{directory}'")
         # Hundreds of adapters have the same fingerprints, and those of a tokenizer take half a second
         fingerprints = tuple(
             str((config.provenance or {}).get(f"{part}_sha256")) for part in ("tokenizer", "chat_template")
@@ -222,6 +222,11 @@ def load_adapters(
         if fingerprints not in checked:
             check_tokenizer(config, tokenizer, allow_template_change)
             checked.add(fingerprints)
+        if (
+            config.vocab_size or shape[0],
+            config.hidden_size or shape[1],
+        ) == shape:  # PEFT says below what is wrong with another shape
+            check_weights(config.provenance, weights, f"The adapter in '{directory}'")
         if peft_model is None:
             peft_model = PeftModel.from_pretrained(base, directory, adapter_name=name)
         else:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -211,7 +211,12 @@ def test_a_model_that_carries_an_adapter_is_no_base(whole, tmp_path):
 
 def test_a_file_of_ours_holds_rows_and_nothing_else(whole, tmp_path, smollm2_tokenizer):
     with_lora = AutoModelForCausalLM.from_pretrained(save_lora(whole[0], tmp_path / "lora"))
-    model = get_peft_model(with_lora, BETokenConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(ValueError, match="an adapter of another method .*merge it first"):
+        get_peft_model(with_lora, BETokenConfig(task_type="CAUSAL_LM"))
+    model = get_peft_model(tiny_llama(smollm2_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))
+    config = model.peft_config["default"]
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model.get_base_model())
+    model.peft_config["default"] = config  # of which PEFT takes any layer's weights by the adapter's name
     with pytest.raises(ValueError, match="carries an adapter of another method .*merge it"):
         model.save_pretrained(tmp_path / "out")
     model = get_peft_model(tiny_llama(smollm2_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))

@@ -57,7 +57,9 @@ def check_fields(config) -> None:
     if config.provenance is not None and not isinstance(config.provenance, dict):
         raise ValueError(f"provenance must be an object, got {_short(config.provenance)}.")
     training = (config.provenance or {}).get("training", {})
-    if not isinstance(training, dict) or not all(isinstance(value, (int, float)) for value in training.values()):
+    if not isinstance(training, dict) or not all(
+        isinstance(value, (int, float, type(None))) for value in training.values()
+    ):
         raise ValueError(f"provenance must have an object of numbers as its training, got {_short(training)}.")
 
 
