@@ -15,4 +15,5 @@ run many
 run adapters
 run scaling
 run profile_step
+run startup
 peft-be bench "$adapter" --prompt "$demo/prompt.txt" --queries "$demo/test_queries.jsonl" --batch-sizes 1,4,16 --json "$out/bench.json"

@@ -57,7 +57,7 @@ def test_no_command_reaches_for_the_network(tmp_path, tiny_dir):
     (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
     (tmp_path / "held_out.txt").write_text("Who are you?\nIs it cold?\n")
     (tmp_path / "jobs.jsonl").write_text('{"name": "keeper", "prompt": "prompt.txt", "queries": "queries.txt"}\n')
-    texts = (f"Night {i}: " + " ".join(f"wave {j} of night {i}" for j in range(40)) for i in range(8))
+    texts = (f"Night {i}: " + " ".join(f"wave {j} of night {i}" for j in range(15)) for i in range(8))
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     rule = {"prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     (tmp_path / "items.jsonl").write_text(json.dumps(rule) + "\n")
