@@ -11,6 +11,7 @@ it is resumed.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -203,6 +204,8 @@ class Killer:
         self.folder = folder
         self.random = {command: random.Random(f"{seed} {command}") for command in COMMANDS}
         self.alone: dict[str, tuple[dict, float, int]] = {}
+        gc.collect()
+        gc.freeze()  # or each child's collector would copy all pages of this process
         pid = os.fork()  # torch works in children only
         if pid == 0:
             save_tiny_llama(folder / "tiny", build_tokenizer("smollm2"))  # reading a real one takes longer than a run
