@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import check_json_file, console, say
-from .options import AllowTemplateChange, BaseModel, Seed
+from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Seed
 from .progress import progress_bars
 
 
@@ -37,16 +37,17 @@ def audit(
     ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the figures into the metadata of the adapter's card.")
-    ] = (False),
+    ] = False,
     seed: Seed = 42,
     allow_template_change: AllowTemplateChange = False,
+    allow_other_weights: AllowOtherWeights = False,
+    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Try to read the prompt back from an adapter."""
     from ..evaluation import audit_leakage
     from ..files import write_json
-    from ..hub import find_adapter
-    from ..models import load_adapter
-    from ..prompting import load_prompt
+    from ..models import load_adapter, read_adapter
+    from ..prompting import check_adapter_prompt, load_prompt
     from ..training.ae_row import load_ae_row, shipped_ae
     from ..tuner.card import add_audit
 
@@ -56,12 +57,15 @@ def audit(
             "Without --prompt or --canary there are no figures for the card: give one, or leave out --card."
         )
     check_json_file(json_file)
-    directory = find_adapter(directory)
+    directory, config = read_adapter(directory)
+    check_adapter_prompt(config, text, allow_other_prompt)
     if card and not (directory / "README.md").is_file():
         raise FileNotFoundError(
             f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."
         )
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change)
+    peft_model, tokenizer = load_adapter(
+        directory, model, allow_template_change, allow_other_weights=allow_other_weights
+    )
     base = peft_model.get_base_model()
     ae_directory = ae or shipped_ae(base)
     with progress_bars() as on_progress:
@@ -70,13 +74,14 @@ def audit(
             tokenizer,
             text,
             canaries=canary or (),
-            ae_row=load_ae_row(ae_directory, base, tokenizer) if ae_directory else None,
+            ae_row=load_ae_row(ae_directory, base, tokenizer, allow_other_weights) if ae_directory else None,
             num_samples=sampled,
             temperature=temperature,
             max_answer_length=max_answer_length,
             batch_size=batch_size,
             seed=seed,
             on_progress=on_progress,
+            allow_other_prompt=allow_other_prompt,
         )
     if json_file is not None:
         content = {**scores, "outputs": [output.to_dict() for output in outputs]}

@@ -84,7 +84,13 @@ def evaluate(
         )
         if requests:
             scores["refusals"], refused = evaluate_refusals(
-                peft_model, tokenizer, text, requests, batch_size=batch_size, on_progress=on_progress
+                peft_model,
+                tokenizer,
+                text,
+                requests,
+                batch_size=batch_size,
+                on_progress=on_progress,
+                allow_other_prompt=allow_other_prompt,
             )
     if json_file is not None:
         write_json(json_file, scores)

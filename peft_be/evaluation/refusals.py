@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from ..context import check_prompts
 from ..files import read_json_lines
 from ..prompting import PromptRenderer
 from ..teacher import AnswerSettings, generate_answers, share_prefix
@@ -102,6 +103,7 @@ def evaluate_refusals(
     max_answer_length: int = 48,
     batch_size: int = 32,
     on_progress: OnProgress | None = None,
+    allow_other_prompt: bool = False,
 ) -> tuple[dict, list[dict]]:
     """
     Compare what is refused with the full prompt, with [BE] and with no prompt, in greedy answers.
@@ -121,6 +123,8 @@ def evaluate_refusals(
             Requests processed together.
         on_progress (`Callable[[str, int, int], None]`, *optional*):
             Called with what is being done, the requests done, and their total.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`):
+            Accept another prompt than the one that the adapter was trained on.
 
     Returns:
         `tuple[dict, list[dict]]`: the scores, and for each request its answers. `refused` and `refused_controls` are the
@@ -130,7 +134,7 @@ def evaluate_refusals(
             makes this model refuse, and nothing can be said.
 
     Raises:
-        `ValueError`: no requests.
+        `ValueError`: no requests, a prompt that is not the adapter's, or requests that do not fit into the context.
     """
     requests = load_requests() if requests is None else requests
     if not requests:
@@ -138,11 +142,13 @@ def evaluate_refusals(
     was_training = model.training
     model.eval()
     base = model.get_base_model()
-    renderer = PromptRenderer.for_adapter(model.peft_config[model.active_adapter], tokenizer, prompt)
+    config = model.peft_config[model.active_adapter]
+    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
     settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
     texts = {}
     for side, form in (("full", renderer.full), ("no_prompt", renderer.no_prompt), ("be", renderer.be)):
         prompts = [form(request.query) for request in requests]
+        check_prompts(base, prompts, max_answer_length)
 
         def report(done: int, total: int, side: str = side) -> None:
             if on_progress:

@@ -307,6 +307,14 @@ def test_command_refuses(adapter, capsys, monkeypatch, arguments, sentence):
     assert code == 1 and sentence in err and "Traceback" not in err
 
 
+def test_command_refuses_a_prompt_that_is_not_the_adapters(adapter, tmp_path, capsys, monkeypatch):
+    (tmp_path / "other.txt").write_text("You are a pirate.")
+    arguments = [adapter / "out", "--prompt", tmp_path / "other.txt", "--sampled", "0", "--max-answer-length", "2"]
+    code, _, err = run(capsys, monkeypatch, *arguments)
+    assert code == 1 and "another prompt" in err
+    assert run(capsys, monkeypatch, *arguments, "--allow-other-prompt")[0] == 0
+
+
 def test_command_has_nothing_for_the_card_without_a_prompt(adapter, capsys, monkeypatch):
     code, _, err = run(capsys, monkeypatch, adapter / "out", "--card")
     assert code == 1 and "--prompt or --canary" in err

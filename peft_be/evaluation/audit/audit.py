@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...context import check_length
 from ...losses import OutputHead
 from ...teacher import AnswerSettings, generate_answers, share_prefix
-from ...training.be_distill_trainer import check_length
 from ...versions import machine_of, versions
 from ..fidelity import OnProgress, reconstruction_embeddings, reconstruction_scores
 from .attacks import ATTACKS, BE, Attack
@@ -44,6 +44,7 @@ def audit_leakage(
     batch_size: int = 32,
     seed: int = 42,
     on_progress: OnProgress | None = None,
+    allow_other_prompt: bool = False,
 ) -> tuple[dict, list[Output]]:
     """
     Try to read P back from an adapter.
@@ -77,6 +78,8 @@ def audit_leakage(
             Seed of the sampling.
         on_progress (`Callable[[str, int, int], None]`, *optional*):
             Called with what is being done, the attacks done, and their total.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`):
+            Accept another prompt than the one that the adapter was trained on.
 
     Returns:
         `tuple[dict, list[Output]]`: the scores, and all that was written, what tells the most first. In the scores,
@@ -86,7 +89,7 @@ def audit_leakage(
             side; `nearest_tokens` the words nearest to each row; `recurring` what [BE] makes the model repeat.
 
     Raises:
-        `ValueError`: a canary that P does not contain or that is too short, settings out of range, or attacks that do not
+        `ValueError`: a prompt that is not the adapter's, a canary that P does not contain or that is too short, settings out of range, or attacks that do not
             fit into the context.
     """
     if num_samples < 0 or (num_samples and temperature <= 0):
@@ -94,7 +97,7 @@ def audit_leakage(
     if not attacks:
         raise ValueError("There are no attacks to audit with.")
     base, was_training = model.get_base_model(), model.training
-    forms = Forms(model, tokenizer, prompt)
+    forms = Forms(model, tokenizer, prompt, allow_other_prompt)
     meter = LeakMeter(forms.text, forms.template, canaries)
     settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size, seed=seed)
     ways = {"greedy": settings}

@@ -26,6 +26,7 @@ class Forms:
         model ([`~peft.PeftModel`]): the base model with the active BE_TOKEN adapter.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
         prompt (`str` or `list[dict]`, *optional*): P.
+        allow_other_prompt (`bool`, *optional*, defaults to `False`): accept a P that the adapter was not trained on.
 
     Attributes:
         sides (`list[str]`): those that there are: `"full"` needs P.
@@ -34,10 +35,16 @@ class Forms:
         rows (`dict[str, torch.Tensor]`): what stands for P on each side, as embeddings `[n, d]`.
     """
 
-    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict] | None):
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str | list[dict] | None,
+        allow_other_prompt: bool = False,
+    ):
         self._tokenizer = tokenizer
         config = model.peft_config[model.active_adapter]
-        self.renderer = PromptRenderer.for_adapter(config, tokenizer, prompt)
+        self.renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
         self.sides = [side for side in SIDES if prompt is not None or side != "full"]
         self.text = None if prompt is None else "\n".join(message["content"] for message in check_prompt(prompt))
         self.prompt_ids = [] if prompt is None else self.renderer.prompt_ids
