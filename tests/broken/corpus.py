@@ -213,8 +213,10 @@ def _texts() -> Iterator[Group]:
     items = [{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}] * 2
     passages = [{"text": f"{i} It was a dark and stormy night, and the sea was high."} for i in range(4)]
     yield Group("prompt", "prompt.json", write_prompt, read(peft_be.load_prompt, "prompt.json"), _json)
+    # A line that is a JSON text is a query, and texts of a corpus that are empty are left out like all that are short
+    breaks = partial(_lines, harmless=("line: a text",))
     yield Group(
-        "queries", "queries.jsonl", _write_lines("queries.jsonl", rows), read(queries, "queries.jsonl"), _lines
+        "queries", "queries.jsonl", _write_lines("queries.jsonl", rows), read(queries, "queries.jsonl"), breaks
     )
     yield Group("queries as CSV", "queries.csv", write_table, read(queries, "queries.csv"), _csv)
     yield Group("queries as parquet", "queries.parquet", write_table, read(queries, "queries.parquet"), _any)

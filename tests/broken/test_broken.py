@@ -12,7 +12,11 @@ from . import corpus
 EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
 # A sentence and its remedy fit into this many characters, with a path of a test in it
 LONGEST = 700
-NAMES = [group.name for group in corpus.groups(None)]
+# Inputs that whole runs go on with take minutes
+NAMES = [
+    pytest.param(group.name, marks=pytest.mark.slow if group.name.startswith(("interrupted", "checkpoint")) else ())
+    for group in corpus.groups(None)
+]
 
 
 @pytest.fixture(scope="module")
