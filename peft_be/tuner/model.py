@@ -41,8 +41,8 @@ def check_adapter_name(name: str) -> None:
         raise ValueError(
             f"{name!r} cannot be the name of an adapter: use letters, digits, '-' and '_' ('__base__' is the base model)."
         )
-    # PEFT keeps adapters as attributes of such containers
-    if any(hasattr(container(), name) for container in (nn.ModuleDict, BufferDict)):
+    # PEFT keeps adapters as attributes of such containers, and finds rows by the name of their weight
+    if name == "weight" or any(hasattr(container(), name) for container in (nn.ModuleDict, BufferDict)):
         raise ValueError(f"'{name}' cannot be the name of an adapter, as PyTorch uses it itself: choose another one.")
 
 
