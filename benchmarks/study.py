@@ -189,7 +189,8 @@ def side_by_side(results: list[dict]) -> str:
 
 
 def mean(values: list[float], form: str) -> str:
-    return format(statistics.mean(values), form) if values else ""
+    text = format(statistics.mean(values), form) if values else ""
+    return text.removeprefix("-") if text and float(text) == 0 else text  # zero has no sign
 
 
 def main() -> None:

@@ -81,6 +81,8 @@ def __getattr__(name: str):
         return import_module(".tuner", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    # PEFT as a whole first: while another thread imports it, modules of it that are named one by one are half made
+    import_module("peft")
     value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value

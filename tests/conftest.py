@@ -5,6 +5,10 @@ import shutil
 # Nothing in the tests may reach for the network. Read by huggingface_hub when it is imported, thus in front of the rest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# pytest-xdist sets them in its workers. Rich would take the width for good where it is set when the console is made, and
+# tests could not choose one
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

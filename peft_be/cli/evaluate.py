@@ -50,6 +50,7 @@ def evaluate(
     from ..tuner.card import add_scores
 
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
+    check_json_file(json_file)
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, text, allow_other_prompt)
     seen = set(read_report(directory).get("seen_queries", []))
@@ -58,7 +59,6 @@ def evaluate(
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
     if not fresh:
         raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
-    check_json_file(json_file)
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
     if card and not (directory / "README.md").is_file():
         raise FileNotFoundError(

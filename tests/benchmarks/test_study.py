@@ -85,7 +85,7 @@ def test_a_failed_cell_leaves_the_others_alone(study, tmp_path):
     good = json.loads(manifest.read_text().splitlines()[-1])
     bad = {**good, "variant": "several greedy answers", "method": "be", "args": {**good["args"], "num_answers": 4}}
     manifest.write_text(json.dumps(bad) + "\n" + json.dumps(good) + "\n")
-    with pytest.raises(SystemExit, match="several greedy answers, seed 1: Several answers a query need sampling"):
+    with pytest.raises(SystemExit, match="several greedy answers, seed 1: num_answers above 1 needs sampling"):
         study()
     assert [json.loads(r)["variant"] for r in (tmp_path / "out" / "results.jsonl").read_text().splitlines()] == [
         "none"

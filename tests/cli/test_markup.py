@@ -124,12 +124,13 @@ def test_long_words_are_not_cut(cli, job, monkeypatch):
 
 def printed(console, what) -> str:
     before, console.file = console.file, io.StringIO()
-    width, console.width = console.width, 2000
-    try:
-        console.print(what)
-        return console.file.getvalue()
-    finally:
-        console.file, console.width = before, width
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "2000")
+        try:
+            console.print(what)
+            return console.file.getvalue()
+        finally:
+            console.file = before
 
 
 @pytest.fixture

@@ -354,5 +354,5 @@ def test_names_that_no_folder_can_have(tmp_path, name):
 
 def test_names_that_are_one_folder_on_some_file_systems(tmp_path):
     jobs = [PromptJob(name, PROMPT, QUERIES) for name in ("pirate", "cook", "Pirate")]
-    with pytest.raises(ValueError, match="Pirate, pirate"):
+    with pytest.raises(ValueError, match="'Pirate', 'pirate'"):
         compress_prompts(jobs, tmp_path / "out", model="/no/such/model")

@@ -137,11 +137,11 @@ def test_it_is_said_before_anything_is_loaded(tmp_path):
 
 
 def test_a_prompt_that_changes_nothing(model, smollm2_tokenizer, tmp_path, recwarn):
-    """As a weak model ignores a prompt, so does one whose attention sees nothing but the token itself."""
+    """As a weak model ignores a prompt, so does one whose attention sees hardly anything but the token itself."""
     compress(model, smollm2_tokenizer, tmp_path / "strong", max_steps=2)
     assert not [w for w in recwarn if "changes little" in str(w.message)]
     for layer in model.model.layers:
-        layer.self_attn.o_proj.weight.data.zero_()
+        layer.self_attn.o_proj.weight.data.mul_(1e-3)
     with pytest.warns(UserWarning, match="changes little"):
         report = compress(model, smollm2_tokenizer, tmp_path / "weak", max_steps=2)
     assert report["best"]["kl_no_prompt"] < 0.02

@@ -62,9 +62,9 @@ def assert_like_alone(results, folder, load, args, tolerance):
         {},
         {"num_be_tokens": 2, "group_size": 2},
         {"max_grad_norm": 1e-4},
-        # Overshoots: prompts stop early, at steps 15, 9 and 30. Each validation is 0.4 % from the best one so far or farther, so
+        # Overshoots: prompts stop early, at steps 15, 6 and 39. Each validation is 1.1 % from the best one so far or farther, so
         # that no processor's rounding decides
-        {"learning_rate": 0.3, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 40},
+        {"learning_rate": 1.0, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 40},
     ],
     ids=["default", "k=2, groups", "clipped", "early stop"],
 )
