@@ -45,7 +45,7 @@ demo: install
 		--samples 3 --json $(OUT)/scores.json
 
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, Debian's package chromium
 slow: install

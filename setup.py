@@ -28,6 +28,7 @@ extras = {
         "matplotlib",
         "playwright",
         "pytest",
+        "pytest-xdist",
         "ruff",
     ],
 }

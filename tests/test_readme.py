@@ -31,6 +31,11 @@ def test_links_lead_somewhere(page):
         assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
+def test_the_tests_that_the_docs_name_exist():
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "reliability.md").read_text()):
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+
+
 def test_the_guide_names_the_commands_options():
     from typer.main import get_command
 
