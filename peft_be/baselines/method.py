@@ -55,17 +55,21 @@ class Job:
     def teacher_answers(self, split: str) -> list[Answer]:
         """P's greedy answers to the queries of a split, with hidden states: those that [`BEDistillTrainer`] learns from."""
         renderer = PromptRenderer(self.tokenizer, self.prompt)
-        prompts = teacher_prompts(self.model, renderer, getattr(self.splits, split), self.max_answer_length)
+        prompts = {
+            name: teacher_prompts(self.model, renderer, getattr(self.splits, name), self.max_answer_length)
+            for name in ("train", "validation")
+        }
         report = self.on_progress and (
             lambda done, total: self.on_progress(f"teacher, {split} queries", done, total, {})
         )
         return cached_answers(
             self.model,
-            prompts,
+            prompts[split],
             AnswerSettings(max_new_tokens=self.max_answer_length),
             self.tokenizer.pad_token_id or 0,
             teacher_cache_dir(),
-            prefix=share_prefix(self.model, prompts),
+            # As in the trainer: where the shared part ends changes the last bits
+            prefix=share_prefix(self.model, prompts["train"] + prompts["validation"]),
             on_progress=report,
         )
 

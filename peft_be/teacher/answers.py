@@ -274,6 +274,7 @@ def cached_answers(
     if settings.temperature == 0:  # greedy answers are the same for every seed
         asked = {name: value for name, value in asked.items() if name != "seed"}
     key = {"model": model_fingerprint(model), "prompts": prompts, "gold": gold, "settings": asked}
+    key["prefix"] = prefix.length if prefix else 0  # what is computed apart is rounded apart
     about = f"{Path(model.name_or_path).name}, {len(prompts)} prompts of up to {max(map(len, prompts))} tokens"
     # What a trainer keeps in its own folder is not shared, and has no limit
     cache = AnswerCache(directory, key, about, cache_limit() if Path(directory) == teacher_cache_dir() else None)

@@ -116,7 +116,9 @@ class EachPromptsBest(TrainerCallback, ExportableState):
         """Take up where a run was in this state. Whether it had stopped."""
         kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.trainer.failed |= kept.get("failed", {})
-        self.trainer.stopped |= self.trainer.failed.keys()
+        # Asked twice, it must not take those that it stopped itself for prompts that never learned
+        self.trainer.stopped.clear()
+        self.trainer.stopped.update(self.trainer.failed)
         self.best, self.last_step, self._waited = {}, {}, {}
         for entry in state.log_history:
             self._see(entry, entry["step"])

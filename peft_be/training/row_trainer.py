@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,25 @@ from .learning_rows import RowsMove, check_learning_rows
 
 # Attention scores of a batch, per head and layer, up to which they are kept for the backward pass
 MAX_PLAIN_SCORES = 2**17
+# What trainers write into the configurations of a model
+_WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+
+
+@contextlib.contextmanager
+def base_configs_kept(model: PeftModel) -> Iterator[None]:
+    """
+    Context after which the configurations of the base model are as they were. transformers and TRL write the tokenizer's
+    special ids and `use_cache` into them. The base is not theirs: with other stop ids, the next training on it in the
+    same process would have another teacher than one in a process of its own.
+    """
+    base = model.get_base_model()
+    owners = [base.config, base.config.get_text_config(), base.generation_config]
+    before = [(owner, name, getattr(owner, name)) for owner in owners for name in _WRITTEN if hasattr(owner, name)]
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 class EpochLengthSampler(LengthGroupedSampler):
@@ -61,7 +81,8 @@ class RowTrainer(SFTTrainer):
             )
         keep_backward(model)
         rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-        super().__init__(model=model, **kwargs)
+        with base_configs_kept(model):
+            super().__init__(model=model, **kwargs)
         layer = model.get_input_embeddings()
         container = layer.be_token_embedding if self._learns == "[BE]" else layer.be_token_ae_embedding
         self._rows_move = RowsMove(container[adapter].weight)
@@ -105,7 +126,8 @@ class RowTrainer(SFTTrainer):
             `ValueError`: no row can learn, or none has moved by the end.
         """
         check_learning_rows(self.accelerator.unwrap_model(self.model), self._learns)
-        with freed_memory_kept(self.args.device):
+        model = self.accelerator.unwrap_model(self.model)
+        with base_configs_kept(model), freed_memory_kept(self.args.device):
             output = super().train(*args, **kwargs)
         if self._rows_move.moved is False:
             raise ValueError(

@@ -296,6 +296,41 @@ def test_the_last_step_of_stage_0_is_made_once(job, monkeypatch):
     job.same("alone", "old")
 
 
+def test_a_training_leaves_the_base_as_it_was(job):
+    """Or the next one in the same process would have another teacher than after a kill."""
+    base = job.args["model"]
+    base.config.eos_token_id = base.generation_config.eos_token_id = 5  # not the tokenizer's
+    before = base.config.to_dict(), base.generation_config.to_dict()
+    job.run("out")
+    assert (base.config.to_dict(), base.generation_config.to_dict()) == before
+
+
+def test_prompts_that_stopped_early_are_there_after_a_resume(job):
+    """One has stopped, another has not: the rows of both are found."""
+    jobs = [PromptJob("a", PROMPT, QUERIES), PromptJob("b", "You sell ice cream, and talk of nothing else.", QUERIES)]
+
+    def run(name, **options):
+        results = compress_prompts(jobs, job.folder / name, **{**job.args, **OVERSHOOTING, **options})
+        assert [result.error for result in results] == [None, None]
+        return [result.report for result in results]
+
+    alone = run("alone")
+    first, last = sorted(report["steps"] for report in alone)
+    assert first < last
+
+    def fail(stage, done, total, values):
+        if "stage 2" in stage and done == last - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("old", on_progress=fail)
+    again = run("old", resume=True)
+    assert [report["steps"] for report in again] == [report["steps"] for report in alone]
+    for name in ("a", "b"):
+        rows = [load_file(job.folder / run / name / "adapter_model.safetensors") for run in ("alone", "old")]
+        assert all(tensor.equal(rows[1][key]) for key, tensor in rows[0].items())
+
+
 # The disk
 
 
