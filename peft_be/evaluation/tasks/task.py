@@ -56,9 +56,10 @@ class Task(ABC):
                 raise ValueError(f"Item {number} of the task has no field '{field}'.")
             if isinstance(item[field], bool) or not isinstance(item[field], (str, int, float)):
                 raise ValueError(f"The field '{field}' of item {number} of the task must be a text or a number.")
-            if not str(item[field]).strip():
-                raise ValueError(f"The field '{field}' of item {number} of the task is empty.")
-        return self.template.format(**item)
+        query = self.template.format(**item)
+        if not query.strip():
+            raise ValueError(f"The query of item {number} of the task is empty.")
+        return query
 
     def _template_fields(self) -> list[str]:
         try:
