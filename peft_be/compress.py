@@ -21,12 +21,12 @@ from .context import check_length
 from .data import QuerySplits, query_key, split_queries
 from .files import read_json
 from .models import DEFAULT_MODEL, load_model
+from .prompting.fingerprints import sha256
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.budget import Budget
 from .training.callbacks import OnPreview, OnProgress
-from .training.provenance import sha256
 from .training.rounds import train_rounds
 from .training.run import RunFolder, report_to, train
 from .training.settings import PLACES, config_args, default_settings

@@ -21,12 +21,13 @@ from .data import QuerySplits, as_queries, load_queries, query_column, read_rows
 from .files import capitalised, read_json, shown, write_json
 from .models import DEFAULT_MODEL
 from .prompting import PromptRenderer, load_prompt
+from .prompting.fingerprints import sha256
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
-from .training.provenance import best_figures, sha256, stage_name
+from .training.provenance import best_figures, stage_name
 from .training.run import PATIENCE, RunFolder, failure, report_to, train
 from .training.settings import PLACES, config_args, default_settings
 from .tuner.config import SLOTS

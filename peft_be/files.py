@@ -155,8 +155,11 @@ def capitalised(where: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a file in an error message: control characters are escaped, and what is beyond 60 characters is left out."""
-    text = repr(value)
+    """A value of a file in an error message: control characters are escaped, and a long one is cut after 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
@@ -165,6 +168,13 @@ def write_json(path: Path, content: dict) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def os_reason(error: Exception) -> str:
+    """Why the system could not write a file. safetensors has it in the middle of an error of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).split("I/O error: ")[-1].partition(" (os error")[0]
 
 
 class _RepeatedKey(Exception):

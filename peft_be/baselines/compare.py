@@ -24,10 +24,10 @@ from ..figures import gap_closed
 from ..files import read_json
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
+from ..prompting.fingerprints import sha256
 from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
-from ..training.provenance import sha256
 from ..training.run import RunFolder, append_record, failure, read_records
 from ..training.settings import default_settings
 from ..versions import machine_of, versions

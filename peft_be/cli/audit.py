@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .common import check_json_file, console, say
+from .common import check_card_file, check_json_file, console, say
 from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Seed
 from .progress import progress_bars
 
@@ -59,10 +59,8 @@ def audit(
     check_json_file(json_file)
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, text, allow_other_prompt)
-    if card and not (directory / "README.md").is_file():
-        raise FileNotFoundError(
-            f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."
-        )
+    if card:
+        check_card_file(directory)
     peft_model, tokenizer = load_adapter(
         directory, model, allow_template_change, allow_other_weights=allow_other_weights
     )
@@ -84,8 +82,7 @@ def audit(
             allow_other_prompt=allow_other_prompt,
         )
     if json_file is not None:
-        content = {**scores, "outputs": [output.to_dict() for output in outputs]}
-        write_json(json_file, content)
+        write_json(json_file, {**scores, "outputs": [output.to_dict() for output in outputs]})
     if card:
         add_audit(directory, peft_model.peft_config[peft_model.active_adapter], scores)
     show(scores, outputs, samples)

@@ -183,3 +183,11 @@ def check_json_file(path: Path | None) -> None:
         raise ValueError(f"--json '{path}' is a folder: give the name of a file.")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise ValueError(f"--json '{path}' cannot be written: check the permissions, or give another file.")
+
+
+def check_card_file(directory: Path) -> None:
+    """Refuse an adapter without a card, before the work that fills it."""
+    if not (directory / "README.md").is_file():
+        raise FileNotFoundError(
+            f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."
+        )

@@ -96,7 +96,7 @@ def prompt_fingerprint(prompt: str | list[dict[str, str]]) -> str:
     """
     messages = check_prompt(prompt)
     is_text = len(messages) == 1 and messages[0]["role"] == "system"
-    return _sha256(messages[0]["content"] if is_text else messages)
+    return sha256(messages[0]["content"] if is_text else messages)
 
 
 def is_prompt_of(config, prompt: str | list[dict[str, str]]) -> bool | None:
@@ -111,7 +111,7 @@ def is_prompt_of(config, prompt: str | list[dict[str, str]]) -> bool | None:
     if recorded is None:
         return None
     # Earlier versions took the hash of what they were given
-    return recorded in (prompt_fingerprint(prompt), _sha256(prompt), _sha256(check_prompt(prompt)))
+    return recorded in (prompt_fingerprint(prompt), sha256(prompt), sha256(check_prompt(prompt)))
 
 
 def check_adapter_prompt(config, prompt: str | list[dict[str, str]] | None, allow_other_prompt: bool = False) -> None:
@@ -138,5 +138,6 @@ def check_adapter_prompt(config, prompt: str | list[dict[str, str]] | None, allo
         )
 
 
-def _sha256(value: Any) -> str:
+def sha256(value: Any) -> str:
+    """SHA-256 (hex) of a value of JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .encoding import UNTOLD, Mark, Span, shift, well_formed
+from ..files import well_formed
+from .encoding import UNTOLD, Mark, Span, shift
 from .skeleton import ChatTemplate, Messages, Piece, Rendering, UnknownContents, roles_of
 
 

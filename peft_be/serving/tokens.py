@@ -13,8 +13,9 @@ import jinja2
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files import well_formed
 from ..models import load_adapters
-from ..prompting.encoding import GuardedTokenizer, well_formed
+from ..prompting.encoding import GuardedTokenizer
 from ..prompting.skeleton import ChatTemplate
 from ..tuner import BETokenConfig
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import read_json, write_json
+from ..files import os_reason, read_json, write_json
 from ..models import cache_dir
 
 
@@ -134,10 +134,17 @@ class AnswerCache:
             "hidden": torch.cat([a.hidden for a in answers]).cpu().contiguous(),
         }
         part = self._path(number).with_suffix(f".{os.getpid()}.part")
-        with self._writing(part):
+        try:
             self.directory.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, metadata={"checksum": self._checksum(number, tensors)})
             os.replace(part, self._path(number))
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise OSError(
+                f"The teacher's cache '{self.directory.parent}' cannot be written ({os_reason(error)}): make room, for instance "
+                "with peft-be cache --clear, or set PEFT_BE_CACHE to another folder."
+            ) from error
         if self.limit is not None:
             make_room(self.directory.parent, self.limit, keep=self.directory)
 
@@ -151,23 +158,6 @@ class AnswerCache:
             value = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), value)
             value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), value)
         return f"{value:08x}"
-
-    @contextlib.contextmanager
-    def _writing(self, part: Path | None = None) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            if part is not None:
-                part.unlink(missing_ok=True)
-            reason = (
-                error.strerror
-                if isinstance(error, OSError)
-                else str(error).split("I/O error: ")[-1].partition(" (os error")[0]
-            )
-            raise OSError(
-                f"The teacher's cache '{self.directory.parent}' cannot be written ({reason}): make room, for instance with peft-be "
-                "cache --clear, or set PEFT_BE_CACHE to another folder."
-            ) from error
 
 
 def teacher_cache_dir() -> Path:

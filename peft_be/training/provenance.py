@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_weights import check_plain, weights_fingerprint
@@ -38,7 +35,3 @@ def best_figures(metric: str, value: float, step: int, kl_no_prompt: float | Non
     if metric == "kl" and kl_no_prompt is not None:
         figures |= {"kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap_closed(value, kl_no_prompt)}
     return figures
-
-
-def sha256(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerState
 from transformers import ProgressCallback as ProgressBarCallback
 
-from ..files import read_json, write_json
+from ..files import os_reason, read_json, write_json
 from .callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
 from .checkpoints import last_checkpoint
 from .settings import as_json
@@ -326,10 +326,10 @@ class RunFolder:
 def unwritable_reason(error: BaseException | None) -> str | None:
     """Why the disk took no more, if that is what went wrong: safetensors and torch have exceptions of their own for it."""
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        return error.strerror
+        return os_reason(error)
     text = str(error)
     if isinstance(error, SafetensorError) and "I/O error" in text:
-        return text.split("I/O error: ")[-1].partition(" (os error")[0]
+        return os_reason(error)
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
         return "is the disk full?"
     return None
@@ -354,7 +354,7 @@ def failure(error: Exception) -> str:
 
 
 def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
-    """Report to `on_progress`, if there is one, in the place of the trainer's own printing."""
+    """Report to `on_progress`, if there is one, instead of the trainer's own printing."""
     if on_progress:
         trainer.add_callback(ProgressCallback(stage, on_progress))
         for printer in (PrinterCallback, ProgressBarCallback):

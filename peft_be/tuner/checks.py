@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..files import shown
+
 
 BE_KEY, AE_KEY = "be_token_embedding.weight", "be_token_ae_embedding.weight"
 # More rows than any prompt has tokens, and larger ids than any vocabulary: beyond them, numbers are damaged
@@ -30,37 +32,37 @@ def check_fields(config) -> None:
     k, ids = config.num_be_tokens, config.be_token_ids
     if not number(k, 0, MAX_ROWS + 1):
         raise ValueError(
-            f"num_be_tokens must not be negative, and be a whole number up to {MAX_ROWS}, got {_short(k)}."
+            f"num_be_tokens must not be negative, and be a whole number up to {MAX_ROWS}, got {shown(k)}."
         )
     if ids is not None and not isinstance(ids, (list, tuple)):
-        raise ValueError(f"be_token_ids must be a list of token ids, got {_short(ids)}.")
+        raise ValueError(f"be_token_ids must be a list of token ids, got {shown(ids)}.")
     for token_id in [*(ids or []), *([] if config.ae_token_id is None else [config.ae_token_id])]:
         if not number(token_id, 0, MAX_SIZE):
-            raise ValueError(f"Token ids must be non-negative integers below {MAX_SIZE}, got {_short(token_id)}.")
+            raise ValueError(f"Token ids must be non-negative integers below {MAX_SIZE}, got {shown(token_id)}.")
     for name in ("hidden_size", "vocab_size"):
         value = getattr(config, name)
         if value is not None and not number(value, 1, MAX_SIZE):
-            raise ValueError(f"{name} must be a positive whole number, got {_short(value)}.")
+            raise ValueError(f"{name} must be a positive whole number, got {shown(value)}.")
     scale = config.embed_scale
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < abs(scale) < math.inf:
-        raise ValueError(f"embed_scale must be a finite number other than 0, got {_short(scale)}.")
+        raise ValueError(f"embed_scale must be a finite number other than 0, got {shown(scale)}.")
     for name in ("use_ae_token", "save_ae_token"):
         if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name} must be true or false, got {_short(getattr(config, name))}.")
+            raise ValueError(f"{name} must be true or false, got {shown(getattr(config, name))}.")
     for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
         value = getattr(config, name)
         if value is not None and not isinstance(value, (str, os.PathLike)):
-            raise ValueError(f"{name} must be a text, got {_short(value)}.")
+            raise ValueError(f"{name} must be a text, got {shown(value)}.")
     targets = config.target_modules
     if targets is not None and not isinstance(targets, (str, list, tuple, set)):
-        raise ValueError(f"target_modules must be a text or a list of texts, got {_short(targets)}.")
+        raise ValueError(f"target_modules must be a text or a list of texts, got {shown(targets)}.")
     if config.provenance is not None and not isinstance(config.provenance, dict):
-        raise ValueError(f"provenance must be an object, got {_short(config.provenance)}.")
+        raise ValueError(f"provenance must be an object, got {shown(config.provenance)}.")
     training = (config.provenance or {}).get("training", {})
     if not isinstance(training, dict) or not all(
         isinstance(value, (int, float, type(None))) for value in training.values()
     ):
-        raise ValueError(f"provenance must have an object of numbers as its training, got {_short(training)}.")
+        raise ValueError(f"provenance must have an object of numbers as its training, got {shown(training)}.")
 
 
 def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
@@ -149,12 +151,3 @@ def _check_shapes(found: dict[str, tuple], expected: dict[str, tuple[int, int | 
 
 def _fits(shape: tuple[int, ...], count: int, width: int | None) -> bool:
     return len(shape) == 2 and shape[0] == count and shape[1] == (width or shape[1]) and shape[1] > 0
-
-
-def _short(value) -> str:
-    """A value as an error message shows it: a file may hold a number of a thousand digits."""
-    try:
-        text = repr(value)
-    except ValueError:  # of more digits than Python writes
-        text = "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -103,9 +103,8 @@ class BETokenModel(BaseTuner):
                 be_token_ids=config.be_token_ids if taken.isdisjoint(config.be_token_ids or []) else None,
                 ae_token_id=config.ae_token_id if config.ae_token_id not in taken else None,
             )
-        asked = (
-            [] if config.vocab_size else config.token_ids
-        )  # by hand: a configuration that was on a model knows its size
+        # Ids that were written by hand: a configuration that was on a model knows its size
+        asked = [] if config.vocab_size else config.token_ids
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         token_ids = self.peft_config[adapter_name].token_ids
         if not set(asked) <= set(token_ids):
