@@ -12,7 +12,6 @@ from wrapt import register_post_import_hook
 if TYPE_CHECKING:
     from .compress import compress_prompt as compress_prompt
     from .compress import pretrain_ae as pretrain_ae
-    from .compress_many import PromptJob as PromptJob
     from .compress_many import compress_prompts as compress_prompts
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_fidelity as evaluate_fidelity
     from .evaluation import evaluate_refusals as evaluate_refusals
     from .hub import push_adapters as push_adapters
+    from .manifest import PromptJob as PromptJob
     from .models import load_adapter as load_adapter
     from .models import load_adapters as load_adapters
     from .models import load_model as load_model
@@ -52,7 +52,7 @@ _LAZY = {
     "BETokenModel": "tuner",
     "PromptDirectory": "serving",
     "PromptEmbeds": "serving",
-    "PromptJob": "compress_many",
+    "PromptJob": "manifest",
     "PromptRenderer": "prompting",
     "as_queries": "data",
     "audit_leakage": "evaluation",

@@ -107,7 +107,7 @@ def compress_prompt(
         reconstruction_steps (`int`, *optional*, defaults to `0`):
             Steps of stage 1 alone (Eq. 2) before the main training.
         on_policy_rounds (`int`, *optional*, defaults to `0`):
-            Rounds of half of `max_steps` each behind the main training: in each, the student answers the training queries, and
+            Rounds of half of `max_steps` each after the main training: in each, the student answers the training queries, and
             learns from the teacher's distributions on these answers beside the teacher's own. What was measured of it in
             docs/study.md does not pay.
         max_minutes (`float`, *optional*):

@@ -170,6 +170,29 @@ def write_json(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
+def read_records(path: Path) -> list[dict]:
+    """The records of [`append_record`]. One that was cut off while it was written is left out."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def append_record(path: Path, record: dict) -> None:
+    """Add a line of JSON to a file; one that was cut off in front of it is ended first."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
+
+
 def os_reason(error: Exception) -> str:
     """Why the system could not write a file. safetensors has it in the middle of an error of its own."""
     if isinstance(error, OSError) and error.strerror:

@@ -21,14 +21,14 @@ from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
 from ..figures import gap_closed
-from ..files import read_json
+from ..files import append_record, read_json, read_records
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
 from ..prompting.fingerprints import sha256
 from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
-from ..training.run import RunFolder, append_record, failure, read_records
+from ..training.run import RunFolder, failure
 from ..training.settings import default_settings
 from ..versions import machine_of, versions
 from .method import Job, Method, Prompt, StandIn
@@ -83,7 +83,7 @@ def run_method(
         spec (`str`): the method, see [`make_method`].
         settings (`dict`): its further arguments.
         job ([`Job`]): what it is given.
-        scorer ([`FidelityScorer`]): of `queries` behind P.
+        scorer ([`FidelityScorer`]): of `queries` after P.
         queries (`list`): held-out queries.
         task ([`Task`], *optional*): what to score the stand-in on, too.
 
@@ -129,7 +129,7 @@ def series(log: list[dict], name: str) -> list[list[float]]:
 
 
 def request_cost(model: PreTrainedModel, prompt: list[int], stand_in: StandIn, repeats: int = 3) -> tuple[float, int]:
-    """Milliseconds to the first token of one request, the median of `repeats` behind a warm-up, and bytes of its KV."""
+    """Milliseconds to the first token of one request, the median of `repeats` after a warm-up, and bytes of its KV."""
     cache = None
     if stand_in.prefix is not None:
         cache = DynamicCache(config=model.config)
@@ -278,5 +278,8 @@ def compare_methods(
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
         # What has failed can be tried again, and finds the work of the others
-        folder.publish(results) if errors else folder.finish(results)
+        if errors:
+            folder.publish(results)
+        else:
+            folder.finish(results)
         return results

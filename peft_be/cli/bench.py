@@ -20,7 +20,7 @@ def bench(
     query_field: QueryField = None,
     model: BaseModel = None,
     batch_sizes: Annotated[str, typer.Option(help="Requests answered together, separated by commas.")] = "1,4",
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer behind the first one.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer after the first one.")] = 32,
     repeats: Annotated[int, typer.Option(min=2, help="Measurements of each figure.")] = 5,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
     allow_template_change: AllowTemplateChange = False,

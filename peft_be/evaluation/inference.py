@@ -64,9 +64,9 @@ def bench_inference(
         batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
             Requests answered together.
         new_tokens (`int`, *optional*, defaults to `32`):
-            Length of an answer, in tokens, behind the first one.
+            Length of an answer, in tokens, after the first one.
         repeats (`int`, *optional*, defaults to `5`):
-            Measurements of each figure, behind one warm-up; at least 2.
+            Measurements of each figure, after one warm-up; at least 2.
         training_seconds (`float`, *optional*):
             What the compression took, for the break-even.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
@@ -115,7 +115,7 @@ def bench_inference(
     rounds, done = (repeats + 1) * (len(batch_sizes) + 1), 0
 
     def measured(what: str, jobs: dict[str, Callable[[], RequestTiming]]) -> dict[str, list[RequestTiming]]:
-        """`repeats` timings of each job, the jobs by turns, behind a round that warms up."""
+        """`repeats` timings of each job, the jobs by turns, after a round that warms up."""
         nonlocal done
         timings: dict[str, list[RequestTiming]] = {name: [] for name in jobs}
         for _ in range(repeats + 1):

@@ -149,7 +149,7 @@ class PeftBeLM(HFLM):
         if [turn["role"] for turn in turns] != ["user"]:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ValueError(
-                f"A request has the messages {roles}, but model peft_be puts [BE] or the prompt in the place of system "
+                f"A request has the messages {roles}, but model peft_be puts [BE] or the prompt instead of system "
                 "messages and worked examples: use --num_fewshot 0, no --system_instruction, and a task without a description."
             )
         # The stand-in is there for the key of `--use_cache`, which is the request's text

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..context import check_prompts
-from ..files import read_json_lines
+from ..files import capitalised, read_json_lines
 from ..prompting import PromptRenderer
 from ..teacher import AnswerSettings, generate_answers, share_prefix
 from .fidelity import OnProgress
@@ -77,9 +77,7 @@ def load_requests(path: str | os.PathLike | None = None) -> list[Request]:
     for where, row in read_json_lines(path or SHIPPED, "file of requests"):
         query, refuse = row.get("query"), row.get("refuse")
         if not isinstance(query, str) or not query.strip() or not isinstance(refuse, bool):
-            raise ValueError(
-                f'{where[0].upper()}{where[1:]} must be an object such as {{"query": "...", "refuse": true}}.'
-            )
+            raise ValueError(f'{capitalised(where)} must be an object such as {{"query": "...", "refuse": true}}.')
         requests.append(Request(query, refuse))
     if not any(request.refuse for request in requests):
         raise ValueError(f"No request in '{path}' has \"refuse\": true: nothing can show a lost guardrail.")

@@ -129,7 +129,7 @@ class PromptRenderer(ChatInputs):
 
     def be(self, query: str | Messages) -> list[int]:
         """
-        Ids of the query with [BE] in the place of P: the student's input.
+        Ids of the query with [BE] instead of P: the student's input.
 
         Args:
             query (`str` or `list[dict]`): The user's turn, or user and assistant messages that end in it.
@@ -162,7 +162,7 @@ class PromptRenderer(ChatInputs):
 
     def answer(self, text: str) -> list[int]:
         """
-        Ids of a text behind any of the renderings: an answer, or its start. Like contents, it cannot become a special
+        Ids of a text after any of the renderings: an answer, or its start. Like contents, it cannot become a special
         token, [BE] or [AE].
 
         Args:

@@ -332,7 +332,7 @@ class _Table:
     Attributes:
         tensor (`ReaderTensor`): what it is a copy of.
         type (`GGMLQuantizationType`): in which type.
-        rows (`dict[int, np.ndarray]`): the new rows, float32, by their ids: of old tokens, or right behind the last one.
+        rows (`dict[int, np.ndarray]`): the new rows, float32, by their ids: of old tokens, or right after the last one.
     """
 
     tensor: ReaderTensor

@@ -54,7 +54,7 @@ LITTLE_KL = 0.02
 def teacher_prompts(
     base: PreTrainedModel, renderer: PromptRenderer, queries: list, max_answer_length: int
 ) -> list[list[int]]:
-    """What the teacher reads: each query behind the full prompt. Raises a `ValueError` where the context is too short."""
+    """What the teacher reads: each query after the full prompt. Raises a `ValueError` where the context is too short."""
     prompts = [renderer.full(query) for query in queries]
     check_prompts(base, prompts, max_answer_length)
     return prompts
@@ -376,7 +376,7 @@ class BEDistillTrainer(RowTrainer):
         )
 
     def _answer_ids(self, base: PreTrainedModel, answer: str | list[int], args: BEDistillConfig) -> list[int]:
-        """Token ids of a given answer; a text has the end-of-turn token behind it."""
+        """Token ids of a given answer; a text has the end-of-turn token after it."""
         if isinstance(answer, str):
             eos = base.generation_config.eos_token_id
             eos = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
@@ -391,7 +391,7 @@ class BEDistillTrainer(RowTrainer):
         (`init=None`) with these token ids in the column `answer` is on-policy.
 
         Args:
-            queries (`list`): what to answer, behind [BE].
+            queries (`list`): what to answer, after [BE].
             name (`str`, *optional*, defaults to `"default"`): of several prompts, whose [BE].
             on_progress (`Callable[[int, int], None]`, *optional*): called with the queries answered and their total.
         """

@@ -77,7 +77,7 @@ class RowTrainer(SFTTrainer):
         if args.push_to_hub and Path(base).is_dir():
             raise ValueError(
                 f"push_to_hub=True uploads while training, and the base model is the folder '{base}', which nobody else has: load "
-                "it by its Hub id, or call push_to_hub(base_model=...) behind the training."
+                "it by its Hub id, or call push_to_hub(base_model=...) after the training."
             )
         keep_backward(model)
         rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
@@ -229,7 +229,7 @@ class RowCollator:
     Makes a batch of rows with `input_ids` and `labels`. For each labelled token in row order there is `teacher_hidden`, and
     `prompt`, the number of the prompt that it belongs to, if the rows have them.
 
-    Rows are padded on the right. That needs no attention mask: behind the last real token, causal attention hides the
+    Rows are padded on the right. That needs no attention mask: after the last real token, causal attention hides the
     padding from every token that counts. Leaving the mask out keeps the fast causal kernels.
 
     Args:
@@ -273,7 +273,7 @@ def has_flash_attention(model: PreTrainedModel) -> bool:
 
 def final_hidden_states(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
-    Final hidden states `[B, S, d]`, behind the last norm, of a causal LM for a batch of [`RowCollator`].
+    Final hidden states `[B, S, d]`, after the last norm, of a causal LM for a batch of [`RowCollator`].
 
     Goes through the model's own `forward`, which DDP and FSDP need, and asks it for the logits of one position only.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import os
 import re
 import shutil
@@ -28,29 +27,6 @@ from .settings import as_json
 PATIENCE = 5
 # What a disk that takes nothing more, or nothing at all, answers
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def read_records(path: Path) -> list[dict]:
-    """The records of [`append_record`]. One that was cut off while it was written is left out."""
-    records = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def append_record(path: Path, record: dict) -> None:
-    """Add a line of JSON to a file; one that was cut off in front of it is ended first."""
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(record).encode() + b"\n")
 
 
 class RunFolder:
@@ -303,13 +279,13 @@ class RunFolder:
         """Delete a run that lies over one that was set aside. Without its settings it counts as nothing."""
         self._settings_file.unlink(missing_ok=True)
         for path in self._entries():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _delete(path)
 
     def _clear_work(self) -> None:
         """Delete the work in progress, its settings last: a folder with some work and no settings would be nobody's."""
         for path in self.work.iterdir():
             if path != self._settings_file:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _delete(path)
         self._settings_file.unlink(missing_ok=True)
         self.work.rmdir()
 
@@ -321,6 +297,13 @@ class RunFolder:
             raise
         except OSError as error:
             raise OSError(f"The output folder '{self.directory}' cannot be written: {error.strerror}.") from error
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def unwritable_reason(error: BaseException | None) -> str | None:

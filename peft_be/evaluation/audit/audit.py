@@ -196,15 +196,12 @@ def _reconstructed(
         embeds = reconstruction_embeddings(base, tokenizer, forms.rows[side], ae_row, [])
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         for way, how in ways.items():
-            sampling = {"do_sample": False}
-            if how.temperature > 0:
-                sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
             config = GenerationConfig(
                 max_new_tokens=how.max_new_tokens,
                 num_return_sequences=how.num_answers,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id or 0,
-                **sampling,
+                **how.sampling,
             )
             with torch.random.fork_rng(), ExitStack() as stack:
                 torch.manual_seed(how.seed)
