@@ -301,7 +301,7 @@ def pretrain_ae(
 
 
 def check_steps(args: TrainingArguments) -> None:
-    """`args` was made before anything is loaded or written, to find settings out of range."""
+    """Raises a `ValueError` without a number of steps. To make `args` has checked all other settings, before anything is loaded."""
     if args.max_steps < 1:  # what transformers reads as: train for epochs
         raise ValueError(f"max_steps must be at least 1, got {args.max_steps}.")
 
@@ -327,7 +327,7 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
     validation, of = fewest({name: len(own.validation) for name, own in splits.items()}, FEW_VALIDATION)
     if validation < FEW_VALIDATION:
         warnings.warn(
-            f"Only {validation} quer{'y is' if validation == 1 else 'ies are'} held out for validation{of}: a KL on so few hangs on "
+            f"Only {validation} quer{'y is' if validation == 1 else 'ies are'} held out for validation{of}: a KL on so few depends on "
             "single answers. Even on 19, eight rows seemed to close up to 0.37 more of the gap than they did on other "
             "queries (docs/study.md). Trust peft-be eval with held-out queries instead.",
             stacklevel=1,

@@ -104,7 +104,7 @@ def check_job_names(names: list[str]) -> None:
     repeated = sorted({name for same in spellings.values() if len(same) > 1 for name in same})
     if repeated:
         raise ValueError(
-            f"Each prompt needs a name of its own, not only in another letter case; more than one is called "
+            f"Each prompt needs a name of its own, and another letter case does not make one; more than one is called "
             f"{', '.join(map(shown, repeated))}."
         )
 

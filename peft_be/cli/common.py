@@ -1,4 +1,4 @@
-"""What the subcommands share: what they print, and how an error ends them. Nothing here imports torch, for `--help` is fast."""
+"""What the commands share: how they print, and how an error ends them. Nothing here imports torch, to keep `--help` fast."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def run_cleanly(app: typer.Typer) -> None:
         lost = console.file.error
         if end.code or lost is None or lost.errno == errno.EPIPE:
             raise
-        fail(f"What the command printed is lost: {os.strerror(lost.errno)}. Files that it was to write are complete.")
+        fail(f"What the command printed is lost: {os.strerror(lost.errno)}. The files that it wrote are complete.")
     except Exception as error:
         if os.environ.get("PEFT_BE_DEBUG") or not (is_out_of_memory(error) or isinstance(error, EXPECTED_ERRORS)):
             raise
@@ -186,7 +186,7 @@ def check_json_file(path: Path | None) -> None:
 
 
 def check_card_file(directory: Path) -> None:
-    """Refuse an adapter without a card, before the work that fills it."""
+    """Refuse an adapter without a card, before the work that the card is to tell of."""
     if not (directory / "README.md").is_file():
         raise FileNotFoundError(
             f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."

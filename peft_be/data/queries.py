@@ -153,7 +153,7 @@ def _text_queries(path: Path) -> list[str]:
     lines = [(number, stripped) for number, line in numbered if not _is_empty(stripped := line.strip())]
     if lines and (suffix := _structure([line for _, line in lines])):
         raise ValueError(
-            f"The query file '{path}' holds no plain text, but what belongs into a {suffix} file: rename it, or give one "
+            f"The query file '{path}' is not plain text but what belongs into a {suffix} file: rename it, or give one "
             "query a line."
         )
     return [_query_of(line, None, f"line {number} of '{path}'") for number, line in lines]

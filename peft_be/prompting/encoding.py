@@ -11,7 +11,9 @@ from typing import NamedTuple
 from ..files import well_formed
 
 
-UNTOLD = "The chat template changes its text with that of the messages, and nobody can tell which special tokens are its own: "
+UNTOLD = (
+    "The chat template writes other text for other messages, and nobody can tell which special tokens are its own: "
+)
 
 
 class Span(NamedTuple):

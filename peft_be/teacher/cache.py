@@ -27,7 +27,7 @@ from ..models import cache_dir
 LIMIT_VARIABLE = "PEFT_BE_CACHE_LIMIT"
 DEFAULT_LIMIT = "8GB"
 ABOUT = "about.json"
-# Seconds after which nobody is writing a file any more that has not got its name
+# Seconds after which a file that still has no final name belongs to a process that was killed
 LONGEST_WRITE = 3600
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

@@ -298,8 +298,8 @@ class BEDistillTrainer(RowTrainer):
             of = f" of '{name}'" if self._named else ""
             warnings.warn(
                 f"The prompt{of} changes little: without it, the model gives the teacher's answers to the validation queries with a KL "
-                f"of {value:.4f} nats a token. The same prompt with its parts in another order has as much ({LITTLE_KL} at the most, "
-                "where it was measured), so that [BE] can learn little. The model may be too weak to follow the prompt, or "
+                f"of {value:.4f} nats a token. Another order of a prompt's parts changes as much ({LITTLE_KL} at the "
+                "most, where it was measured), so there is little for [BE] to learn. The model may be too weak to follow the prompt, or "
                 "the queries do not touch on what it says.",
                 stacklevel=1,
             )

@@ -350,7 +350,7 @@ def train(trainer: Trainer, stage: str) -> list[dict]:
     trainer.add_callback(stop)
     if trainer.args.load_best_model_at_end:
         trainer.add_callback(Patience(PATIENCE))
-    # Without a limit, somebody chooses among all checkpoints at the end
+    # Where no checkpoint is deleted, the job chooses among all of them at the end
     checkpoint = last_checkpoint(trainer.args.output_dir, needs_all=trainer.args.save_total_limit is None)
     try:
         if checkpoint is None or not _restore_if_over(trainer, checkpoint):

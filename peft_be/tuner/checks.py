@@ -89,7 +89,7 @@ def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
 
 def read_rows(path: str | os.PathLike, config) -> dict[str, torch.Tensor]:
     """
-    Read an adapter's rows from its safetensors file. Nothing is loaded before the file's table of contents was found right.
+    Read an adapter's rows from its safetensors file. No tensor is loaded before the file's table of contents has passed the check.
 
     Args:
         path (`str` or `os.PathLike`): the file.

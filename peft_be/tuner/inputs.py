@@ -1,4 +1,4 @@
-"""What is checked of the inputs of a base model that holds adapters, whichever loader of PEFT or transformers put them there."""
+"""Checks of what a base model with adapters is given to read, whichever loader of PEFT or transformers put them there."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
 
 
 def _checked_generate(model: nn.Module, *args, **kwargs):
-    """`generate` of the model's class, after what it would end in torch's words for is refused in a sentence."""
+    """`generate` of the model's class, after a check for ids on which it would fail in torch's words."""
     generate = type(model).generate
     _check_generation(model, inspect.signature(generate).bind(model, *args, **kwargs).arguments)
     return generate(model, *args, **kwargs)
