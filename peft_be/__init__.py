@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Each public name and its module, which is imported when the name is first used: `peft-be --help` needs neither torch nor
-# PEFT, and registering BE_TOKEN with PEFT does not need TRL
+# Each public name and its module, which is imported when the name is first used: `peft-be --help` needs neither torch
+# nor PEFT, and registering BE_TOKEN with PEFT does not need TRL
 _LAZY = {
     "AEConfig": "training",
     "AETrainer": "training",
@@ -96,9 +96,10 @@ def _without_kernel_advice(record: logging.LogRecord) -> bool:
     return not record.msg.startswith("Failed to load CPU gemm_4bit_forward")
 
 
-# PEFT imports bitsandbytes, which on some processors prints at each import that an optional package is missing. It computes
-# without that package
+# PEFT imports bitsandbytes, which on some processors prints at each import that an optional package is missing. It
+# computes without that package
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_without_kernel_advice)
 
-# BE_TOKEN is registered with PEFT as soon as both are imported, whichever comes first: at once, or right after PEFT's import
+# BE_TOKEN is registered with PEFT as soon as both are imported, whichever comes first: at once, or right after PEFT's
+# import
 register_post_import_hook(lambda peft: import_module(".tuner", __name__), "peft")

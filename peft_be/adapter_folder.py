@@ -51,11 +51,12 @@ def read_config(directory: str | os.PathLike) -> BETokenConfig:
     if method not in (SAVED_NAME, "BE_TOKEN"):
         if not isinstance(method, str):
             raise ValueError(
-                f"The adapter configuration '{path}' is damaged (its peft_type is missing): train or download it again."
+                f"The adapter configuration '{path}' is damaged (its peft_type is missing): train or download it "
+                "again."
             )
         raise ValueError(
-            f"'{directory}' is a {method} adapter, and not one of this package: load it with PEFT, or give a folder that "
-            "peft-be compress made."
+            f"'{directory}' is a {method} adapter, and not one of this package: load it with PEFT, or give a folder "
+            "that peft-be compress made."
         )
     try:
         with warnings.catch_warnings():
@@ -87,7 +88,8 @@ def read_report(directory: str | os.PathLike) -> dict:
         damaged = ["seen_queries"]
     if damaged:
         raise ValueError(
-            f"The training report '{path}' is damaged ({damaged[0]}): delete the file, which the adapter can do without."
+            f"The training report '{path}' is damaged ({damaged[0]}): delete the file, which the adapter can do "
+            "without."
         )
     return report
 

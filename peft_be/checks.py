@@ -120,7 +120,10 @@ def check_training_args(args, ranges: dict[str, Range]) -> None:
 
 
 def check_names(given: Iterable[str], config_class: type) -> None:
-    """Raises a `ValueError` for a setting that the dataclass `config_class` lacks, and names the one that was likely meant."""
+    """
+    Raises a `ValueError` for a setting that the dataclass `config_class` lacks, and names the one that was likely
+    meant.
+    """
     known = [field.name for field in fields(config_class) if field.init]
     for name in given:
         if name not in known:

@@ -72,8 +72,8 @@ def compress_prompts(
 
     Groups of `group_size` prompts learn together: each step takes a batch of each prompt's queries. A prompt's rows become
     what [`compress_prompt`] would have made of them alone, up to the rounding of sums in another order: the same batches,
-    gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others: where an
-    error ends a group, each of its prompts is trained by itself. `resume=True` tries those again that failed.
+    gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others: where
+    an error ends a group, each of its prompts is trained by itself. `resume=True` tries those again that failed.
 
     Args:
         jobs (`list[PromptJob]`):
@@ -198,7 +198,9 @@ class _Batch:
         return splits
 
     def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
-        """Train a group, or each prompt by itself where that fails, and write the adapters. Returns the errors by name."""
+        """
+        Train a group, or each prompt by itself where that fails, and write the adapters. Returns the errors by name.
+        """
         parted = work / "parted.json"
         if not parted.is_file():
             try:
@@ -319,7 +321,9 @@ class _Batch:
         write_json(directory / RunFolder.RESULT, report)
 
     def _finished(self, group: list[tuple[PromptJob, QuerySplits]], record: Path) -> dict[str, str] | None:
-        """The errors of a group whose adapters are all there; `None` if it is not finished, or its record is damaged."""
+        """
+        The errors of a group whose adapters are all there; `None` if it is not finished, or its record is damaged.
+        """
         try:
             failed = read_json(record, "record of a group", dict)
         except (FileNotFoundError, ValueError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 def gap_closed(kl: float, kl_no_prompt: float | None) -> float | None:
     """
-    The share of the way from no prompt to the full prompt: 1 is the full prompt's behaviour, 0 that of no prompt. `None` where
-    the prompt changes nothing, or its KL is not known.
+    The share of the way from no prompt to the full prompt: 1 is the full prompt's behaviour, 0 that of no prompt.
+    `None` where the prompt changes nothing, or its KL is not known.
     """
     return 1 - kl / kl_no_prompt if kl_no_prompt else None
 

@@ -1,9 +1,9 @@
 """
 Text, JSON and JSON lines: the one reader for every file that a user gives or that a run left behind.
 
-Files come from editors, spreadsheets and scrapers. What is harmless is taken as it is: a byte-order mark, Windows line ends, a
-line separator inside a JSON string. What would change a text without anyone noticing ends in a sentence that names the file
-and the line.
+Files come from editors, spreadsheets and scrapers. What is harmless is taken as it is: a byte-order mark, Windows line
+ends, a line separator inside a JSON string. What would change a text without anyone noticing ends in a sentence that
+names the file and the line.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def read_text(path: str | os.PathLike, what: str) -> str:
 
 def read_lines(path: str | os.PathLike, what: str) -> Iterator[str]:
     """
-    Read a UTF-8 text file line by line, so that a large one does not have to fit in memory. Only `\\n`, `\\r\\n` and `\\r`
-    end a line: U+2028, U+0085 and form feeds, at which `str.splitlines` would break it, may be a part of the text. A
-    byte-order mark is left out, also where joined files have one in the middle.
+    Read a UTF-8 text file line by line, so that a large one does not have to fit in memory. Only `\\n`, `\\r\\n` and
+    `\\r` end a line: U+2028, U+0085 and form feeds, at which `str.splitlines` would break it, may be a part of the
+    text. A byte-order mark is left out, also where joined files have one in the middle.
 
     The arguments and errors are those of [`read_text`]; errors name the line, which may have up to 64 MB.
     """
@@ -155,7 +155,9 @@ def capitalised(where: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a file in an error message: control characters are escaped, and a long one is cut after 60 characters."""
+    """
+    A value of a file in an error message: control characters are escaped, and a long one is cut after 60 characters.
+    """
     try:
         text = repr(value)
     except ValueError:  # more digits than Python writes

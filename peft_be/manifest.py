@@ -25,8 +25,8 @@ class PromptJob:
     A prompt to compress.
 
     Args:
-        name (`str`): its name, and that of its adapter's folder: letters, digits, `.`, `_` and `-`, and nothing that a run
-            folder or an operating system keeps for itself.
+        name (`str`): its name, and that of its adapter's folder: letters, digits, `.`, `_` and `-`, and nothing that a
+            run folder or an operating system keeps for itself.
         prompt (`str` or `list[dict]`): P: a system text, or the chat messages in front of the user's turn.
         queries (`list`): what users may ask; no answers needed. Any form that [`as_queries`] takes; kept as a list.
         test_queries (`list`, *optional*): queries for a later evaluation; their duplicates are not trained on.
@@ -52,12 +52,14 @@ def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, s
 
     Args:
         path (`str` or `os.PathLike`):
-            JSON lines, or rows in another of the formats of [`read_rows`]: `{"name": ..., "prompt": ..., "queries": ...}`, and
-            optionally `"test_queries"` and `"query_field"`, the field of the queries' rows. All are texts; the prompt and
-            the queries are paths, relative to the manifest's folder.
+            JSON lines, or rows in another of the formats of [`read_rows`]:
+            `{"name": ..., "prompt": ..., "queries": ...}`, and optionally `"test_queries"` and `"query_field"`, the
+            field of the queries' rows. All are texts; the prompt and the queries are paths, relative to the manifest's
+            folder.
 
     Returns:
-        `tuple[list[PromptJob], dict[str, str]]`: the jobs, and by name what is wrong with those whose files cannot be used.
+        `tuple[list[PromptJob], dict[str, str]]`: the jobs, and by name what is wrong with those whose files cannot be
+            used.
 
     Raises:
         `FileNotFoundError`: there is no manifest.

@@ -251,7 +251,9 @@ def _load_recorded(
 
 
 def _check_is_model(path: str, name: str) -> None:
-    """Raises where transformers would load something else than the model: a folder without a tokenizer, or an adapter."""
+    """
+    Raises where transformers would load something else than the model: a folder without a tokenizer, or an adapter.
+    """
     try:
         adapter = find_adapter_config_file(path)
     except OSError:  # what it is about is said when the model is loaded
@@ -263,8 +265,8 @@ def _check_is_model(path: str, name: str) -> None:
             raise ValueError(f"'{name}' is an adapter of this package and no model: give its base model, '{base}'.")
         raise ValueError(
             f"'{name}' is a {method} adapter of '{base}' and no model: merge it first "
-            f"(AutoPeftModelForCausalLM.from_pretrained('{name}').merge_and_unload().save_pretrained('MERGED')), save the tokenizer "
-            "there, too, and give that folder."
+            f"(AutoPeftModelForCausalLM.from_pretrained('{name}').merge_and_unload().save_pretrained('MERGED')), save "
+            "the tokenizer there, too, and give that folder."
         )
     folder = Path(path)
     if folder.is_dir() and (folder / "config.json").is_file() and not any((folder / f).is_file() for f in _TOKENIZERS):
@@ -316,7 +318,9 @@ def _convert_gguf(file: Path, target: Path, name: str) -> Path:
 
 
 def _record_source(folder: Path, file: Path) -> None:
-    """Have the configuration of unpacked weights say of which file they are, and in which type most of them were there."""
+    """
+    Have the configuration of unpacked weights say of which file they are, and in which type most of them were there.
+    """
     path = folder / "config.json"
     config = read_json(path, "model configuration", dict)
     if "unpacked_from" in config:

@@ -71,8 +71,8 @@ def attention_received(
     suffixes.
 
     The prefix is read once, by the model's own attention; weights exist for the suffixes alone. If prefix and suffix do not
-    fit the context, the prefix is read in parts of equal size, each after its first token, to which models attend whatever
-    it is.
+    fit the context, the prefix is read in parts of equal size, each after its first token, to which models attend
+    whatever it is.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.

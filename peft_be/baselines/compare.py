@@ -90,8 +90,9 @@ def run_method(
     Returns:
         `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
             nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
-            `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries), `train_curve` (`[step, mean loss of distillation since the last entry]`),
-            `norm` (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
+            `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries),
+            `train_curve` (`[step, mean loss of distillation since the last entry]`), `norm`
+            (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
     """
     start = time.perf_counter()
     stand_in = make_method(spec, **settings).fit(job)
@@ -171,7 +172,8 @@ def compare_methods(
             is kept there until all are done.
         methods (`list[str]`): see [`make_method`].
         model (`str`, *optional*, defaults to `"smollm2"`): `smollm2`, a folder, a GGUF file or a Hub id.
-        test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are fewer.
+        test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are
+            fewer.
         seeds (`tuple[int, ...]`, *optional*, defaults to `(42,)`): one run of each method for each; one in all for methods
             without anything random.
         max_steps (`int`, *optional*): training steps of each run; `None` is each method's own default.

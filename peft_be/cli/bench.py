@@ -66,8 +66,8 @@ def bench(
     console.print(latency_table(result))
     ratio, fit = result["ttft_ratio"], result["ttft_fit"]
     say(
-        f"TTFT of one request, [BE] to full prompt: {ratio['measured']:.3f} measured, {ratio['predicted']:.3f} predicted "
-        f"(Eq. 6, rho {fit['rho']:.3f}); NormFLOPs {result['norm_flops']:.3f} (Eq. 5)."
+        f"TTFT of one request, [BE] to full prompt: {ratio['measured']:.3f} measured, {ratio['predicted']:.3f} "
+        f"predicted (Eq. 6, rho {fit['rho']:.3f}); NormFLOPs {result['norm_flops']:.3f} (Eq. 5)."
     )
     if result["training_seconds"] is not None:
         for mode, label in (("full", "the full prompt"), ("full_cached", "the cached full prompt")):

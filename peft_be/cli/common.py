@@ -1,4 +1,6 @@
-"""What the commands share: how they print, and how an error ends them. Nothing here imports torch, to keep `--help` fast."""
+"""
+What the commands share: how they print, and how an error ends them. Nothing here imports torch, to keep `--help` fast.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ PACKAGE = Path(__file__).parent.parent
 
 class Stream:
     """
-    Standard output or standard error, which may break without ending the work: whoever reads it may go (`| head`), or the
-    disk may be full. What is printed from then on is lost.
+    Standard output or standard error, which may break without ending the work: whoever reads it may go (`| head`), or
+    the disk may be full. What is printed from then on is lost.
 
     Args:
         name (`str`): `"stdout"` or `"stderr"`. Looked up in `sys` at each use, for it may be replaced.
@@ -127,7 +129,10 @@ def one_line(text: str) -> str:
 
 
 def quiet() -> None:
-    """Keep the libraries' warnings, progress bars and reports of use out of the command, and show this package's warnings."""
+    """
+    Keep the libraries' warnings, progress bars and reports of use out of the command, and show this package's
+    warnings.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if os.environ.get("PEFT_BE_DEBUG"):

@@ -15,7 +15,8 @@ def load_corpus(path: str | os.PathLike) -> list[str]:
     Read passages from a file.
 
     Args:
-        path (`str` or `os.PathLike`): rows with a `text` each, in any of the formats of [`read_rows`], such as `.jsonl`.
+        path (`str` or `os.PathLike`): rows with a `text` each, in any of the formats of [`read_rows`], such as
+            `.jsonl`.
 
     Returns:
         `list[str]`: the texts in file order.

@@ -25,8 +25,8 @@ def read_rows(path: str | os.PathLike, what: str, kind: type | None = dict) -> I
 
     Args:
         path (`str` or `os.PathLike`):
-            `.jsonl` or `.ndjson`: one JSON value a line. `.json`: a list of them, or one object a line. `.csv` or `.tsv`: a
-            table whose first line has the names of the columns. `.parquet`: a table.
+            `.jsonl` or `.ndjson`: one JSON value a line. `.json`: a list of them, or one object a line. `.csv` or
+            `.tsv`: a table whose first line has the names of the columns. `.parquet`: a table.
         what (`str`):
             What the file is, for error messages, such as `"query file"`.
         kind (`type`, *optional*, defaults to `dict`):
@@ -73,8 +73,8 @@ def _json_rows(path: Path, what: str, kind: type | None) -> Iterator[tuple[str, 
 
 
 def _csv_rows(path: Path, what: str, delimiter: str) -> Iterator[tuple[str, dict]]:
-    # Python's own reader, for pandas and thus `datasets` guess types ("NA" is no text), and shift the cells of rows that
-    # are longer than the header
+    # Python's own reader, for pandas and thus `datasets` guess types ("NA" is no text), and shift the cells of rows
+    # that are longer than the header
     reader = csv.reader((line + "\n" for line in read_lines(path, what)), delimiter=delimiter, strict=True)
     names, start, limit = None, 1, csv.field_size_limit(MAX_LINE)
     try:

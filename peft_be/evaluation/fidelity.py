@@ -146,8 +146,9 @@ def evaluate_fidelity(
     allow_other_prompt: bool = False,
 ) -> tuple[dict, list[dict]]:
     """
-    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`
-    (`None` where the prompt changes nothing), and no prompt means the template with no system message from the user.
+    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is
+    `1 - kl.be / kl.no_prompt` (`None` where the prompt changes nothing), and no prompt means the template with no
+    system message from the user.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -173,8 +174,8 @@ def evaluate_fidelity(
         `tuple[dict, list[dict]]`: the scores, and for each query the texts `query`, `full`, `be` and `no_prompt`.
 
     Raises:
-        `ValueError`: no queries, something that is no query, another prompt than the adapter's, or a query that does not fit
-            into the model's context with P and its answer.
+        `ValueError`: no queries, something that is no query, another prompt than the adapter's, or a query that does
+            not fit into the model's context with P and its answer.
     """
     queries = as_queries(queries)
     config = model.peft_config[model.active_adapter]

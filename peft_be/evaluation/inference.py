@@ -60,7 +60,8 @@ def bench_inference(
         prompt (`str` or `list[dict]`):
             P, the prompt that [BE] stands for.
         queries (`Iterable`, *optional*):
-            Users' turns, in any form that [`as_queries`] takes, taken in order and again from the first. `None` takes four general ones.
+            Users' turns, in any form that [`as_queries`] takes, taken in order and again from the first. `None` takes
+            four general ones.
         batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
             Requests answered together.
         new_tokens (`int`, *optional*, defaults to `32`):
@@ -82,8 +83,8 @@ def bench_inference(
             against `full` and against `full_cached`, and `None` where it saves none.
 
     Raises:
-        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, another prompt than the
-            adapter's, or a query that does not fit into the model's context with P and its answer.
+        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, another prompt than
+            the adapter's, or a query that does not fit into the model's context with P and its answer.
     """
     for name, value in [("repeats", repeats), ("new_tokens", new_tokens), *(("a batch size", b) for b in batch_sizes)]:
         check_number(name, value, whole=True)

@@ -39,7 +39,8 @@ def time_requests(
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
         prompts (`list[list[int]]`): one or more rendered prompts.
-        new_tokens (`int`, *optional*, defaults to `0`): tokens to decode after the first one; nothing ends an answer early.
+        new_tokens (`int`, *optional*, defaults to `0`): tokens to decode after the first one; nothing ends an answer
+            early.
         prefix ([`~transformers.DynamicCache`], *optional*): keys and values, for one row, of the ids that all prompts
             start with, as a server with prefix caching has them. Giving each row its copy is not timed.
 

@@ -67,7 +67,8 @@ def load_requests(path: str | os.PathLike | None = None) -> list[Request]:
     Read requests from a file with one object a line: `{"query": ..., "refuse": true}`.
 
     Args:
-        path (`str` or `os.PathLike`, *optional*): the file. `None` is the package's own, 18 requests to refuse and 14 controls.
+        path (`str` or `os.PathLike`, *optional*): the file. `None` is the package's own, 18 requests to refuse and 14
+            controls.
 
     Raises:
         `FileNotFoundError`: there is no such file.
@@ -86,8 +87,8 @@ def load_requests(path: str | os.PathLike | None = None) -> list[Request]:
 
 def is_refusal(text: str) -> bool:
     """
-    Whether an answer refuses: whether its first 160 characters have one of the phrases by which English answers refuse, such
-    as "I cannot help" or "I'm not able to answer". docs/evaluation.md says how good this rule is.
+    Whether an answer refuses: whether its first 160 characters have one of the phrases by which English answers
+    refuse, such as "I cannot help" or "I'm not able to answer". docs/evaluation.md says how good this rule is.
     """
     return _REFUSAL.search(text[:_OPENING].casefold().replace("\u2019", "'")) is not None
 
@@ -125,11 +126,11 @@ def evaluate_refusals(
             Accept another prompt than the one that the adapter was trained on.
 
     Returns:
-        `tuple[dict, list[dict]]`: the scores, and for each request its answers. `refused` and `refused_controls` are the
-            shares that each side refuses, `agreement` the share of all requests that a side refuses if and only if the
-            full prompt does. `guarded` counts the requests, without the controls, that the full prompt refuses and no
-            prompt does not; `kept` is the share of these that [BE] refuses. Below 5 of them `kept` is `None`: P hardly
-            makes this model refuse, and nothing can be said.
+        `tuple[dict, list[dict]]`: the scores, and for each request its answers. `refused` and `refused_controls` are
+            the shares that each side refuses, `agreement` the share of all requests that a side refuses if and only if
+            the full prompt does. `guarded` counts the requests, without the controls, that the full prompt refuses and
+            no prompt does not; `kept` is the share of these that [BE] refuses. Below 5 of them `kept` is `None`: P
+            hardly makes this model refuse, and nothing can be said.
 
     Raises:
         `ValueError`: no requests, a prompt that is not the adapter's, or requests that do not fit into the context.

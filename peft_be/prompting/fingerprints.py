@@ -133,8 +133,8 @@ def check_adapter_prompt(config, prompt: str | list[dict[str, str]] | None, allo
         return
     if is_prompt_of(config, prompt) is False:
         raise ValueError(
-            "The adapter was trained on another prompt than this one: give the prompt that it stands for, unchanged, or pass"
-            " allow_other_prompt=True (--allow-other-prompt) to compare it with another."
+            "The adapter was trained on another prompt than this one: give the prompt that it stands for, unchanged, "
+            "or pass allow_other_prompt=True (--allow-other-prompt) to compare it with another."
         )
 
 

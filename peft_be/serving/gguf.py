@@ -246,7 +246,8 @@ def _templates(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> dict[s
         return templates
     if "default" in templates:
         warnings.warn(
-            "The chat template of the GGUF file renders chats otherwise than that of the training: the latter is written.",
+            "The chat template of the GGUF file renders chats otherwise than that of the training: the latter is "
+            "written.",
             stacklevel=3,
         )
     # As the package gguf names them
@@ -332,7 +333,8 @@ class _Table:
     Attributes:
         tensor (`ReaderTensor`): what it is a copy of.
         type (`GGMLQuantizationType`): in which type.
-        rows (`dict[int, np.ndarray]`): the new rows, float32, by their ids: of old tokens, or right after the last one.
+        rows (`dict[int, np.ndarray]`): the new rows, float32, by their ids: of old tokens, or right after the last
+            one.
     """
 
     tensor: ReaderTensor

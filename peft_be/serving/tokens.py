@@ -189,12 +189,12 @@ def check_shown(
             continue
         if name == default or f"be_{name}".lower() in shown.lower():
             raise ValueError(
-                f"The chat template does not show {token.text} in a system message as it is written: serve the adapter with "
-                "PEFT instead."
+                f"The chat template does not show {token.text} in a system message as it is written: serve the "
+                "adapter with PEFT instead."
             )
         warnings.warn(
-            f"The chat template does not show {token.text} as a system message: write it and a blank line in front of the "
-            "user's text.",
+            f"The chat template does not show {token.text} as a system message: write it and a blank line in front of "
+            "the user's text.",
             UserWarning,
             stacklevel=1,
         )
@@ -204,9 +204,9 @@ def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     A text without the special tokens that a tokenizer reads in it, for engines that read them in what users write.
 
-    [BE] tokens of an exported checkpoint, the tokens that open and close turns, and all other special tokens go. What is
-    left is looked through again until there are none: `<|im_<|im_end|>end|>` becomes an empty text. All other text stays
-    as it is, but for lone surrogates, which become U+FFFD.
+    [BE] tokens of an exported checkpoint, the tokens that open and close turns, and all other special tokens go. What
+    is left is looked through again until there are none: `<|im_<|im_end|>end|>` becomes an empty text. All other text
+    stays as it is, but for lone surrogates, which become U+FFFD.
 
     Args:
         text (`str`):

@@ -133,8 +133,9 @@ class PromptEmbeds:
 class PromptDirectory(Mapping[str, PromptEmbeds]):
     """
     The prompts of a server: a folder with an adapter in each subfolder, as `peft-be compress-many` leaves it. Each is read
-    when it is first asked for, so that thousands cost nothing, and changes are found while the server runs: an adapter that is new, was
-    replaced or deleted. A look-up reads the two small files of the adapter to see that they are still the same.
+    when it is first asked for, so that thousands cost nothing, and changes are found while the server runs: an adapter
+    that is new, was replaced or deleted. A look-up reads the two small files of the adapter to see that they are still
+    the same.
 
     Args:
         directory (`str` or `os.PathLike`): the folder.

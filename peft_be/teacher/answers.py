@@ -219,15 +219,15 @@ def check_finite(states: Iterable[torch.Tensor]) -> None:
     """Raises a `FloatingPointError` where a hidden state is not a finite number: nothing could be learned from it."""
     if not all(state.isfinite().all() for state in states):
         raise FloatingPointError(
-            "The model's hidden states are not finite numbers: its weights are damaged, or their dtype is too narrow. Load it "
-            "in float32 or bfloat16, or use another copy."
+            "The model's hidden states are not finite numbers: its weights are damaged, or their dtype is too narrow. "
+            "Load it in float32 or bfloat16, or use another copy."
         )
 
 
 def weights_sha256(model: PreTrainedModel) -> str:
     """
-    SHA-256 of the names, shapes and dtypes of all weights, of a sample of each, and of the sum of its bits. A sample alone misses what
-    is changed beside it. Learned rows are not counted.
+    SHA-256 of the names, shapes and dtypes of all weights, of a sample of each, and of the sum of its bits. A sample
+    alone misses what is changed beside it. Learned rows are not counted.
     """
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
@@ -269,7 +269,8 @@ def cached_answers(
     same of the same model again.
 
     Args:
-        directory (`str` or `os.PathLike`): folder of the [`AnswerCache`]s. The one of [`teacher_cache_dir`] has a size limit.
+        directory (`str` or `os.PathLike`): folder of the [`AnswerCache`]s. The one of [`teacher_cache_dir`] has a size
+            limit.
         gold (`list[list[int]]`, *optional*): token ids of given answers, instead of the model's own.
 
     The other arguments are those of [`generate_answers`].

@@ -34,7 +34,8 @@ def load_ae_row(
 
     Raises:
         `FileNotFoundError`: the folder holds no adapter.
-        `ValueError`: the adapter has no [AE] row, is damaged, or belongs to another backbone, other weights or another tokenizer.
+        `ValueError`: the adapter has no [AE] row, is damaged, or belongs to another backbone, other weights or another
+            tokenizer.
     """
     directory = Path(directory)
     if not (directory / WEIGHTS_FILE).is_file() or not (directory / CONFIG_FILE).is_file():

@@ -72,7 +72,8 @@ class BEDistillConfig(SFTConfig):
             Factor on the start rows. `None` measures [`residual_growth`], which makes them as long as the hidden states
             between the layers; `1.0` leaves them as long as embeddings are.
         full_matrix (`bool`, *optional*, defaults to `True`):
-            Train with [`GGT`] instead of the optimizer `optim`; betas and weight decay are `optim`'s and play no part then.
+            Train with [`GGT`] instead of the optimizer `optim`; betas and weight decay are `optim`'s and play no part
+            then.
         learning_rate (`float`, *optional*):
             The highest learning rate, in units of the start rows' root mean square: what a step adds to a row's numbers.
             `None` is 0.05 for [`GGT`] and 0.2 for `optim`, whose steps point in worse directions and partly cancel.

@@ -32,9 +32,9 @@ _WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 @contextlib.contextmanager
 def base_configs_kept(model: PeftModel) -> Iterator[None]:
     """
-    Context after which the configurations of the base model are as they were. transformers and TRL write the tokenizer's
-    special ids and `use_cache` into them. The base is not theirs: with other stop ids, the next training on it in the
-    same process would have another teacher than one in a process of its own.
+    Context after which the configurations of the base model are as they were. transformers and TRL write the
+    tokenizer's special ids and `use_cache` into them. The base is not theirs: with other stop ids, the next training
+    on it in the same process would have another teacher than one in a process of its own.
     """
     base = model.get_base_model()
     owners = [base.config, base.config.get_text_config(), base.generation_config]
@@ -131,8 +131,9 @@ class RowTrainer(SFTTrainer):
             output = super().train(*args, **kwargs)
         if self._rows_move.moved is False:
             raise ValueError(
-                f"Nothing was learned: in {self.state.global_step} steps with learning rate {self.args.learning_rate:g}, the "
-                "rows have not moved. Raise the learning rate, or use a wider dtype for the base model."
+                f"Nothing was learned: in {self.state.global_step} steps with learning rate "
+                f"{self.args.learning_rate:g}, the rows have not moved. Raise the learning rate, or use a wider dtype "
+                "for the base model."
             )
         self._record_provenance()
         return output

@@ -1,4 +1,6 @@
-"""What an adapter's configuration and its file of rows must look like: whatever is saved or loaded is held against it."""
+"""
+What an adapter's configuration and its file of rows must look like: whatever is saved or loaded is held against it.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
         where (`str`): what the error message calls the file.
 
     Raises:
-        `ValueError`: a row is missing, has another shape or dtype or is not finite, or there is a tensor that is no row.
+        `ValueError`: a row is missing, has another shape or dtype or is not finite, or there is a tensor that is no
+            row.
     """
     expected = expected_shapes(config)
     shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
@@ -89,7 +92,8 @@ def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
 
 def read_rows(path: str | os.PathLike, config) -> dict[str, torch.Tensor]:
     """
-    Read an adapter's rows from its safetensors file. No tensor is loaded before the file's table of contents has passed the check.
+    Read an adapter's rows from its safetensors file. No tensor is loaded before the file's table of contents has
+    passed the check.
 
     Args:
         path (`str` or `os.PathLike`): the file.
@@ -132,7 +136,8 @@ def _check_shapes(found: dict[str, tuple], expected: dict[str, tuple[int, int | 
         if len(own) != 1 or not _fits(own[0][1], count, width):
             shape = own[0][1] if own else "none"
             raise ValueError(
-                f"The rows in {where} do not fit its configuration: expected {key} of shape {(count, width or 'd')}, found {shape}."
+                f"The rows in {where} do not fit its configuration: expected {key} of shape {(count, width or 'd')}, "
+                f"found {shape}."
             )
         if own[0][2] not in FLOATS and own[0][2] not in ("F64", "F32", "BF16", "F16"):
             raise ValueError(
@@ -141,8 +146,8 @@ def _check_shapes(found: dict[str, tuple], expected: dict[str, tuple[int, int | 
     foreign = foreign_tensors(found)
     if foreign:
         raise ValueError(
-            f"The adapter {where} holds {foreign[0]}, which is no row of [BE] or [AE]: an adapter with weights of another method, or a damaged "
-            "one. Train it on a base model without adapters."
+            f"The adapter {where} holds {foreign[0]}, which is no row of [BE] or [AE]: an adapter with weights of "
+            "another method, or a damaged one. Train it on a base model without adapters."
         )
     extra = [name for name in found if not any(f".{name}".endswith(f".{key}") for key in expected)]
     if extra:
