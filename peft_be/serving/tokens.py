@@ -161,6 +161,28 @@ def chat_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     return dict(templates) if isinstance(templates, dict) else {"default": templates}
 
 
+def renders_alike(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a chat template writes what the tokenizer's own does."""
+    turns = [
+        {"role": "user", "content": " One.\n"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+
+    def render(chat, chat_template=None):
+        try:
+            return tokenizer.apply_chat_template(
+                chat, chat_template=chat_template, add_generation_prompt=True, tokenize=False
+            )
+        except jinja2.TemplateError as error:  # such as: no system messages
+            return type(error)
+
+    thinking = [{"role": "assistant", "content": "<think>\nHm.\n</think>\n\nTwo."}]
+    chats = [turns, turns[:1], [*turns[:1], *thinking, *turns[2:]]]
+    chats += [[{"role": "system", "content": text}, *turns] for text in ("Zero.", "Zero. /no_think")]
+    return all(render(chat) == render(chat, template) for chat in chats)
+
+
 def with_default_system(template: str, text: str) -> str:
     """A chat template that puts `text` in front as the system message where a chat has none."""
     first = "{%- if not messages or messages[0]['role'] not in ('system', 'developer') -%}"
