@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .data import as_queries, load_queries, read_rows
+from .data import as_queries, load_queries, read_table
 from .files import capitalised, shown
 from .prompting import load_prompt
 
@@ -52,7 +52,7 @@ def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, s
 
     Args:
         path (`str` or `os.PathLike`):
-            JSON lines, or rows in another of the formats of [`read_rows`]:
+            JSON lines, or rows in another of the formats of [`read_table`]:
             `{"name": ..., "prompt": ..., "queries": ...}`, and optionally `"test_queries"` and `"query_field"`, the
             field of the queries' rows. All are texts; the prompt and the queries are paths, relative to the manifest's
             folder.
@@ -66,7 +66,7 @@ def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, s
         `ValueError`: a row is not such an object, a name is unusable or repeated, or there is no row.
     """
     path, rows = Path(path), []
-    for where, row in read_rows(path, "manifest"):
+    for where, row in read_table(path, "manifest"):
         row = {key: value for key, value in row.items() if value not in (None, "")}  # cells of a table may be empty
         if not _NEEDED <= row.keys() <= _NEEDED | _OPTIONAL or not all(
             isinstance(value, str) for value in row.values()

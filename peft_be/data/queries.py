@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from ..files import capitalised, read_lines, shown, well_formed
 from ..prompting.messages import check_query
-from .rows import ROW_SUFFIXES, read_rows
+from .table import TABLE_SUFFIXES, read_table
 
 
 # The fields of a row that may hold the query. Several with content are ambiguous, but for an instruction with its
@@ -52,12 +52,12 @@ def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
         if field is not None:
             raise ValueError(f"'{path}' has one query a line and no field '{field}': leave out --query-field.")
         queries = _text_queries(path)
-    elif path.suffix.lower() in ROW_SUFFIXES:
-        queries = [_query_of(row, field, where) for where, row in read_rows(path, "query file", kind=None)]
+    elif path.suffix.lower() in TABLE_SUFFIXES:
+        queries = [_query_of(row, field, where) for where, row in read_table(path, "query file", kind=None)]
     else:
         raise ValueError(
             f"Cannot read the query file '{path}': its name must end in .txt for one query a line, or in one of "
-            f"{', '.join(ROW_SUFFIXES)}."
+            f"{', '.join(TABLE_SUFFIXES)}."
         )
     if not queries:
         raise ValueError(f"The query file '{path}' holds no queries: give one query a line.")

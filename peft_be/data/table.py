@@ -1,4 +1,4 @@
-"""Rows of a table: from JSON lines, a JSON list, CSV or Parquet, each with the place where it stands."""
+"""Tables: JSON lines, a JSON list, CSV or Parquet, row by row, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pyarrow.parquet import ParquetFile
 from ..files import MAX_LINE, capitalised, check_file, check_kind, read_json, read_json_lines, read_lines, shown
 
 
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
-def read_rows(path: str | os.PathLike, what: str, kind: type | None = dict) -> Iterator[tuple[str, Any]]:
+def read_table(path: str | os.PathLike, what: str, kind: type | None = dict) -> Iterator[tuple[str, Any]]:
     """
-    Read the rows of a file. Its suffix, in upper or lower case, says what it is.
+    Read a table. The suffix of the file, in upper or lower case, says what it is.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -41,8 +41,8 @@ def read_rows(path: str | os.PathLike, what: str, kind: type | None = dict) -> I
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in ROW_SUFFIXES:
-        raise ValueError(f"Cannot read the {what} '{path}': its name must end in one of {', '.join(ROW_SUFFIXES)}.")
+    if suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"Cannot read the {what} '{path}': its name must end in one of {', '.join(TABLE_SUFFIXES)}.")
     if suffix in (".csv", ".tsv"):
         return _csv_rows(path, what, "\t" if suffix == ".tsv" else ",")
     if suffix == ".parquet":
