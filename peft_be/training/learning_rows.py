@@ -68,8 +68,7 @@ def check_learning_rows(model: PeftModel, kind: str) -> str:
         raise ValueError(
             "The adapters are disabled, so that no row would learn: train outside of model.disable_adapter()."
         )
-    container = layer.be_token_embedding if kind == "[BE]" else layer.be_token_ae_embedding
-    rows = container[name].weight
+    rows = rows_of(model, name, kind)
     if not rows.requires_grad:
         raise ValueError(
             f"Adapter '{name}' is frozen, so that no row would learn: load it with PeftModel.from_pretrained(base, "
@@ -82,6 +81,12 @@ def check_learning_rows(model: PeftModel, kind: str) -> str:
             f"{others[0]}: call requires_grad_(False) on them."
         )
     return name
+
+
+def rows_of(model: PeftModel, adapter: str, kind: str) -> torch.nn.Parameter:
+    """The parameter with the `"[BE]"` or the `"[AE]"` rows of an adapter."""
+    layer = model.get_input_embeddings()
+    return (layer.be_token_embedding if kind == "[BE]" else layer.be_token_ae_embedding)[adapter].weight
 
 
 class RowsMove(TrainerCallback):

@@ -20,7 +20,7 @@ from ..hub import push_adapters
 from ..memory import freed_memory_kept
 from ..quantised import keep_backward
 from ..tuner.card import CARD_FILE
-from .learning_rows import RowsMove, check_learning_rows
+from .learning_rows import RowsMove, check_learning_rows, rows_of
 
 
 # Attention scores of a batch, per head and layer, up to which they are kept for the backward pass
@@ -83,9 +83,7 @@ class RowTrainer(SFTTrainer):
         rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         with base_configs_kept(model):
             super().__init__(model=model, **kwargs)
-        layer = model.get_input_embeddings()
-        container = layer.be_token_embedding if self._learns == "[BE]" else layer.be_token_ae_embedding
-        self._rows_move = RowsMove(container[adapter].weight)
+        self._rows_move = RowsMove(rows_of(model, adapter, self._learns))
         self.add_callback(self._rows_move)
         # On a quantised base TRL rounds what learns to bfloat16, in which small updates are lost. Rows are read in the base's dtype
         for name, parameter in model.named_parameters():
@@ -125,8 +123,8 @@ class RowTrainer(SFTTrainer):
         Raises:
             `ValueError`: no row can learn, or none has moved by the end.
         """
-        check_learning_rows(self.accelerator.unwrap_model(self.model), self._learns)
         model = self.accelerator.unwrap_model(self.model)
+        check_learning_rows(model, self._learns)
         with base_configs_kept(model), freed_memory_kept(self.args.device):
             output = super().train(*args, **kwargs)
         if self._rows_move.moved is False:
