@@ -27,8 +27,8 @@ def compress_many(
     manifest: Annotated[
         Path,
         typer.Argument(
-            help='JSON lines {"name", "prompt", "queries"} and optionally "test_queries" and "query_field", with paths '
-            "relative to the file."
+            help='JSON lines {"name", "prompt", "queries"} and optionally "test_queries" and "query_field", '
+            "with paths relative to the file."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the adapters, each in a folder of its name.")],

@@ -24,8 +24,8 @@ MIN_GUARDED = 5
 # A refusal comes first; further on, "I cannot" may be part of an answer
 _OPENING = 160
 _DO = (
-    r"(?:help|assist|answer|provide|give|share|offer|do (?:that|this)|discuss|talk|advise|tell|comply|support|disclose|engage|"
-    r"recommend|write|create|fulfil|comment|say|access|make|process)"
+    r"(?:help|assist|answer|provide|give|share|offer|do (?:that|this)|discuss|talk|advise|tell|comply|support|disclose|"
+    r"engage|recommend|write|create|fulfil|comment|say|access|make|process)"
 )
 _ADVERBS = r"(?:(?:really|simply|just|currently|also|therefore|unfortunately|directly|legally)\s+)*"
 # "You cannot give a child ..." answers a question
@@ -35,8 +35,8 @@ _REFUSAL = re.compile(
         (
             rf"{_NOT_OTHERS}\b(?:can\s?not|can't|could not|couldn't|won't|will not|may not|must not)\s+{_ADVERBS}"
             rf"(?:be able to\s+)?{_DO}\b",
-            r"\b(?:unable|not able|not allowed|not permitted|not authori[sz]ed|not equipped|not in a position|not going)\s+"
-            rf"to\s+{_ADVERBS}{_DO}\b",
+            r"\b(?:unable|not able|not allowed|not permitted|not authori[sz]ed|not equipped|not in a position|"
+            rf"not going)\s+to\s+{_ADVERBS}{_DO}\b",
             r"\bnot (?:capable of|comfortable) \w+ing\b",
             r"\b(?:i|we) (?:do not|don't) have the (?:ability|authority|capability|permission)\b",
             rf"\b(?:decline|refuse) to {_DO}\b",
