@@ -8,7 +8,7 @@ Ideas for the recipe that the package does not have, each against the default re
 - `second half, teacher's answers` and `second half, student's answers`: the second half of the steps is a training of its own
   that starts from the rows of the first, on the same answers or on those that the student writes by then alone (the package's
   on-policy rounds train on both);
-- `original answers`: the KL along the data's own answers in the place of the teacher's (the teacher choice of the paper's
+- `original answers`: the KL along the data's own answers instead of the teacher's (the teacher choice of the paper's
   figure 3), for prompts whose training queries have some.
 
 What is chosen here is measured on validation queries only. Finished runs are skipped.
@@ -35,11 +35,11 @@ from peft_be import BEDistillConfig, BEDistillTrainer
 from peft_be.baselines.compare import SPLIT_SEED
 from peft_be.compress import RECIPE
 from peft_be.data import load_queries, split_queries
+from peft_be.files import append_record, read_records
 from peft_be.models import cache_dir, load_model
 from peft_be.prompting import load_prompt
 from peft_be.training.adapter import add_adapter
 from peft_be.training.row_trainer import final_hidden_states, predicting
-from peft_be.training.run import append_record, read_records
 from peft_be.versions import machine_of, versions
 
 

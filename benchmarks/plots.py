@@ -22,7 +22,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from peft_be.training.run import read_records  # noqa: E402
+from peft_be.files import read_records  # noqa: E402
 
 
 # The same file from the same results

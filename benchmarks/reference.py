@@ -4,7 +4,7 @@ scripts, and the demo on which both sides are measured.
 
 A step takes one query. The model writes a fresh greedy answer with the full prompt, reads prompt and answer again as the
 teacher, and reads `[BE] query answer` as the student; the loss is `0.9 * tau^2 * soft cross-entropy`, over the full
-vocabulary with tau = 2, plus `0.1 *` the mean cross-entropy of the whole prompt behind `[BE][AE]`. AdamW moves one vector
+vocabulary with tau = 2, plus `0.1 *` the mean cross-entropy of the whole prompt after `[BE][AE]`. AdamW moves one vector
 that starts as normal noise of the embedding's spread. Learning rate, weights, tau and 32 answer tokens are those of the
 authors' script for roles. Nothing is slower than there, and two things are better: the vector is kept in float32, and [BE]
 stands where the chat template has the prompt.
@@ -105,7 +105,7 @@ class Reference:
 
     @torch.no_grad()
     def answer(self, full: list[int]) -> list[int]:
-        """The model's greedy answer behind the full prompt."""
+        """The model's greedy answer after the full prompt."""
         ids = torch.tensor([full], device=self.model.device)
         mask = torch.ones_like(ids)
         output = self.model.generate(
@@ -125,7 +125,7 @@ class Reference:
         return -(TAU**2) * (teacher * F.log_softmax(logits / TAU, dim=-1)).sum(-1).mean()
 
     def reconstruct(self) -> torch.Tensor:
-        """The mean cross-entropy of the prompt's tokens behind `[BE][AE]`."""
+        """The mean cross-entropy of the prompt's tokens after `[BE][AE]`."""
         embeds = self.embed([self.be_id, self.ae_id, *self.prompt_ids])
         logits = self.model(inputs_embeds=embeds).logits[0, 1:-1].float()
         return F.cross_entropy(logits, torch.tensor(self.prompt_ids, device=logits.device))

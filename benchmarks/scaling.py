@@ -96,7 +96,7 @@ class Plain:
         self.full = {tuple(renderer.be(query)): renderer.full(query) for query in ours.queries}
 
     def teacher_batch(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids with the full prompt in the place of [BE], padded on the right, and which positions predict the answers."""
+        """Ids with the full prompt instead of [BE], padded on the right, and which positions predict the answers."""
         rows, starts, lengths = [], [], []
         for ids, labels in zip(inputs["input_ids"].tolist(), inputs["labels"].tolist()):
             start = next(i for i, label in enumerate(labels) if label != -100)

@@ -1,4 +1,4 @@
-"""Model servers, started for a measurement and stopped behind it."""
+"""Model servers, started for a measurement and stopped after it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """
-What a command line costs before it does anything: `peft-be --help` and every `COMMAND --help` beside an empty Python that
-imports typer, and `import peft_be` beside `import peft`.
+What a command line costs before it does anything: `peft-be --help` and every `COMMAND --help` beside an empty Python
+that imports typer, and `import peft_be` beside `import peft`.
 
-Each side is a fresh process. The sides take turns, so that a busy machine slows all of them down alike. `--before` is a
-checkout of an older commit, which is measured in the same run.
+Each side is a fresh process. The sides take turns, so that a busy machine slows all of them down alike. `--before` is
+a checkout of an older commit, which is measured in the same run.
 
 Example: `git worktree add ../before 26be430; python benchmarks/startup.py --before ../before --json startup.json`
 """

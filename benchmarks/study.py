@@ -37,9 +37,10 @@ from peft_be.baselines.compare import SPLIT_SEED, run_method
 from peft_be.data import load_queries, split_queries
 from peft_be.evaluation import FidelityScorer
 from peft_be.evaluation.tasks import LocalJudge, Task, load_task
+from peft_be.files import append_record, read_records
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
-from peft_be.training.run import append_record, failure, read_records
+from peft_be.training.run import failure
 from peft_be.versions import machine_of, versions
 
 

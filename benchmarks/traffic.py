@@ -6,7 +6,7 @@ ones, in the same order, on every side. Answers have the same length. Each side 
 empty prefix cache, so that what the first request of each prompt costs is counted, but for `full-warm`.
 
 - full: the prompt as system message, prefix caching on, with memory for the KV of all prompts and with less;
-- full, warm: the same behind one request for each prompt, which is not counted: the best that a cache can do;
+- full, warm: the same after one request for each prompt, which is not counted: the best that a cache can do;
 - full, no caching: the same, prefix caching off;
 - [BE], merged: a token of a merged checkpoint as the system message;
 - [BE], prompt_embeds: the row as the system message, on the unmodified base model.

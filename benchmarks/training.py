@@ -4,7 +4,7 @@ run.
 
 - `reference`: the loop of the paper's authors, one query a step (see `reference.py`).
 - `cartridge`: a step of PEFT's self-study example, one query a step: a forward of prompt, question and answer with the
-  adapter off, a forward of question and answer behind the trained key-value cache, and the cross-entropy on the
+  adapter off, a forward of question and answer after the trained key-value cache, and the cross-entropy on the
   teacher's 20 likeliest tokens. Its answers are written one by one beforehand, as there; that time is added, spread over
   `--epochs` epochs.
 - `ours`: a step of `BEDistillTrainer` on the same queries and answers of the same length, its loss, backward and
@@ -15,7 +15,7 @@ run.
 Rates count the tokens of answers, also where a loss covers the question's too. `--memory` also runs each side but the bare
 one in a process of its own and reports by how much the peak of memory rises above the loaded model.
 
-A step of the reference behind 4,000 tokens takes more than a minute on two CPU cores: `--rounds 1` takes two of them.
+A step of the reference after 4,000 tokens takes more than a minute on two CPU cores: `--rounds 1` takes two of them.
 
 Example: `python benchmarks/training.py --prompt-tokens 300 1100 4000 --json training.json`
 """

@@ -12,7 +12,6 @@ from wrapt import register_post_import_hook
 if TYPE_CHECKING:
     from .compress import compress_prompt as compress_prompt
     from .compress import pretrain_ae as pretrain_ae
-    from .compress_many import PromptJob as PromptJob
     from .compress_many import compress_prompts as compress_prompts
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_fidelity as evaluate_fidelity
     from .evaluation import evaluate_refusals as evaluate_refusals
     from .hub import push_adapters as push_adapters
+    from .manifest import PromptJob as PromptJob
     from .models import load_adapter as load_adapter
     from .models import load_adapters as load_adapters
     from .models import load_model as load_model
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Each public name and its module, which is imported when the name is first used: `peft-be --help` needs neither torch nor
-# PEFT, and registering BE_TOKEN with PEFT does not need TRL
+# Each public name and its module, which is imported when the name is first used: `peft-be --help` needs neither torch
+# nor PEFT, and registering BE_TOKEN with PEFT does not need TRL
 _LAZY = {
     "AEConfig": "training",
     "AETrainer": "training",
@@ -52,7 +52,7 @@ _LAZY = {
     "BETokenModel": "tuner",
     "PromptDirectory": "serving",
     "PromptEmbeds": "serving",
-    "PromptJob": "compress_many",
+    "PromptJob": "manifest",
     "PromptRenderer": "prompting",
     "as_queries": "data",
     "audit_leakage": "evaluation",
@@ -96,9 +96,10 @@ def _without_kernel_advice(record: logging.LogRecord) -> bool:
     return not record.msg.startswith("Failed to load CPU gemm_4bit_forward")
 
 
-# PEFT imports bitsandbytes, which on some processors prints at each import that an optional package is missing. It computes
-# without that package
+# PEFT imports bitsandbytes, which on some processors prints at each import that an optional package is missing. It
+# computes without that package
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_without_kernel_advice)
 
-# BE_TOKEN is registered with PEFT as soon as both are imported, whichever comes first: at once, or right after PEFT's import
+# BE_TOKEN is registered with PEFT as soon as both are imported, whichever comes first: at once, or right after PEFT's
+# import
 register_post_import_hook(lambda peft: import_module(".tuner", __name__), "peft")

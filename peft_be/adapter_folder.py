@@ -6,8 +6,6 @@ import os
 import warnings
 from pathlib import Path
 
-import torch
-
 from .files import read_json
 from .tuner import BETokenConfig
 from .tuner.card import CARD_FILE
@@ -53,11 +51,12 @@ def read_config(directory: str | os.PathLike) -> BETokenConfig:
     if method not in (SAVED_NAME, "BE_TOKEN"):
         if not isinstance(method, str):
             raise ValueError(
-                f"The adapter configuration '{path}' is damaged (its peft_type is missing): train or download it again."
+                f"The adapter configuration '{path}' is damaged (its peft_type is missing): train or download it "
+                "again."
             )
         raise ValueError(
-            f"'{directory}' is a {method} adapter, and not one of this package: load it with PEFT, or give a folder that "
-            "peft-be compress made."
+            f"'{directory}' is a {method} adapter, and not one of this package: load it with PEFT, or give a folder "
+            "that peft-be compress made."
         )
     try:
         with warnings.catch_warnings():
@@ -67,11 +66,6 @@ def read_config(directory: str | os.PathLike) -> BETokenConfig:
         raise ValueError(f"The adapter configuration '{path}' is damaged: {str(error).rstrip('.')}.") from error
     read_rows(directory / WEIGHTS_FILE, config)
     return config
-
-
-def rows_of(directory: str | os.PathLike, config: BETokenConfig) -> dict[str, torch.Tensor]:
-    """The rows in an adapter's folder, see [`read_rows`]."""
-    return read_rows(Path(directory) / WEIGHTS_FILE, config)
 
 
 def read_report(directory: str | os.PathLike) -> dict:
@@ -85,14 +79,17 @@ def read_report(directory: str | os.PathLike) -> dict:
     if not path.is_file():
         return {}
     report = read_json(path, "training report", dict)
-    for name, kind in _REPORT_TYPES.items():
-        if name in report and (not isinstance(report[name], kind) or isinstance(report[name], bool)):
-            raise ValueError(
-                f"The training report '{path}' is damaged ({name}): delete the file, which the adapter can do without."
-            )
-    if not all(isinstance(key, str) for key in report.get("seen_queries", [])):
+    damaged = [
+        name
+        for name, kind in _REPORT_TYPES.items()
+        if name in report and (not isinstance(report[name], kind) or isinstance(report[name], bool))
+    ]
+    if not damaged and not all(isinstance(key, str) for key in report.get("seen_queries", [])):
+        damaged = ["seen_queries"]
+    if damaged:
         raise ValueError(
-            f"The training report '{path}' is damaged (seen_queries): delete the file, which the adapter can do without."
+            f"The training report '{path}' is damaged ({damaged[0]}): delete the file, which the adapter can do "
+            "without."
         )
     return report
 

@@ -1,8 +1,9 @@
 """
 A fingerprint of a base model's weights, by which an adapter knows the model that it was trained on.
 
-A hash of the weights would change with their dtype and with every quantisation. A fingerprint is a sketch instead: numbers that are
-the same for the same weights, nearly the same for their quantised copies, and others for other weights.
+A hash of the weights would change with their dtype and with every quantisation. A fingerprint is a sketch instead:
+numbers that are the same for the same weights, nearly the same for their quantised copies, and others for other
+weights.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from .tuner import BETokenEmbedding
 _SIZES = {"matrices": 96, "vectors": 32}
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 2**18  # elements that are rounded together: 1 MB in float32 stays in the processor's cache
-# How far any number of the same weights may lie apart (docs/tuner.md says what was measured). Weights are rounded to bfloat16
-# first, so that those of a float32 and a bfloat16 copy agree but for the order of sums.
+# How far any number of the same weights may lie apart (docs/tuner.md says what was measured). Weights are rounded to
+# bfloat16 first, so that those of a float32 and a bfloat16 copy agree but for the order of sums.
 _EXACT = 1e-4
-# Where this cannot hold: the root mean square for matrices. A float16 copy of float32 weights was rounded twice by then, and
-# quantised copies lie further apart the fewer bits they have. The numbers of two unrelated models are 1 or more apart.
+# Where this cannot hold: the root mean square for matrices. A float16 copy of float32 weights was rounded twice by
+# then, and quantised copies lie further apart the fewer bits they have. The numbers of two unrelated models are 1 or
+# more apart.
 _FLOAT16, _FLOAT16_VECTORS = 2.5e-3, 1.5e-2
 _QUANTISED = {8: 0.05, 4: 0.35, 2: 0.6}
 
@@ -40,16 +42,17 @@ def weights_fingerprint(model: PreTrainedModel | PeftModel) -> dict:
     """
     Sketch a model's weights, whatever their dtype, device or quantisation. It takes one pass over them.
 
-    Each matrix is multiplied by a fixed vector of signs, and what comes out by another one; vectors, which no quantisation
-    touches, are kept apart. Layers that hold their weights in a form of their own are asked through their `forward`. Adapters are
-    left out: what counts are the weights below them.
+    Each matrix is multiplied by a fixed vector of signs, and what comes out by another one; vectors, which no
+    quantisation touches, are kept apart. Layers that hold their weights in a form of their own are asked through their
+    `forward`. Adapters are left out: what counts are the weights below them.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the base model, with or without adapters.
 
     Returns:
-        `dict`: plain JSON. `sketch` holds the numbers in base64, `matrices` and `vectors` tell how many there were in the model,
-            `dtype` is the model's, and `quantisation` says how the weights are or were quantised, `None` if they were not.
+        `dict`: plain JSON. `sketch` holds the numbers in base64, `matrices` and `vectors` tell how many there were in
+            the model, `dtype` is the model's, and `quantisation` says how the weights are or were quantised, `None` if
+            they were not.
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     numbers: dict[str, list[float]] = {"matrices": [], "vectors": []}
@@ -123,15 +126,16 @@ def check_weights(
         raise ValueError(f"{adapter} is damaged (base_weights in its provenance): train or download it again.")
     if not same_weights(recorded, weights):
         raise ValueError(
-            f"{adapter} was trained on other weights than this base model's: load the model that it was trained on (weights "
-            "that were fine-tuned or merged since need an adapter of their own), or pass allow_other_weights=True "
-            "(--allow-other-weights)."
+            f"{adapter} was trained on other weights than this base model's: load the model that it was trained on "
+            "(weights that were fine-tuned or merged since need an adapter of their own), or pass "
+            "allow_other_weights=True (--allow-other-weights)."
         )
 
 
 def check_plain(model: PreTrainedModel | PeftModel, rows_allowed: bool = False) -> None:
     """
-    Check that a base model carries no adapters: rows that learn on top of one belong to it, too, and to no other model.
+    Check that a base model carries no adapters: rows that learn on top of one belong to it, too, and to no other
+    model.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the model.
@@ -145,9 +149,9 @@ def check_plain(model: PreTrainedModel | PeftModel, rows_allowed: bool = False) 
     if layers or (isinstance(model, PeftModel) and not rows_allowed):
         kind = type(layers[0]).__module__.split(".")[-2] if layers else "PEFT"
         raise ValueError(
-            f"The base model carries an adapter already (of {kind}): merge it first (merge_and_unload() of a PeftModel), or load the "
-            "base model without it. To go on with rows of this package, load them by PeftModel.from_pretrained(base, adapter, "
-            "is_trainable=True)."
+            f"The base model carries an adapter already (of {kind}): merge it first (merge_and_unload() of a "
+            "PeftModel), or load the base model without it. To go on with rows of this package, load them by "
+            "PeftModel.from_pretrained(base, adapter, is_trainable=True)."
         )
 
 
@@ -184,7 +188,8 @@ def _numbers(fingerprint: dict) -> tuple[np.ndarray, np.ndarray]:
         numbers, counts = None, [1]
     if numbers is None or len(numbers) != sum(counts):
         raise ValueError(
-            "What the adapter records of its base's weights (provenance, base_weights) is damaged: train or download it again."
+            "What the adapter records of its base's weights (provenance, base_weights) is damaged: train or download "
+            "it again."
         )
     return numbers[: counts[0]], numbers[counts[0] :]
 
@@ -244,18 +249,15 @@ def _asked(module: nn.Module, number: int) -> float:
     signs = _signs(f"in {number}", module.in_features).to(weight.device, dtype)
     try:
         answer, zero = module(torch.stack([signs, torch.zeros_like(signs)])).float()  # the bias is not the matrix's
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        NotImplementedError,
-    ):  # of a backend that takes no other dtype or shape
+    except (RuntimeError, ValueError, TypeError):  # of a backend that takes no other dtype or shape
         return math.nan
     return _number(answer - zero, f"out {number}")
 
 
 def _number(vector: torch.Tensor, name: str) -> float:
-    """A vector in one number, about normally distributed, that moves by its relative change; its length counts, too."""
+    """
+    A vector in one number, about normally distributed, that moves by its relative change; its length counts, too.
+    """
     vector = vector.cpu().double().numpy()
     length = float(np.linalg.norm(vector))
     if length == 0 or not math.isfinite(length):

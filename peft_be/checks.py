@@ -12,7 +12,7 @@ from numbers import Integral, Real
 @dataclass(frozen=True)
 class Range:
     """
-    What a number may be, NaN and infinity apart, which none may.
+    What a number may be. NaN and infinity are in no range.
 
     Args:
         low (`float`, *optional*): the least value.
@@ -68,6 +68,8 @@ TRAINING_RANGES = {
 
 def check_number(name: str, value, allowed: Range = Range(), whole: bool = False) -> None:
     """
+    Check a number.
+
     Args:
         name (`str`): of the setting, for the message.
         value: what was given.
@@ -120,7 +122,8 @@ def check_training_args(args, ranges: dict[str, Range]) -> None:
 
 def check_names(given: Iterable[str], config_class: type) -> None:
     """
-    Raises a `ValueError` for a setting that `config_class`, a dataclass, does not have, with the one that was likely meant.
+    Raises a `ValueError` for a setting that the dataclass `config_class` lacks, and names the one that was likely
+    meant.
     """
     known = [field.name for field in fields(config_class) if field.init]
     for name in given:

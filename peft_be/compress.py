@@ -21,12 +21,12 @@ from .context import check_length
 from .data import QuerySplits, query_key, split_queries
 from .files import read_json
 from .models import DEFAULT_MODEL, load_model
+from .prompting.fingerprints import sha256
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.budget import Budget
 from .training.callbacks import OnPreview, OnProgress
-from .training.provenance import sha256
 from .training.rounds import train_rounds
 from .training.run import RunFolder, report_to, train
 from .training.settings import PLACES, config_args, default_settings
@@ -88,7 +88,8 @@ def compress_prompt(
         prompt (`str` or `list[dict]`):
             P: a system text, or the chat messages in front of the user's turn.
         queries (`Iterable` or [`QuerySplits`]):
-            What users may ask, in any form that [`as_queries`] takes; no answers needed. A tenth, 48 at most, is held out to choose the checkpoint by.
+            What users may ask, in any form that [`as_queries`] takes; no answers needed. A tenth, 48 at most, is held
+            out to choose the checkpoint by.
         output_dir (`str` or `os.PathLike`):
             Folder of the adapter. An unfinished run keeps its work there.
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"smollm2"`):
@@ -107,17 +108,17 @@ def compress_prompt(
         reconstruction_steps (`int`, *optional*, defaults to `0`):
             Steps of stage 1 alone (Eq. 2) before the main training.
         on_policy_rounds (`int`, *optional*, defaults to `0`):
-            Rounds of half of `max_steps` each behind the main training: in each, the student answers the training queries, and
-            learns from the teacher's distributions on these answers beside the teacher's own. What was measured of it in
-            docs/study.md does not pay.
+            Rounds of half of `max_steps` each after the main training: in each, the student answers the training
+            queries, and learns from the teacher's distributions on these answers beside the teacher's own. What was
+            measured of it in docs/study.md does not pay.
         max_minutes (`float`, *optional*):
             Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
             `max_steps` stays the upper bound.
         seed (`int`, *optional*, defaults to `42`):
             Seed of everything that is random.
         resume (`bool`, *optional*, defaults to `False`):
-            Go on with the interrupted run in `output_dir`. If there is none, one is begun, with a warning; a finished one is
-            returned as it is.
+            Go on with the interrupted run in `output_dir`. If there is none, one is begun, with a warning; a finished
+            one is returned as it is.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace an earlier run in `output_dir`; it is deleted when the new one is finished.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
@@ -301,7 +302,10 @@ def pretrain_ae(
 
 
 def check_steps(args: TrainingArguments) -> None:
-    """`args` was made before anything is loaded or written, to find settings out of range."""
+    """
+    Raises a `ValueError` without a number of steps. To make `args` has checked all other settings, before anything is
+    loaded.
+    """
     if args.max_steps < 1:  # what transformers reads as: train for epochs
         raise ValueError(f"max_steps must be at least 1, got {args.max_steps}.")
 
@@ -319,17 +323,18 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
     train, of = fewest({name: len(own.train) for name, own in splits.items()}, FEW_QUERIES)
     if train < FEW_QUERIES:
         warnings.warn(
-            f"There {'is' if train == 1 else 'are'} only {train} training quer{'y' if train == 1 else 'ies'}{of}: expect an adapter "
-            "that follows the prompt on what these ask, and less on anything else. The fewest that were measured are 173, from "
-            "which a task kept 68 % of its score, and 91 % from 432 (docs/study.md). Give a few hundred.",
+            f"There {'is' if train == 1 else 'are'} only {train} training quer{'y' if train == 1 else 'ies'}{of}: "
+            "expect an adapter that follows the prompt on what these ask, and less on anything else. The fewest that "
+            "were measured are 173, from which a task kept 68 % of its score, and 91 % from 432 (docs/study.md). Give "
+            "a few hundred.",
             stacklevel=1,
         )
     validation, of = fewest({name: len(own.validation) for name, own in splits.items()}, FEW_VALIDATION)
     if validation < FEW_VALIDATION:
         warnings.warn(
-            f"Only {validation} quer{'y is' if validation == 1 else 'ies are'} held out for validation{of}: a KL on so few hangs on "
-            "single answers. Even on 19, eight rows seemed to close up to 0.37 more of the gap than they did on other "
-            "queries (docs/study.md). Trust peft-be eval with held-out queries instead.",
+            f"Only {validation} quer{'y is' if validation == 1 else 'ies are'} held out for validation{of}: a KL on "
+            "so few depends on single answers. Even on 19, eight rows seemed to close up to 0.37 more of the gap than "
+            "they did on other queries (docs/study.md). Trust peft-be eval with held-out queries instead.",
             stacklevel=1,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,55 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checks import COUNT, check_choice, check_names, check_number
 from .compress import RECIPE, check_steps, load_base, training_report, warn_of_few_queries
 from .context import check_length
-from .data import QuerySplits, as_queries, load_queries, query_column, read_rows, split_queries
-from .files import capitalised, read_json, shown, write_json
+from .data import QuerySplits, query_column, split_queries
+from .files import read_json, write_json
+from .manifest import PromptJob, check_job_names
 from .models import DEFAULT_MODEL
-from .prompting import PromptRenderer, load_prompt
+from .prompting import PromptRenderer
+from .prompting.fingerprints import sha256
 from .teacher import teacher_cache_dir, weights_sha256
 from .training import BEDistillConfig, BEDistillTrainer
 from .training.adapter import add_adapter, find_ae_row
 from .training.be_distill_trainer import teacher_prompts
 from .training.callbacks import EachPromptsBest, OnProgress
-from .training.provenance import best_figures, sha256, stage_name
+from .training.provenance import best_figures, stage_name
 from .training.run import PATIENCE, RunFolder, failure, report_to, train
 from .training.settings import PLACES, config_args, default_settings
 from .tuner.config import SLOTS
-
-
-MAX_NAME_LENGTH = 128
-# What Windows takes for a device, with any ending
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
-
-
-# Keys of a row in a manifest
-_NEEDED, _OPTIONAL = {"name", "prompt", "queries"}, {"test_queries", "query_field"}
-
-
-@dataclass
-class PromptJob:
-    """
-    A prompt to compress.
-
-    Args:
-        name (`str`): its name, and that of its adapter's folder: letters, digits, `.`, `_` and `-`, and nothing that a run
-            folder or an operating system keeps for itself.
-        prompt (`str` or `list[dict]`): P: a system text, or the chat messages in front of the user's turn.
-        queries (`list`): what users may ask; no answers needed. Any form that [`as_queries`] takes; kept as a list.
-        test_queries (`list`, *optional*): queries for a later evaluation; their duplicates are not trained on.
-
-    Raises:
-        `ValueError`: something that is no query.
-    """
-
-    name: str
-    prompt: str | list[dict[str, str]]
-    queries: list
-    test_queries: list | None = None
-
-    def __post_init__(self):
-        self.queries = as_queries(self.queries)
-        if self.test_queries is not None:
-            self.test_queries = as_queries(self.test_queries)
 
 
 @dataclass
@@ -107,8 +72,8 @@ def compress_prompts(
 
     Groups of `group_size` prompts learn together: each step takes a batch of each prompt's queries. A prompt's rows become
     what [`compress_prompt`] would have made of them alone, up to the rounding of sums in another order: the same batches,
-    gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others: where an
-    error ends a group, each of its prompts is trained by itself. `resume=True` tries those again that failed.
+    gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others: where
+    an error ends a group, each of its prompts is trained by itself. `resume=True` tries those again that failed.
 
     Args:
         jobs (`list[PromptJob]`):
@@ -131,7 +96,7 @@ def compress_prompts(
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
-    _check_names([job.name for job in jobs])
+    check_job_names([job.name for job in jobs])
     check_names(training_args, BEDistillConfig)
     for name, value in {"group_size": group_size, "num_be_tokens": num_be_tokens}.items():
         check_number(name, value, COUNT, whole=True)
@@ -233,7 +198,9 @@ class _Batch:
         return splits
 
     def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
-        """Train a group, or each prompt by itself where that fails, and write the adapters. Returns the errors by name."""
+        """
+        Train a group, or each prompt by itself where that fails, and write the adapters. Returns the errors by name.
+        """
         parted = work / "parted.json"
         if not parted.is_file():
             try:
@@ -354,88 +321,12 @@ class _Batch:
         write_json(directory / RunFolder.RESULT, report)
 
     def _finished(self, group: list[tuple[PromptJob, QuerySplits]], record: Path) -> dict[str, str] | None:
-        """The errors of a group whose adapters are all there; `None` if it is not finished, or its record is damaged."""
+        """
+        The errors of a group whose adapters are all there; `None` if it is not finished, or its record is damaged.
+        """
         try:
             failed = read_json(record, "record of a group", dict)
         except (FileNotFoundError, ValueError):
             return None
         names = [job.name for job, _ in group if job.name not in failed]
         return failed if all((self.run.directory / name / RunFolder.RESULT).is_file() for name in names) else None
-
-
-def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, str]]:
-    """
-    Read the prompts of a run from a manifest.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            JSON lines, or rows in another of the formats of [`read_rows`]: `{"name": ..., "prompt": ..., "queries": ...}`, and
-            optionally `"test_queries"` and `"query_field"`, the field of the queries' rows. All are texts; the prompt and
-            the queries are paths, relative to the manifest's folder.
-
-    Returns:
-        `tuple[list[PromptJob], dict[str, str]]`: the jobs, and by name what is wrong with those whose files cannot be used.
-
-    Raises:
-        `FileNotFoundError`: there is no manifest.
-        `ValueError`: a row is not such an object, a name is unusable or repeated, or there is no row.
-    """
-    path, rows = Path(path), []
-    for where, row in read_rows(path, "manifest"):
-        row = {key: value for key, value in row.items() if value not in (None, "")}  # cells of a table may be empty
-        if not _NEEDED <= row.keys() <= _NEEDED | _OPTIONAL or not all(
-            isinstance(value, str) for value in row.values()
-        ):
-            raise ValueError(
-                f"{capitalised(where)} must be an object with name, prompt, queries and optionally test_queries and "
-                "query_field, all of them texts."
-            )
-        rows.append(row)
-    try:
-        _check_names([row["name"] for row in rows])
-    except ValueError as error:
-        raise ValueError(f"In the manifest '{path}': {error}") from None
-    jobs, errors = [], {}
-    for row in rows:
-        try:
-            field, folder = row.get("query_field"), path.parent
-            files = {key: load_queries(folder / row[key], field) for key in ("queries", "test_queries") if key in row}
-            jobs.append(PromptJob(row["name"], load_prompt(folder / row["prompt"]), **files))
-        except (ValueError, OSError) as error:
-            errors[row["name"]] = str(error)
-    return jobs, errors
-
-
-def _check_names(names: list[str]) -> None:
-    if not names:
-        raise ValueError("There are no prompts to compress.")
-    for name in names:
-        reason = _unusable(name)
-        if reason:
-            raise ValueError(f"{shown(name)} cannot name a prompt's folder: {reason}.")
-    # On many file systems, names that differ in letter case only are one folder
-    spellings: dict[str, list[str]] = {}
-    for name in names:
-        spellings.setdefault(name.casefold(), []).append(name)
-    repeated = sorted({name for same in spellings.values() if len(same) > 1 for name in same})
-    if repeated:
-        raise ValueError(
-            f"Each prompt needs a name of its own, not only in another letter case; more than one is called "
-            f"{', '.join(map(shown, repeated))}."
-        )
-
-
-def _unusable(name: str) -> str | None:
-    """Why a name cannot be a folder beside what a run keeps in its own, on every file system."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        return "use letters, digits, '.', '_' and '-', and begin with a letter or a digit"
-    stem, _, rest = name.casefold().partition(".")
-    if stem == "training" and rest in ("", "json", "part"):
-        return "the run keeps its own files under it"
-    if name.endswith("."):
-        return "it ends in a dot, which some file systems leave out"
-    if stem in _RESERVED:
-        return "it is reserved on some systems"
-    if len(name) > MAX_NAME_LENGTH:
-        return f"it has {len(name)} characters, and {MAX_NAME_LENGTH} are the most"
-    return None

@@ -11,8 +11,8 @@ def context_length(model: PreTrainedModel) -> int | None:
     """
     The most tokens that a causal LM can read and write in one sequence, or `None` where nothing limits them.
 
-    A sliding window is no limit: tokens beyond it are read, layer by layer. RoPE scaling stretches the context where the
-    configuration leaves `max_position_embeddings` at the length before the scaling.
+    A sliding window is no limit: tokens beyond it are read, layer by layer. RoPE scaling stretches the context where
+    the configuration leaves `max_position_embeddings` at the length before the scaling.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM.
@@ -42,8 +42,8 @@ def check_length(model: PreTrainedModel, length: int, what: str) -> None:
 
 def check_prompts(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int | list[int] = 0) -> None:
     """
-    Check rendered prompts before a model reads them. Beyond its context, a model with learned positions fails in the middle
-    of the work, and one with rotary positions answers with something that means nothing.
+    Check rendered prompts before a model reads them. Beyond its context, a model with learned positions fails in the
+    middle of the work, and one with rotary positions answers with something that means nothing.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM.
@@ -62,12 +62,14 @@ def fit_dialogue(
     model: PreTrainedModel, render: Callable[[list[dict]], list[int]], dialogue: list[dict], new_tokens: int
 ) -> tuple[list[int], int]:
     """
-    Render a dialogue that ends with the user's turn, and take its oldest turns out of it until it fits into the context.
+    Render a dialogue that ends with the user's turn, and take its oldest turns out of it until it fits into the
+    context.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM.
         render (`Callable[[list[dict]], list[int]]`): messages to ids, such as [`~PromptRenderer.be`].
-        dialogue (`list[dict]`): the messages, of the user and the assistant by turns. Turns that do not fit are deleted.
+        dialogue (`list[dict]`): the messages, of the user and the assistant by turns. Turns that do not fit are
+            deleted.
         new_tokens (`int`): tokens of the answer.
 
     Returns:

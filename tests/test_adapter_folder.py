@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_be import BETokenConfig, PromptEmbeds, compress_prompt, load_adapter, load_model, push_adapters
-from peft_be.models import read_adapter, read_report
+from peft_be.adapter_folder import read_report
+from peft_be.models import read_adapter
 
 from .serving.test_merged import save_adapter
 from .tiny import merged_lora, save_tiny_llama, tiny_llama

@@ -20,7 +20,7 @@ from .pruning import Pruner, Word, context_length, mean_over_tokens
 NUM_QUERIES = 8
 # Least probability with which a sentence survives the roulette
 MIN_SURVIVAL = 0.1
-# Behind all survivors in the ranking: more than logarithms of weights and Gumbel noise can differ by
+# After all survivors in the ranking: more than logarithms of weights and Gumbel noise can differ by
 _LOST = 1e4
 _NO_WEIGHTS = "The model shows no attention weights: take another way to prune its prompts."
 
@@ -71,8 +71,8 @@ def attention_received(
     suffixes.
 
     The prefix is read once, by the model's own attention; weights exist for the suffixes alone. If prefix and suffix do not
-    fit the context, the prefix is read in parts of equal size, each behind its first token, to which models attend whatever
-    it is.
+    fit the context, the prefix is read in parts of equal size, each after its first token, to which models attend
+    whatever it is.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.

@@ -21,14 +21,14 @@ from ..evaluation.latency import time_requests
 from ..evaluation.report import html_report, markdown_table
 from ..evaluation.tasks import Task, evaluate_task
 from ..figures import gap_closed
-from ..files import read_json
+from ..files import append_record, read_json, read_records
 from ..models import DEFAULT_MODEL, load_model
 from ..prompting import PromptRenderer
+from ..prompting.fingerprints import sha256
 from ..teacher import weights_sha256
 from ..training.be_distill_trainer import teacher_prompts
 from ..training.callbacks import OnProgress
-from ..training.provenance import sha256
-from ..training.run import RunFolder, append_record, failure, read_records
+from ..training.run import RunFolder, failure
 from ..training.settings import default_settings
 from ..versions import machine_of, versions
 from .method import Job, Method, Prompt, StandIn
@@ -83,15 +83,16 @@ def run_method(
         spec (`str`): the method, see [`make_method`].
         settings (`dict`): its further arguments.
         job ([`Job`]): what it is given.
-        scorer ([`FidelityScorer`]): of `queries` behind P.
+        scorer ([`FidelityScorer`]): of `queries` after P.
         queries (`list`): held-out queries.
         task ([`Task`], *optional*): what to score the stand-in on, too.
 
     Returns:
         `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
             nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
-            `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries), `train_curve` (`[step, mean loss of distillation since the last entry]`),
-            `norm` (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
+            `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries),
+            `train_curve` (`[step, mean loss of distillation since the last entry]`), `norm`
+            (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
     """
     start = time.perf_counter()
     stand_in = make_method(spec, **settings).fit(job)
@@ -129,7 +130,7 @@ def series(log: list[dict], name: str) -> list[list[float]]:
 
 
 def request_cost(model: PreTrainedModel, prompt: list[int], stand_in: StandIn, repeats: int = 3) -> tuple[float, int]:
-    """Milliseconds to the first token of one request, the median of `repeats` behind a warm-up, and bytes of its KV."""
+    """Milliseconds to the first token of one request, the median of `repeats` after a warm-up, and bytes of its KV."""
     cache = None
     if stand_in.prefix is not None:
         cache = DynamicCache(config=model.config)
@@ -171,7 +172,8 @@ def compare_methods(
             is kept there until all are done.
         methods (`list[str]`): see [`make_method`].
         model (`str`, *optional*, defaults to `"smollm2"`): `smollm2`, a folder, a GGUF file or a Hub id.
-        test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are fewer.
+        test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are
+            fewer.
         seeds (`tuple[int, ...]`, *optional*, defaults to `(42,)`): one run of each method for each; one in all for methods
             without anything random.
         max_steps (`int`, *optional*): training steps of each run; `None` is each method's own default.
@@ -278,5 +280,8 @@ def compare_methods(
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
         # What has failed can be tried again, and finds the work of the others
-        folder.publish(results) if errors else folder.finish(results)
+        if errors:
+            folder.publish(results)
+        else:
+            folder.finish(results)
         return results

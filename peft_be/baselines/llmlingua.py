@@ -18,7 +18,7 @@ from .pruning import Pruner, Word, keep_words, num_tokens
 
 # llmlingua tells from a checkpoint's name how its tokens are spelled; these stand for the kinds of tokenizer it knows
 _FAMILIES = {"WordPiece": "bert-base-multilingual-cased", "Unigram": "xlm-roberta-large"}
-# Characters behind the last one found in which a word of the classifier is looked for: some are spelled otherwise there
+# Characters after the last one found in which a word of the classifier is looked for: some are spelled otherwise there
 _WINDOW = 80
 
 

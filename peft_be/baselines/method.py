@@ -1,4 +1,4 @@
-"""What can stand in the place of a prompt, and the one interface of all methods that make such a thing."""
+"""What can stand in for a prompt, and the one interface of all methods that make such a thing."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Job:
 @dataclass
 class StandIn:
     """
-    What a method puts in the place of P: a shorter prompt, learned rows, or learned keys and values; with nothing set, no
+    What a method puts instead of P: a shorter prompt, learned rows, or learned keys and values; with nothing set, no
     prompt at all.
 
     Attributes:

@@ -44,7 +44,7 @@ def make_method(spec: str, **settings) -> Method:
     A method by its name.
 
     Args:
-        spec (`str`): a name in `METHODS`, or `name:n` for n tokens in the place of the method's default.
+        spec (`str`): a name in `METHODS`, or `name:n` for n tokens instead of the method's default.
         **settings: further arguments of the method.
 
     Raises:

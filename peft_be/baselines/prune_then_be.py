@@ -1,4 +1,4 @@
-"""Two compressions, one behind the other."""
+"""Two compressions, one after the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .self_information import SelfInformation
 
 class PruneThenBE(Method):
     """
-    P pruned to fewer words, and [BE] in the place of what is left, with the default recipe.
+    P pruned to fewer words, and [BE] instead of what is left, with the default recipe.
 
     The teacher of [BE] reads the pruned prompt, which makes the training cheaper. What the pruner has lost, [BE] cannot
     learn.

@@ -12,7 +12,7 @@ class Reconstruction(LearnedRows):
 class MemoryToken(LearnedRows):
     """
     `[BE] -> P`, without [AE]: the memory token of table 1 (Kuratov et al., arXiv 2502.13063). The row learns to start the
-    prompt's text, which is what the model then writes in the place of an answer. Reads no query.
+    prompt's text, which is what the model then writes instead of an answer. Reads no query.
     """
 
     own_settings = {"kd_weight": 0.0, "use_ae_token": False}

@@ -22,7 +22,7 @@ class SelfInformation(Pruner):
     The importance of a token is `-log p(token | all before it)`, that of a word the mean over its tokens. The backbone itself
     computes it on P as it stands in the chat template. Beside the papers: words are the units, not noun phrases from a
     parser (Selective Context) nor pieces of words (LLMLingua); and neither LLMLingua's budgets for parts of a prompt nor its
-    rounds, in which later tokens are judged behind what was kept of the earlier ones.
+    rounds, in which later tokens are judged after what was kept of the earlier ones.
 
     The arguments are those of [`Pruner`].
     """
@@ -38,7 +38,7 @@ class SelfInformation(Pruner):
 @torch.no_grad()
 def self_information(model: PreTrainedModel, ids: list[int], window: int | None = None) -> torch.Tensor:
     """
-    `-log p` of each token behind those before it, one forward pass, with logits for a few tokens at a time.
+    `-log p` of each token after those before it, one forward pass, with logits for a few tokens at a time.
 
     A text longer than the model's context is read in windows that overlap by half, so that each token but the first ones has
     at least half a context before it.

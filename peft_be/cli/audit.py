@@ -7,12 +7,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .common import check_json_file, console, say
+from .common import check_card_file, check_json_file, console, say
 from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Seed
 from .progress import progress_bars
-
-
-COLUMNS = {"full": "full prompt", "no_prompt": "no prompt", "be": "[BE]"}
 
 
 def audit(
@@ -59,10 +56,8 @@ def audit(
     check_json_file(json_file)
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, text, allow_other_prompt)
-    if card and not (directory / "README.md").is_file():
-        raise FileNotFoundError(
-            f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."
-        )
+    if card:
+        check_card_file(directory)
     peft_model, tokenizer = load_adapter(
         directory, model, allow_template_change, allow_other_weights=allow_other_weights
     )
@@ -84,8 +79,7 @@ def audit(
             allow_other_prompt=allow_other_prompt,
         )
     if json_file is not None:
-        content = {**scores, "outputs": [output.to_dict() for output in outputs]}
-        write_json(json_file, content)
+        write_json(json_file, {**scores, "outputs": [output.to_dict() for output in outputs]})
     if card:
         add_audit(directory, peft_model.peft_config[peft_model.active_adapter], scores)
     show(scores, outputs, samples)
@@ -97,7 +91,7 @@ def show(scores: dict, outputs: list, samples: int) -> None:
     if scores["num_ngrams"]:
         console.print(family_table(scores))
     if scores["recurring"]:
-        say("What [BE] repeats, and no prompt never says:")
+        say("What comes up in answers to several attacks with [BE], and never with no prompt:")
         for text, count in scores["recurring"]:
             say(f"  {text} ({count} attacks)")
     say("Words nearest to the rows:")
@@ -111,6 +105,8 @@ def show(scores: dict, outputs: list, samples: int) -> None:
 
 
 def leak_table(scores: dict) -> Table:
+    from ..evaluation.audit.forms import SIDES
+
     sides = list(scores["all"])
     tokens = f"{scores['be_tokens']} token{'s' if scores['be_tokens'] > 1 else ''}"
     known = f"{scores['prompt_tokens']} prompt tokens in {tokens}" if scores["prompt_tokens"] else f"[BE] of {tokens}"
@@ -118,7 +114,7 @@ def leak_table(scores: dict) -> Table:
     table = Table(title=title)
     table.add_column("")
     for side in sides:
-        table.add_column(COLUMNS[side], justify="right")
+        table.add_column(SIDES[side], justify="right")
     for way, label in (("greedy", "greedy"), ("all", "all answers")):
         figures = scores[way]
         if way == "all" and not scores["sampled_answers"]:
@@ -136,7 +132,7 @@ def leak_table(scores: dict) -> Table:
         table.add_section()
     if scores["num_ngrams"]:
         beyond = f"{scores['be_beyond_no_prompt']:.3f}"
-        table.add_row("4-grams of P that no prompt never says", *[""] * (len(sides) - 1), beyond)
+        table.add_row(f"P's {scores['ngram']}-grams that came out with [BE] alone", *[""] * (len(sides) - 1), beyond)
     if scores["reconstruction"]:
         for name, what in (("token_accuracy", "tokens predicted"), ("greedy_prefix_match", "greedy prefix")):
             figures = (f"{scores['reconstruction'][side][name]:.3f}" for side in sides)
@@ -145,10 +141,12 @@ def leak_table(scores: dict) -> Table:
 
 
 def family_table(scores: dict) -> Table:
-    table = Table(title="Share of P's 4-grams by kind of attack, all answers")
+    from ..evaluation.audit.forms import SIDES
+
+    table = Table(title=f"Share of P's {scores['ngram']}-grams by kind of attack, all answers")
     table.add_column("")
     for side in scores["all"]:
-        table.add_column(COLUMNS[side], justify="right")
+        table.add_column(SIDES[side], justify="right")
     for family, shares in scores["families"].items():
         table.add_row(family, *("-" if share is None else f"{share:.3f}" for share in shares.values()))
     return table

@@ -20,7 +20,7 @@ def bench(
     query_field: QueryField = None,
     model: BaseModel = None,
     batch_sizes: Annotated[str, typer.Option(help="Requests answered together, separated by commas.")] = "1,4",
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer behind the first one.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer after the first one.")] = 32,
     repeats: Annotated[int, typer.Option(min=2, help="Measurements of each figure.")] = 5,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
     allow_template_change: AllowTemplateChange = False,
@@ -28,10 +28,11 @@ def bench(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
+    from ..adapter_folder import read_report
     from ..data import load_queries
     from ..evaluation import bench_inference
     from ..files import write_json
-    from ..models import load_adapter, read_adapter, read_report
+    from ..models import load_adapter, read_adapter
     from ..prompting import check_adapter_prompt, load_prompt
 
     try:
@@ -65,8 +66,8 @@ def bench(
     console.print(latency_table(result))
     ratio, fit = result["ttft_ratio"], result["ttft_fit"]
     say(
-        f"TTFT of one request, [BE] to full prompt: {ratio['measured']:.3f} measured, {ratio['predicted']:.3f} predicted "
-        f"(Eq. 6, rho {fit['rho']:.3f}); NormFLOPs {result['norm_flops']:.3f} (Eq. 5)."
+        f"TTFT of one request, [BE] to full prompt: {ratio['measured']:.3f} measured, {ratio['predicted']:.3f} "
+        f"predicted (Eq. 6, rho {fit['rho']:.3f}); NormFLOPs {result['norm_flops']:.3f} (Eq. 5)."
     )
     if result["training_seconds"] is not None:
         for mode, label in (("full", "the full prompt"), ("full_cached", "the cached full prompt")):

@@ -50,8 +50,8 @@ def cache(
     sizes = {name: sum(entry.size for entry in cached_entries(cache_dir() / name)) for name in PARTS}
     say(f"Folder: {cache_dir()}")
     console.print(
-        f"Teacher: {shown_size(sizes['teacher'])} of {shown_size(cache_limit())} ({LIMIT_VARIABLE}); what was used least "
-        f"recently goes first. Models: {shown_size(sizes['models'])}, no limit.",
+        f"Teacher: {shown_size(sizes['teacher'])} of {shown_size(cache_limit())} ({LIMIT_VARIABLE}); what was used "
+        f"least recently goes first. Models: {shown_size(sizes['models'])}, no limit.",
         soft_wrap=True,
     )
 

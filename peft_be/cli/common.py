@@ -1,4 +1,6 @@
-"""What the subcommands share: what they print, and how an error ends them. Nothing here imports torch, for `--help` is fast."""
+"""
+What the commands share: how they print, and how an error ends them. Nothing here imports torch, to keep `--help` fast.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ PACKAGE = Path(__file__).parent.parent
 
 class Stream:
     """
-    Standard output or standard error, which may break without ending the work: whoever reads it may go (`| head`), or the
-    disk may be full. What is printed from then on is lost.
+    Standard output or standard error, which may break without ending the work: whoever reads it may go (`| head`), or
+    the disk may be full. What is printed from then on is lost.
 
     Args:
         name (`str`): `"stdout"` or `"stderr"`. Looked up in `sys` at each use, for it may be replaced.
@@ -99,7 +101,7 @@ def run_cleanly(app: typer.Typer) -> None:
         lost = console.file.error
         if end.code or lost is None or lost.errno == errno.EPIPE:
             raise
-        fail(f"What the command printed is lost: {os.strerror(lost.errno)}. Files that it was to write are complete.")
+        fail(f"What the command printed is lost: {os.strerror(lost.errno)}. The files that it wrote are complete.")
     except Exception as error:
         if os.environ.get("PEFT_BE_DEBUG") or not (is_out_of_memory(error) or isinstance(error, EXPECTED_ERRORS)):
             raise
@@ -127,7 +129,10 @@ def one_line(text: str) -> str:
 
 
 def quiet() -> None:
-    """Keep the libraries' warnings, progress bars and reports of use out of the command, and show this package's warnings."""
+    """
+    Keep the libraries' warnings, progress bars and reports of use out of the command, and show this package's
+    warnings.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if os.environ.get("PEFT_BE_DEBUG"):
@@ -183,3 +188,11 @@ def check_json_file(path: Path | None) -> None:
         raise ValueError(f"--json '{path}' is a folder: give the name of a file.")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise ValueError(f"--json '{path}' cannot be written: check the permissions, or give another file.")
+
+
+def check_card_file(directory: Path) -> None:
+    """Refuse an adapter without a card, before the work that the card is to tell of."""
+    if not (directory / "README.md").is_file():
+        raise FileNotFoundError(
+            f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."
+        )

@@ -75,6 +75,7 @@ def compare(
     failed = [method["name"] for method in results["methods"] if method["error"]]
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(results['methods'])} methods failed: {', '.join(failed)}. Why is said below the table, and the results "
-            "of the others are there. The same command with --resume tries the failed ones again."
+            f"{len(failed)} of {len(results['methods'])} methods failed: {', '.join(failed)}. Why is said below the "
+            "table, and the results of the others are there. The same command with --resume tries the failed ones "
+            "again."
         )

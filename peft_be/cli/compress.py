@@ -47,7 +47,7 @@ def compress(
         Optional[int], typer.Option(min=1, help="Reconstruct at every n-th step only.", show_default="32")
     ] = None,
     on_policy_rounds: Annotated[
-        int, typer.Option(min=0, help="Rounds of training on the student's own answers behind the rest.")
+        int, typer.Option(min=0, help="Rounds of training on the student's own answers after the rest.")
     ] = 0,
     max_minutes: Annotated[Optional[float], typer.Option(help="Time for all of it, model loading excluded.")] = None,
     seed: Seed = 42,

@@ -27,8 +27,8 @@ def compress_many(
     manifest: Annotated[
         Path,
         typer.Argument(
-            help='JSON lines {"name", "prompt", "queries"} and optionally "test_queries" and "query_field", with paths '
-            "relative to the file."
+            help='JSON lines {"name", "prompt", "queries"} and optionally "test_queries" and "query_field", '
+            "with paths relative to the file."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the adapters, each in a folder of its name.")],
@@ -50,7 +50,8 @@ def compress_many(
     overwrite: Overwrite = False,
 ) -> None:
     """Compress many prompts in one run, with one model in memory."""
-    from ..compress_many import compress_prompts, load_manifest
+    from ..compress_many import compress_prompts
+    from ..manifest import load_manifest
 
     training_args = {
         "kd_weight": kd_weight,

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from .common import check_json_file, console, say
+from .common import check_card_file, check_json_file, console, say
 from .options import QUERY_FILES, AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, QueryField
 from .progress import progress_bars
 from .refusals import show_refusals
@@ -40,11 +40,12 @@ def evaluate(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
+    from ..adapter_folder import read_report
     from ..data import load_queries, query_key
     from ..evaluation import evaluate_fidelity, evaluate_refusals
     from ..evaluation.refusals import load_requests
     from ..files import write_json
-    from ..models import load_adapter, read_adapter, read_report
+    from ..models import load_adapter, read_adapter
     from ..prompting import check_adapter_prompt, load_prompt
     from ..training.ae_row import load_ae_row, shipped_ae
     from ..tuner.card import add_scores
@@ -60,10 +61,8 @@ def evaluate(
     if not fresh:
         raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
-    if card and not (directory / "README.md").is_file():
-        raise FileNotFoundError(
-            f"There is no card (README.md) in '{directory}' to write the scores into: leave out --card."
-        )
+    if card:
+        check_card_file(directory)
 
     peft_model, tokenizer = load_adapter(
         directory, model, allow_template_change, allow_other_weights=allow_other_weights

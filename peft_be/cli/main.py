@@ -1,4 +1,4 @@
-"""The `peft-be` command. It and the modules of the commands import typer and Rich alone: the rest when a command runs."""
+"""The `peft-be` command. At first only typer and Rich are imported; a command imports the rest when it runs."""
 
 from __future__ import annotations
 

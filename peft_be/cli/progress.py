@@ -35,7 +35,9 @@ def progress_bars(to: Console | None = None) -> Iterator[Update]:
 
 
 class Bars:
-    """A bar for each part. At 80 columns the bar and the part's name are shorter, never the time left or the values."""
+    """
+    A bar for each part. At 80 columns the bar and the part's name are shorter, never the time left or the values.
+    """
 
     def __init__(self, to: Console):
         self.wide = to.width >= 110

@@ -1,7 +1,7 @@
 from .corpus import load_corpus, passages
 from .queries import as_queries, load_queries, query_column, query_dataset
-from .rows import read_rows
 from .splits import QuerySplits, query_key, split_queries
+from .table import read_table
 
 
 __all__ = [
@@ -13,6 +13,6 @@ __all__ = [
     "query_column",
     "query_dataset",
     "query_key",
-    "read_rows",
+    "read_table",
     "split_queries",
 ]

@@ -7,7 +7,7 @@ import os
 from transformers import PreTrainedTokenizerBase
 
 from ..files import capitalised, well_formed
-from .rows import read_rows
+from .table import read_table
 
 
 def load_corpus(path: str | os.PathLike) -> list[str]:
@@ -15,7 +15,8 @@ def load_corpus(path: str | os.PathLike) -> list[str]:
     Read passages from a file.
 
     Args:
-        path (`str` or `os.PathLike`): rows with a `text` each, in any of the formats of [`read_rows`], such as `.jsonl`.
+        path (`str` or `os.PathLike`): rows with a `text` each, in any of the formats of [`read_table`], such as
+            `.jsonl`.
 
     Returns:
         `list[str]`: the texts in file order.
@@ -25,7 +26,7 @@ def load_corpus(path: str | os.PathLike) -> list[str]:
         `ValueError`: a row has no `text`, or the file holds none or is damaged.
     """
     texts = []
-    for where, row in read_rows(path, "corpus file"):
+    for where, row in read_table(path, "corpus file"):
         if not isinstance(row.get("text"), str):
             raise ValueError(f"{capitalised(where)} is no JSON object with a 'text'.")
         texts.append(well_formed(row["text"]))

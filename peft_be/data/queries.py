@@ -14,15 +14,16 @@ from datasets import Dataset
 
 from ..files import capitalised, read_lines, shown, well_formed
 from ..prompting.messages import check_query
-from .rows import ROW_SUFFIXES, read_rows
+from .table import TABLE_SUFFIXES, read_table
 
 
-# The fields of a row that may hold the query. Several with content are ambiguous, but for an instruction with its input
+# The fields of a row that may hold the query. Several with content are ambiguous, but for an instruction with its
+# input
 QUERY_FIELDS = ("query", "prompt", "question", "instruction", "messages")
 INPUT_FIELD = "input"
 _HOW = "--query-field (in Python: as_queries(..., field=...))"
-# What nobody sees, such as a byte-order mark, a zero-width space or a soft hyphen. The joiners U+200C and U+200D are not
-# among them: they tell words apart in some scripts
+# What nobody sees, such as a byte-order mark, a zero-width space or a soft hyphen. The joiners U+200C and U+200D are
+# not among them: they tell words apart in some scripts
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
@@ -32,9 +33,9 @@ def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
 
     Args:
         path (`str` or `os.PathLike`):
-            `.txt`: one query a line, without the white space around it; empty lines are passed over. `.jsonl` or `.ndjson`:
-            one JSON value a line. `.json`: a list of them. `.csv` or `.tsv`: a table whose first line names the columns.
-            `.parquet`: a table. What a row may be, see [`as_queries`].
+            `.txt`: one query a line, without the white space around it; empty lines are passed over. `.jsonl` or
+            `.ndjson`: one JSON value a line. `.json`: a list of them. `.csv` or `.tsv`: a table whose first line names the
+            columns. `.parquet`: a table. What a row may be, see [`as_queries`].
         field (`str`, *optional*):
             The field or column that holds the query.
 
@@ -43,20 +44,20 @@ def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: the file is of another kind, damaged or empty, or a row has no query, or several; the sentence names
-            the line.
+        `ValueError`: the file is of another kind, damaged or empty, or a row has no query, or several; the sentence
+            names the line.
     """
     path = Path(path)
     if path.suffix.lower() == ".txt":
         if field is not None:
             raise ValueError(f"'{path}' has one query a line and no field '{field}': leave out --query-field.")
         queries = _text_queries(path)
-    elif path.suffix.lower() in ROW_SUFFIXES:
-        queries = [_query_of(row, field, where) for where, row in read_rows(path, "query file", kind=None)]
+    elif path.suffix.lower() in TABLE_SUFFIXES:
+        queries = [_query_of(row, field, where) for where, row in read_table(path, "query file", kind=None)]
     else:
         raise ValueError(
             f"Cannot read the query file '{path}': its name must end in .txt for one query a line, or in one of "
-            f"{', '.join(ROW_SUFFIXES)}."
+            f"{', '.join(TABLE_SUFFIXES)}."
         )
     if not queries:
         raise ValueError(f"The query file '{path}' holds no queries: give one query a line.")
@@ -69,9 +70,10 @@ def as_queries(source: Iterable, field: str | None = None) -> list:
 
     Args:
         source (`Iterable`):
-            A [`~datasets.Dataset`], a list or any other iterable of queries: texts, lists of chat messages, or rows (dicts). A
-            row has its query under `query`, `prompt`, `question`, `instruction` or `messages`, as a text or as a dialogue of
-            user and assistant messages that ends in the user's turn; an `input` is appended to its `instruction`.
+            A [`~datasets.Dataset`], a list or any other iterable of queries: texts, lists of chat messages, or rows
+            (dicts). A row has its query under `query`, `prompt`, `question`, `instruction` or `messages`, as a text or
+            as a dialogue of user and assistant messages that ends in the user's turn; an `input` is appended to its
+            `instruction`.
         field (`str`, *optional*):
             The field of the rows that holds the query.
 
@@ -105,8 +107,8 @@ def query_dataset(source: Iterable) -> Dataset:
 
     Args:
         source (`Iterable`):
-            What [`as_queries`] takes. Rows may also have an `answer` and a `prompt_name`. Where they have a `query`, that is the
-            query, whatever other fields there are.
+            What [`as_queries`] takes. Rows may also have an `answer` and a `prompt_name`. Where they have a `query`,
+            that is the query, whatever other fields there are.
 
     Returns:
         [`~datasets.Dataset`]: with the columns `query` and, if they were there, `answer` and `prompt_name`.
@@ -153,7 +155,7 @@ def _text_queries(path: Path) -> list[str]:
     lines = [(number, stripped) for number, line in numbered if not _is_empty(stripped := line.strip())]
     if lines and (suffix := _structure([line for _, line in lines])):
         raise ValueError(
-            f"The query file '{path}' holds no plain text, but what belongs into a {suffix} file: rename it, or give one "
+            f"The query file '{path}' is not plain text but what belongs into a {suffix} file: rename it, or give one "
             "query a line."
         )
     return [_query_of(line, None, f"line {number} of '{path}'") for number, line in lines]
@@ -209,8 +211,8 @@ def _value_of(row: Mapping, field: str | None, where: str) -> Any:
         if {"role", "content"} <= row.keys():
             raise ValueError(f"{capitalised(where)} is a chat message: put the messages of each dialogue into a list.")
         raise ValueError(
-            f"{capitalised(where)} has no query: it needs one of {', '.join(QUERY_FIELDS)}, and has {_names(row)}. Name "
-            f"another field with {_HOW}."
+            f"{capitalised(where)} has no query: it needs one of {', '.join(QUERY_FIELDS)}, and has {_names(row)}. "
+            f"Name another field with {_HOW}."
         )
     if not _is_empty(row.get(INPUT_FIELD)):
         # In the form of Alpaca: the instruction says what to do, the input what with

@@ -74,8 +74,8 @@ def split_queries(
 
 def query_key(query: str | list[dict[str, str]]) -> str:
     """
-    A hash that two queries share if they look alike: if they differ in letter case, white space, invisible characters and
-    the way accents are encoded only. A dialogue of one turn is its text.
+    A hash that two queries share if they look alike: if they differ in letter case, white space, invisible characters
+    and the way accents are encoded only. A dialogue of one turn is its text.
 
     Args:
         query (`str` or `list[dict]`): the query.
@@ -93,7 +93,7 @@ def query_key(query: str | list[dict[str, str]]) -> str:
 
 
 def _look(text: str) -> str:
-    # Adapters record the keys of their training queries: a text without accents in pieces and invisible characters keeps the
-    # key that it has always had
+    # Adapters record the keys of their training queries: a text without accents in pieces and invisible characters
+    # keeps the key that it has always had
     text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     return unicodedata.normalize("NFC", _SPACES.sub(" ", text).strip().casefold())

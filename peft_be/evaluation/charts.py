@@ -28,7 +28,7 @@ class Axis:
         high (`float`): value at its end, above `low`.
         label (`str`): what it shows, with the unit.
         log (`bool`): whether equal ratios are equally long; `low` is then above 0.
-        unit (`str`): what stands behind the numbers.
+        unit (`str`): what stands after the numbers.
     """
 
     low: float

@@ -55,7 +55,7 @@ class FidelityScorer:
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT (`PeftModel.get_base_model()` gives it).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
-        prompts (`list[list[int]]`): the queries behind P, as ids.
+        prompts (`list[list[int]]`): the queries after P, as ids.
         max_answer_length (`int`, *optional*, defaults to `64`): longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `32`): queries processed together.
         on_progress (`Callable[[str, int, int], None]`, *optional*): called with what is being done, the queries done, and
@@ -92,7 +92,7 @@ class FidelityScorer:
     def score(self, prompts: list[list[int]], prefix: SharedPrefix | None = None, label: str = "stand-in") -> Fidelity:
         """
         Args:
-            prompts (`list[list[int]]`): the same queries behind the stand-in, as ids.
+            prompts (`list[list[int]]`): the same queries after the stand-in, as ids.
             prefix ([`SharedPrefix`], *optional*): keys and values of what all `prompts` start with.
             label (`str`, *optional*): what to call it in the progress.
         """
@@ -111,13 +111,13 @@ class FidelityScorer:
 
     @torch.no_grad()
     def kl(self, prompts: list[list[int]]) -> float:
-        """[`Fidelity`]'s `kl` alone, of the same queries behind a stand-in. No answer has to be written for it."""
+        """[`Fidelity`]'s `kl` alone, of the same queries after a stand-in. No answer has to be written for it."""
         return torch.cat(self._follow(prompts, None, "stand-in")[1]).mean().item()
 
     def _follow(
         self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str
     ) -> tuple[list[Answer], list[torch.Tensor]]:
-        """The teacher's answers behind other prompts: their hidden states, and the KL of each token."""
+        """The teacher's answers after other prompts: their hidden states, and the KL of each token."""
         batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
         report = self._report(f"KL, {label}")
         return answer_divergences(self._model, self.head, prompts, self.teacher, batch, pad, prefix, report)
@@ -146,8 +146,9 @@ def evaluate_fidelity(
     allow_other_prompt: bool = False,
 ) -> tuple[dict, list[dict]]:
     """
-    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is `1 - kl.be / kl.no_prompt`
-    (`None` where the prompt changes nothing), and no prompt means the template with no system message from the user.
+    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is
+    `1 - kl.be / kl.no_prompt` (`None` where the prompt changes nothing), and no prompt means the template with no
+    system message from the user.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -173,8 +174,8 @@ def evaluate_fidelity(
         `tuple[dict, list[dict]]`: the scores, and for each query the texts `query`, `full`, `be` and `no_prompt`.
 
     Raises:
-        `ValueError`: no queries, something that is no query, another prompt than the adapter's, or a query that does not fit
-            into the model's context with P and its answer.
+        `ValueError`: no queries, something that is no query, another prompt than the adapter's, or a query that does
+            not fit into the model's context with P and its answer.
     """
     queries = as_queries(queries)
     config = model.peft_config[model.active_adapter]

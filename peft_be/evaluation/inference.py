@@ -60,13 +60,14 @@ def bench_inference(
         prompt (`str` or `list[dict]`):
             P, the prompt that [BE] stands for.
         queries (`Iterable`, *optional*):
-            Users' turns, in any form that [`as_queries`] takes, taken in order and again from the first. `None` takes four general ones.
+            Users' turns, in any form that [`as_queries`] takes, taken in order and again from the first. `None` takes
+            four general ones.
         batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
             Requests answered together.
         new_tokens (`int`, *optional*, defaults to `32`):
-            Length of an answer, in tokens, behind the first one.
+            Length of an answer, in tokens, after the first one.
         repeats (`int`, *optional*, defaults to `5`):
-            Measurements of each figure, behind one warm-up; at least 2.
+            Measurements of each figure, after one warm-up; at least 2.
         training_seconds (`float`, *optional*):
             What the compression took, for the break-even.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
@@ -82,8 +83,8 @@ def bench_inference(
             against `full` and against `full_cached`, and `None` where it saves none.
 
     Raises:
-        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, another prompt than the
-            adapter's, or a query that does not fit into the model's context with P and its answer.
+        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, another prompt than
+            the adapter's, or a query that does not fit into the model's context with P and its answer.
     """
     for name, value in [("repeats", repeats), ("new_tokens", new_tokens), *(("a batch size", b) for b in batch_sizes)]:
         check_number(name, value, whole=True)
@@ -115,7 +116,7 @@ def bench_inference(
     rounds, done = (repeats + 1) * (len(batch_sizes) + 1), 0
 
     def measured(what: str, jobs: dict[str, Callable[[], RequestTiming]]) -> dict[str, list[RequestTiming]]:
-        """`repeats` timings of each job, the jobs by turns, behind a round that warms up."""
+        """`repeats` timings of each job, the jobs by turns, after a round that warms up."""
         nonlocal done
         timings: dict[str, list[RequestTiming]] = {name: [] for name in jobs}
         for _ in range(repeats + 1):

@@ -20,7 +20,7 @@ class RequestTiming(NamedTuple):
 
     Attributes:
         ttft_ms (`float`): from the rendered prompts to the first token of every answer, in milliseconds.
-        decode_tokens_per_s (`float` or `None`): tokens behind the first one, all rows together, per second.
+        decode_tokens_per_s (`float` or `None`): tokens after the first one, all rows together, per second.
         kv_bytes (`int`): keys and values of the prompts' tokens, a cached prefix counted once.
     """
 
@@ -39,7 +39,8 @@ def time_requests(
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
         prompts (`list[list[int]]`): one or more rendered prompts.
-        new_tokens (`int`, *optional*, defaults to `0`): tokens to decode behind the first one; nothing ends an answer early.
+        new_tokens (`int`, *optional*, defaults to `0`): tokens to decode after the first one; nothing ends an answer
+            early.
         prefix ([`~transformers.DynamicCache`], *optional*): keys and values, for one row, of the ids that all prompts
             start with, as a server with prefix caching has them. Giving each row its copy is not timed.
 
@@ -102,7 +103,7 @@ def cache_bytes(cache: DynamicCache) -> int:
 def time_to_first_token(model: PreTrainedModel, prompts: list[list[int]], repeats: int = 3) -> float:
     """
     Median time, in milliseconds, from a rendered prompt to its first answer token, one request at a time and with
-    nothing cached. Each prompt runs `repeats` times behind one warm-up.
+    nothing cached. Each prompt runs `repeats` times after one warm-up.
     """
     times = [[time_requests(model, [prompt]).ttft_ms for _ in range(repeats + 1)][1:] for prompt in prompts]
     return statistics.median(sum(times, []))

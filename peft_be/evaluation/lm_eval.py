@@ -79,8 +79,9 @@ class PeftBeLM(HFLM):
             `think_end_token` and others.
 
     Raises:
-        `ValueError`: the arguments do not fit together, or one is unknown; `max_length` exceeds the model's context; or as in
-            [`load_adapter`]. Later, where no `max_length` is given: a request that does not fit into the context.
+        `ValueError`: the arguments do not fit together, or one is unknown; `max_length` exceeds the model's context;
+            or as in [`load_adapter`]. Later, where no `max_length` is given: a request that does not fit into the
+            context.
         `FileNotFoundError`: there is no such adapter, model or prompt.
         `OSError`: the model cannot be loaded.
     """
@@ -149,7 +150,7 @@ class PeftBeLM(HFLM):
         if [turn["role"] for turn in turns] != ["user"]:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ValueError(
-                f"A request has the messages {roles}, but model peft_be puts [BE] or the prompt in the place of system "
+                f"A request has the messages {roles}, but model peft_be puts [BE] or the prompt instead of system "
                 "messages and worked examples: use --num_fewshot 0, no --system_instruction, and a task without a description."
             )
         # The stand-in is there for the key of `--use_cache`, which is the request's text
@@ -216,7 +217,9 @@ class PeftBeLM(HFLM):
         return super().generate_until(requests, disable_tqdm)
 
     def _check_lengths(self, longest: int) -> None:
-        """The harness would cut off the beginning, where [BE] or the prompt is. It may where `max_length` asks for it."""
+        """
+        The harness would cut off the beginning, where [BE] or the prompt is. It may where `max_length` asks for it.
+        """
         if not self._max_length:
             check_length(self.model, longest, "the longest request and its answer")
 

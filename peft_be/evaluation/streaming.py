@@ -49,8 +49,8 @@ def stream_answer(
     """
     Answer one rendered prompt with the model's own generation settings, and yield the answer whenever it has a new token.
 
-    The model writes in a thread of its own. Closing the generator stops it behind the token that it is at; an error of the
-    model is raised here.
+    The model writes in a thread of its own. Closing the generator stops it after the token that it is at; an error of
+    the model is raised here.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the causal LM.

@@ -19,7 +19,8 @@ class ChatInputs:
         return_tensors: str | None = "pt",
     ) -> BatchEncoding | torch.Tensor | list:
         """
-        The input of `generate` for a conversation after [BE], as the tokenizer's method of this name gives it without [BE].
+        The input of `generate` for a conversation after [BE], as the tokenizer's method of this name gives it without
+        [BE].
 
         Args:
             conversation (`str` or `list`):
@@ -60,19 +61,19 @@ class ChatInputs:
     @property
     def chat_template(self) -> str:
         """
-        The tokenizer's chat template with [BE] as the system message, for code that takes a tokenizer, such as a pipeline:
-        `tokenizer.chat_template = be.chat_template`. As with any chat template, a message that spells the special tokens in it
-        becomes them; [`~ChatInputs.apply_chat_template`] has no such hole.
+        The tokenizer's chat template with [BE] as the system message, for code that takes a tokenizer, such as a
+        pipeline: `tokenizer.chat_template = be.chat_template`. As with any chat template, a message that spells the
+        special tokens in it becomes them; [`~ChatInputs.apply_chat_template`] has no such hole.
 
         Raises:
-            `ValueError`: no text is read as [BE], since its ids have no special tokens in the tokenizer, or the template writes
-                system messages in its own way.
+            `ValueError`: no text is read as [BE], since its ids have no special tokens in the tokenizer, or the
+                template writes system messages in its own way.
         """
         tokens = [self.tokenizer.added_tokens_decoder.get(token_id) for token_id in self.be_token_ids]
         if not tokens or not all(token and token.special for token in tokens) or self.slot != "system":
             raise ValueError(
-                f"A chat template cannot write [BE] with token ids {self.be_token_ids} in slot '{self.slot}': it needs ids of "
-                "special tokens and slot 'system'. Use apply_chat_template, which gives ids."
+                f"A chat template cannot write [BE] with token ids {self.be_token_ids} in slot '{self.slot}': it "
+                "needs ids of special tokens and slot 'system'. Use apply_chat_template, which gives ids."
             )
         text = "".join(token.content for token in tokens).replace("\\", "\\\\").replace("'", "\\'")
         template = (
@@ -91,7 +92,7 @@ class ChatInputs:
                 ids = error
             if ids != self.be(probe):
                 raise ValueError(
-                    "This chat template does not write a system message as it is, so that none can be made with [BE] in it: use "
-                    "apply_chat_template, which gives ids."
+                    "This chat template does not write a system message as it is, so that none can be made with [BE] "
+                    "in it: use apply_chat_template, which gives ids."
                 )
         return template

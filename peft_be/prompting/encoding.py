@@ -8,8 +8,12 @@ from collections.abc import Collection
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from ..files import well_formed
 
-UNTOLD = "The chat template changes its text with that of the messages, and nobody can tell which special tokens are its own: "
+
+UNTOLD = (
+    "The chat template writes other text for other messages, and nobody can tell which special tokens are its own: "
+)
 
 
 class Span(NamedTuple):
@@ -106,7 +110,7 @@ class GuardedTokenizer:
         return [token._replace(id=outputs[token.start]) if token.guarded else token for token in tokens]
 
     def answer(self, text: str) -> list[int]:
-        """Ids of a text behind a special token."""
+        """Ids of a text after a special token."""
         opening, text = self.separator, well_formed(text)
         mark = Mark(token_id := self.tokenizer.convert_tokens_to_ids(opening), 0, len(opening), token_id)
         tokens = self.encode(opening + text, [mark], [Span(len(opening), len(opening) + len(text))])
@@ -203,11 +207,6 @@ class GuardedTokenizer:
             for token in self.tokenize(longer)
             if not (token.guarded and token.start in separators)
         ]
-
-
-def well_formed(text: str) -> str:
-    """The text without lone surrogates, which no tokenizer takes and which JSON files can hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def shift(span, by: int):

@@ -96,7 +96,7 @@ def prompt_fingerprint(prompt: str | list[dict[str, str]]) -> str:
     """
     messages = check_prompt(prompt)
     is_text = len(messages) == 1 and messages[0]["role"] == "system"
-    return _sha256(messages[0]["content"] if is_text else messages)
+    return sha256(messages[0]["content"] if is_text else messages)
 
 
 def is_prompt_of(config, prompt: str | list[dict[str, str]]) -> bool | None:
@@ -111,7 +111,7 @@ def is_prompt_of(config, prompt: str | list[dict[str, str]]) -> bool | None:
     if recorded is None:
         return None
     # Earlier versions took the hash of what they were given
-    return recorded in (prompt_fingerprint(prompt), _sha256(prompt), _sha256(check_prompt(prompt)))
+    return recorded in (prompt_fingerprint(prompt), sha256(prompt), sha256(check_prompt(prompt)))
 
 
 def check_adapter_prompt(config, prompt: str | list[dict[str, str]] | None, allow_other_prompt: bool = False) -> None:
@@ -133,10 +133,11 @@ def check_adapter_prompt(config, prompt: str | list[dict[str, str]] | None, allo
         return
     if is_prompt_of(config, prompt) is False:
         raise ValueError(
-            "The adapter was trained on another prompt than this one: give the prompt that it stands for, unchanged, or pass"
-            " allow_other_prompt=True (--allow-other-prompt) to compare it with another."
+            "The adapter was trained on another prompt than this one: give the prompt that it stands for, unchanged, "
+            "or pass allow_other_prompt=True (--allow-other-prompt) to compare it with another."
         )
 
 
-def _sha256(value: Any) -> str:
+def sha256(value: Any) -> str:
+    """SHA-256 (hex) of a value of JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

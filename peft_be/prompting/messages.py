@@ -21,8 +21,8 @@ def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, st
 
     Args:
         messages (`list[dict]`):
-            Messages with a `role` (`"system"`, only as the first, `"user"` or `"assistant"`) and a text `content` of up to
-            4 million characters.
+            Messages with a `role` (`"system"`, only as the first, `"user"` or `"assistant"`) and a text `content` of
+            up to 4 million characters.
             Further keys may only be there with the value `None`, as they are in datasets.
         name (`str`, *optional*, defaults to `"The prompt"`):
             How error messages call the list.

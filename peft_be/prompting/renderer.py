@@ -1,8 +1,8 @@
 """
 Chat messages to token ids: the one place that knows where P, [BE] and a query stand.
 
-A rendering is the text that the template itself writes, tokenised in one call, and the places of the special tokens that
-are the template's own. So the position of each token tells whether the template or a content wrote it.
+A rendering is the text that the template itself writes, tokenised in one call, and the places of the special tokens
+that are the template's own. So the position of each token tells whether the template or a content wrote it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class PromptRenderer(ChatInputs):
         self._encoder = GuardedTokenizer(tokenizer, reserved)
         self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs)
         self._compared = False  # how the full rendering and that of [BE] end
-        # Of the full rendering: what stands before the query, with its tokens, and the last one that the template changed
+        # Of the full rendering: what stands before the query, with its tokens, and the last one that the template
+        # changed
         self._head: tuple[str, list[Token]] | None = None
         self._last_text = ""
 
@@ -129,7 +130,7 @@ class PromptRenderer(ChatInputs):
 
     def be(self, query: str | Messages) -> list[int]:
         """
-        Ids of the query with [BE] in the place of P: the student's input.
+        Ids of the query with [BE] instead of P: the student's input.
 
         Args:
             query (`str` or `list[dict]`): The user's turn, or user and assistant messages that end in it.
@@ -162,7 +163,7 @@ class PromptRenderer(ChatInputs):
 
     def answer(self, text: str) -> list[int]:
         """
-        Ids of a text behind any of the renderings: an answer, or its start. Like contents, it cannot become a special
+        Ids of a text after any of the renderings: an answer, or its start. Like contents, it cannot become a special
         token, [BE] or [AE].
 
         Args:
@@ -224,9 +225,9 @@ class PromptRenderer(ChatInputs):
 
     def _encode_with_head(self, rendering: Rendering) -> list[Token]:
         """
-        The tokens of a full rendering. P is long and the same every time: it is tokenised once, up to the last special token
-        before the query. Special tokens split a text before anything else happens to it, so from that token on the ids
-        are the same.
+        The tokens of a full rendering. P is long and the same every time: it is tokenised once, up to the last special
+        token before the query. Special tokens split a text before anything else happens to it, so from that token on
+        the ids are the same.
         """
         text, marks, spans = rendering.text, rendering.marks, rendering.spans
         if self._head is None or not text.startswith(self._head[0]):
@@ -258,9 +259,9 @@ class PromptRenderer(ChatInputs):
         be = generation_prompt(self._template, query, self.slot)
         if full != be:
             warnings.warn(
-                f"The prompt switches the mode of the chat template: after the query it writes {full!r}, and {be!r} where "
-                "[BE] stands for the prompt, as it will wherever [BE] is used. [BE] learns the answers of the prompt's mode; "
-                "to have the template's usual mode for both, take the switch out of the prompt.",
+                f"The prompt switches the mode of the chat template: after the query it writes {full!r}, and {be!r} "
+                "where [BE] stands for the prompt, as it will wherever [BE] is used. [BE] learns the answers of the "
+                "prompt's mode; to have the template's usual mode for both, take the switch out of the prompt.",
                 UserWarning,
                 stacklevel=1,
             )

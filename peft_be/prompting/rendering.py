@@ -2,8 +2,8 @@
 A conversation as the chat template itself writes it, with the places of its special tokens.
 
 A skeleton knows no contents, and some templates look into them: for a `/no_think` switch, for thinking in earlier
-turns, for their length. So the template renders every conversation as it is, too. Where the two differ, its own text is
-taken, and a copy of the template tells which special tokens are its own: it writes characters around them that no
+turns, for their length. So the template renders every conversation as it is, too. Where the two differ, its own text
+is taken, and a copy of the template tells which special tokens are its own: it writes characters around them that no
 content has.
 """
 
@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .encoding import UNTOLD, Mark, Span, shift, well_formed
+from ..files import well_formed
+from .encoding import UNTOLD, Mark, Span, shift
 from .skeleton import ChatTemplate, Messages, Piece, Rendering, UnknownContents, roles_of
 
 
@@ -55,8 +56,8 @@ class ChangedRendering(Rendering):
     @property
     def spans(self) -> list[Span] | None:
         """
-        Characters that a message may have written: all but the template's special tokens. `None` where no message spells
-        such a token: if there is one more in the text, then nobody knows whose it is.
+        Characters that a message may have written: all but the template's special tokens. `None` where no message
+        spells such a token: if there is one more in the text, then nobody knows whose it is.
         """
         if not self.hostile:
             return None
@@ -74,8 +75,8 @@ def render(template: ChatTemplate, messages: Messages, slot: str | None = None) 
         slot (`str`, *optional*): Where [BE] goes, in front of the messages.
 
     Raises:
-        `ValueError`: if the template cannot render the conversation, has no place for [BE], or changes the text with the
-            contents so that its special tokens cannot be told from those that a message spells.
+        `ValueError`: if the template cannot render the conversation, has no place for [BE], or changes the text with
+            the contents so that its special tokens cannot be told from those that a message spells.
     """
     conversation = _Conversation(template, messages, slot == "system")
     expected = None

@@ -303,8 +303,8 @@ class ChatTemplate:
             return set()
         added = self.encoder.added
         written = [[token.id for token in self.encoder.tokenize(text) if token.id in added] for text in parts[::2]]
-        # Behind the last content the turn may hold anything. After the marker of its turn an assistant's header may hold
-        # ordinary tags such as <think>.
+        # After the last content the turn may hold anything. After the marker of its turn an assistant's header may
+        # hold ordinary tags such as <think>.
         return {token_id for i, ids in enumerate(written[:3]) for token_id in (ids[:1] if i == 1 else ids)}
 
 

@@ -104,8 +104,9 @@ class PromptComparison:
         self, name: str, question: str, max_new_tokens: int
     ) -> Iterator[tuple[dict[str, StreamedAnswer | None], dict[str, float]]]:
         """
-        Answer a question in every form, greedily, one form behind the other, so that each is timed alone. A second request
-        waits until the first one is finished or its generator closed, and yields nothing but empty dicts until then.
+        Answer a question in every form, greedily, one form after the other, so that each is timed alone. A second
+        request waits until the first one is finished or its generator closed, and yields nothing but empty dicts until
+        then.
 
         Args:
             name (`str`): the adapter.

@@ -10,13 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tuner.token_ids import find_unused_token_ids
 from .gguf_weights import check_layers
-from .tokens import MergedToken, chat_templates, check_names, check_shown, load_rows, never_row, with_default_system
+from .tokens import (
+    MergedToken,
+    chat_templates,
+    check_names,
+    check_shown,
+    load_rows,
+    never_row,
+    renders_alike,
+    with_default_system,
+)
 
 
 if TYPE_CHECKING:
@@ -242,38 +250,17 @@ def _templates(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> dict[s
         for key, field in reader.fields.items()
         if key == TEMPLATE or key.startswith(f"{TEMPLATE}.")
     }
-    if "default" in templates and _renders_alike(tokenizer, templates["default"]):
+    if "default" in templates and renders_alike(tokenizer, templates["default"]):
         return templates
     if "default" in templates:
         warnings.warn(
-            "The chat template of the GGUF file renders chats otherwise than that of the training: the latter is written.",
+            "The chat template of the GGUF file renders chats otherwise than that of the training: the latter is "
+            "written.",
             stacklevel=3,
         )
     # As the package gguf names them
     named = {re.sub("[^A-Za-z0-9]", "_", name): template for name, template in chat_templates(tokenizer).items()}
     return templates | named
-
-
-def _renders_alike(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    """Whether a chat template writes what the tokenizer's own does."""
-    turns = [
-        {"role": "user", "content": " One.\n"},
-        {"role": "assistant", "content": "Two."},
-        {"role": "user", "content": "Three?"},
-    ]
-
-    def render(chat, chat_template=None):
-        try:
-            return tokenizer.apply_chat_template(
-                chat, chat_template=chat_template, add_generation_prompt=True, tokenize=False
-            )
-        except jinja2.TemplateError as error:  # such as: no system messages
-            return type(error)
-
-    thinking = [{"role": "assistant", "content": "<think>\nHm.\n</think>\n\nTwo."}]
-    chats = [turns, turns[:1], [*turns[:1], *thinking, *turns[2:]]]
-    chats += [[{"role": "system", "content": text}, *turns] for text in ("Zero.", "Zero. /no_think")]
-    return all(render(chat) == render(chat, template) for chat in chats)
 
 
 def _input_type(type: GGMLQuantizationType) -> GGMLQuantizationType:
@@ -332,7 +319,8 @@ class _Table:
     Attributes:
         tensor (`ReaderTensor`): what it is a copy of.
         type (`GGMLQuantizationType`): in which type.
-        rows (`dict[int, np.ndarray]`): the new rows, float32, by their ids: of old tokens, or right behind the last one.
+        rows (`dict[int, np.ndarray]`): the new rows, float32, by their ids: of old tokens, or right after the last
+            one.
     """
 
     tensor: ReaderTensor

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def check_layers(path: Path, architecture: str, tensors: dict[str, ReaderTensor], model: PreTrainedModel) -> None:
     """
-    Check that a GGUF file has the weights of the adapters' base: its norms, which are not quantised, and a part of each matrix.
+    Check that a GGUF file has the weights of the adapters' base: its norms, which are not quantised, and a part of
+    each matrix.
 
     Args:
         path (`Path`): the file, for the error message.
@@ -47,6 +48,6 @@ def check_layers(path: Path, architecture: str, tensors: dict[str, ReaderTensor]
         offsets = (0,) if parameter.ndim > 1 else (0, 1)
         if min(np.linalg.norm(mine - theirs - offset) for offset in offsets) > limit * np.linalg.norm(theirs):
             raise ValueError(
-                f"'{path}' has other weights than the base model of the adapters ({own}): give the GGUF file of that model, or pass "
-                "allow_other_weights=True (--allow-other-weights)."
+                f"'{path}' has other weights than the base model of the adapters ({own}): give the GGUF file of that "
+                "model, or pass allow_other_weights=True (--allow-other-weights)."
             )

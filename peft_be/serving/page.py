@@ -109,7 +109,7 @@ def build_page(comparison: PromptComparison) -> "gradio.Blocks":
     def stop_answering(request: gr.Request) -> None:
         if request.session_hash in stops:
             stops[request.session_hash].set()
-            gr.Info("Stopping behind the current step.", duration=3)
+            gr.Info("Stopping after the current step.", duration=3)
 
     def choose(adapter: str) -> list:
         return [_describe(comparison, adapter), "", *cards({}, {}, False)]

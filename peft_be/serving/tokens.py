@@ -13,8 +13,9 @@ import jinja2
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files import well_formed
 from ..models import load_adapters
-from ..prompting.encoding import GuardedTokenizer, well_formed
+from ..prompting.encoding import GuardedTokenizer
 from ..prompting.skeleton import ChatTemplate
 from ..tuner import BETokenConfig
 
@@ -160,6 +161,28 @@ def chat_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     return dict(templates) if isinstance(templates, dict) else {"default": templates}
 
 
+def renders_alike(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a chat template writes what the tokenizer's own does."""
+    turns = [
+        {"role": "user", "content": " One.\n"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+
+    def render(chat, chat_template=None):
+        try:
+            return tokenizer.apply_chat_template(
+                chat, chat_template=chat_template, add_generation_prompt=True, tokenize=False
+            )
+        except jinja2.TemplateError as error:  # such as: no system messages
+            return type(error)
+
+    thinking = [{"role": "assistant", "content": "<think>\nHm.\n</think>\n\nTwo."}]
+    chats = [turns, turns[:1], [*turns[:1], *thinking, *turns[2:]]]
+    chats += [[{"role": "system", "content": text}, *turns] for text in ("Zero.", "Zero. /no_think")]
+    return all(render(chat) == render(chat, template) for chat in chats)
+
+
 def with_default_system(template: str, text: str) -> str:
     """A chat template that puts `text` in front as the system message where a chat has none."""
     first = "{%- if not messages or messages[0]['role'] not in ('system', 'developer') -%}"
@@ -188,12 +211,12 @@ def check_shown(
             continue
         if name == default or f"be_{name}".lower() in shown.lower():
             raise ValueError(
-                f"The chat template does not show {token.text} in a system message as it is written: serve the adapter with "
-                "PEFT instead."
+                f"The chat template does not show {token.text} in a system message as it is written: serve the "
+                "adapter with PEFT instead."
             )
         warnings.warn(
-            f"The chat template does not show {token.text} as a system message: write it and a blank line in front of the "
-            "user's text.",
+            f"The chat template does not show {token.text} as a system message: write it and a blank line in front of "
+            "the user's text.",
             UserWarning,
             stacklevel=1,
         )
@@ -203,9 +226,9 @@ def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     A text without the special tokens that a tokenizer reads in it, for engines that read them in what users write.
 
-    [BE] tokens of an exported checkpoint, the tokens that open and close turns, and all other special tokens go. What is
-    left is looked through again until there are none: `<|im_<|im_end|>end|>` becomes an empty text. All other text stays
-    as it is, but for lone surrogates, which become U+FFFD.
+    [BE] tokens of an exported checkpoint, the tokens that open and close turns, and all other special tokens go. What
+    is left is looked through again until there are none: `<|im_<|im_end|>end|>` becomes an empty text. All other text
+    stays as it is, but for lone surrogates, which become U+FFFD.
 
     Args:
         text (`str`):

@@ -1,4 +1,4 @@
-"""[BE] in requests to a vLLM server of the unmodified base model, which takes embeddings in the place of text."""
+"""[BE] in requests to a vLLM server of the unmodified base model, which takes embeddings instead of text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..adapter_folder import CONFIG_FILE, WEIGHTS_FILE, rows_of
+from ..adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from ..models import read_adapter
 from ..prompting import PromptRenderer, check_tokenizer
 from ..prompting.messages import check_query
 from ..tuner import BETokenConfig
+from ..tuner.checks import read_rows
 
 
 # How often an adapter is read that is replaced meanwhile
@@ -74,7 +75,7 @@ class PromptEmbeds:
             `ValueError`: it is damaged, of another method, or holds an [AE] row only.
         """
         directory, config = read_adapter(directory)
-        rows = rows_of(directory, config).get("be")
+        rows = read_rows(directory / WEIGHTS_FILE, config).get("be")
         if rows is None:
             raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
         return cls(config, rows * config.embed_scale)
@@ -132,8 +133,9 @@ class PromptEmbeds:
 class PromptDirectory(Mapping[str, PromptEmbeds]):
     """
     The prompts of a server: a folder with an adapter in each subfolder, as `peft-be compress-many` leaves it. Each is read
-    when it is first asked for, so that thousands cost nothing, and changes are found while the server runs: an adapter that is new, was
-    replaced or deleted. A look-up reads the two small files of the adapter to see that they are still the same.
+    when it is first asked for, so that thousands cost nothing, and changes are found while the server runs: an adapter
+    that is new, was replaced or deleted. A look-up reads the two small files of the adapter to see that they are still
+    the same.
 
     Args:
         directory (`str` or `os.PathLike`): the folder.
@@ -194,7 +196,7 @@ class PromptDirectory(Mapping[str, PromptEmbeds]):
         return digests
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(path.parent.name for path in self.directory.glob("*/adapter_config.json")))
+        return iter(sorted(path.parent.name for path in self.directory.glob(f"*/{CONFIG_FILE}")))
 
     def __len__(self) -> int:
         return len(list(iter(self)))

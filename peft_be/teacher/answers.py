@@ -61,6 +61,13 @@ class AnswerSettings:
         if self.num_answers > 1 and self.temperature == 0.0:
             raise ValueError("Several answers a query need sampling: set the answers' temperature above 0.")
 
+    @property
+    def sampling(self) -> dict:
+        """What `generate` is told of the sampling."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
 
 def common_prefix_length(sequences: list[list[int]]) -> int:
     """Number of leading ids that all sequences share, at least one id of each left over."""
@@ -113,9 +120,6 @@ def generate_answers(
         `ValueError`: a prompt and its answer are longer than the model's context.
     """
     check_prompts(model, prompts, settings.max_new_tokens)
-    sampling = {"do_sample": False}
-    if settings.temperature > 0:
-        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     stop_ids, own = _stop_ids(model), model.generation_config
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
@@ -123,7 +127,7 @@ def generate_answers(
         eos_token_id=sorted(stop_ids),
         pad_token_id=pad_token_id,
         suppress_tokens=own.suppress_tokens,
-        **sampling,
+        **settings.sampling,
     )
     shared = prefix.length if prefix else 0
 
@@ -215,15 +219,15 @@ def check_finite(states: Iterable[torch.Tensor]) -> None:
     """Raises a `FloatingPointError` where a hidden state is not a finite number: nothing could be learned from it."""
     if not all(state.isfinite().all() for state in states):
         raise FloatingPointError(
-            "The model's hidden states are not finite numbers: its weights are damaged, or their dtype is too narrow. Load it "
-            "in float32 or bfloat16, or use another copy."
+            "The model's hidden states are not finite numbers: its weights are damaged, or their dtype is too narrow. "
+            "Load it in float32 or bfloat16, or use another copy."
         )
 
 
 def weights_sha256(model: PreTrainedModel) -> str:
     """
-    SHA-256 of the names, shapes and dtypes of all weights, of a sample of each, and of the sum of its bits. A sample alone misses what
-    is changed beside it. Learned rows are not counted.
+    SHA-256 of the names, shapes and dtypes of all weights, of a sample of each, and of the sum of its bits. A sample
+    alone misses what is changed beside it. Learned rows are not counted.
     """
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
@@ -265,8 +269,9 @@ def cached_answers(
     same of the same model again.
 
     Args:
-        directory (`str` or `os.PathLike`): folder of the [`AnswerCache`]s. The one of [`teacher_cache_dir`] has a size limit.
-        gold (`list[list[int]]`, *optional*): token ids of given answers, in the place of the model's own.
+        directory (`str` or `os.PathLike`): folder of the [`AnswerCache`]s. The one of [`teacher_cache_dir`] has a size
+            limit.
+        gold (`list[list[int]]`, *optional*): token ids of given answers, instead of the model's own.
 
     The other arguments are those of [`generate_answers`].
     """

@@ -1,4 +1,6 @@
-"""The teacher's answers on disk: written so that a crash or a second process spoils nothing, and kept below a limit."""
+"""
+The teacher's answers on disk: written so that a crash or a second process spoils nothing, and kept below a limit.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import read_json, write_json
+from ..files import os_reason, read_json, write_json
 from ..models import cache_dir
 
 
@@ -27,7 +29,7 @@ from ..models import cache_dir
 LIMIT_VARIABLE = "PEFT_BE_CACHE_LIMIT"
 DEFAULT_LIMIT = "8GB"
 ABOUT = "about.json"
-# Seconds after which nobody is writing a file any more that has not got its name
+# Seconds after which a file that still has no final name belongs to a process that was killed
 LONGEST_WRITE = 3600
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -68,16 +70,17 @@ class CacheEntry:
 
 class AnswerCache:
     """
-    Answers on disk, under a key of everything that changes them. Written batch by batch, so that an interrupted run goes
-    on where it stopped. The hidden states that it gives back are mapped from the files: they are read when a step needs
-    them, and may be larger than the memory. Each file has a checksum, and one that does not match counts as missing.
+    Answers on disk, under a key of everything that changes them. Written batch by batch, so that an interrupted run
+    goes on where it stopped. The hidden states that it gives back are mapped from the files: they are read when a step
+    needs them, and may be larger than the memory. Each file has a checksum, and one that does not match counts as
+    missing.
 
     Args:
         directory (`str` or `os.PathLike`): the folder of all caches.
         key (`dict`): JSON-serialisable description; equal keys mean equal answers.
         about (`str`, *optional*, defaults to `""`): what the answers are, for whoever looks into the cache.
-        limit (`int`, *optional*): bytes that all caches in `directory` may take; `None` sets no limit. What was used least
-            recently goes first, and what a process is reading or writing stays.
+        limit (`int`, *optional*): bytes that all caches in `directory` may take; `None` sets no limit. What was used
+            least recently goes first, and what a process is reading or writing stays.
     """
 
     def __init__(self, directory: str | os.PathLike, key: dict, about: str = "", limit: int | None = None):
@@ -90,8 +93,8 @@ class AnswerCache:
     def in_use(self) -> Iterator[None]:
         """Context in which no process deletes the answers to make room."""
         lock = FileLock(self.directory / ".lock")
-        # A folder that cannot be written may still be read. And another process that works on the same answers keeps them,
-        # too: there is no need to wait for it, for each file appears whole or not at all
+        # A folder that cannot be written may still be read. And another process that works on the same answers keeps
+        # them, too: there is no need to wait for it, for each file appears whole or not at all
         with contextlib.suppress(Timeout, OSError):
             self.directory.mkdir(parents=True, exist_ok=True)
             if not (self.directory / ABOUT).is_file():
@@ -134,10 +137,17 @@ class AnswerCache:
             "hidden": torch.cat([a.hidden for a in answers]).cpu().contiguous(),
         }
         part = self._path(number).with_suffix(f".{os.getpid()}.part")
-        with self._writing(part):
+        try:
             self.directory.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, metadata={"checksum": self._checksum(number, tensors)})
             os.replace(part, self._path(number))
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise OSError(
+                f"The teacher's cache '{self.directory.parent}' cannot be written ({os_reason(error)}): make room, "
+                "for instance with peft-be cache --clear, or set PEFT_BE_CACHE to another folder."
+            ) from error
         if self.limit is not None:
             make_room(self.directory.parent, self.limit, keep=self.directory)
 
@@ -151,23 +161,6 @@ class AnswerCache:
             value = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), value)
             value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), value)
         return f"{value:08x}"
-
-    @contextlib.contextmanager
-    def _writing(self, part: Path | None = None) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            if part is not None:
-                part.unlink(missing_ok=True)
-            reason = (
-                error.strerror
-                if isinstance(error, OSError)
-                else str(error).split("I/O error: ")[-1].partition(" (os error")[0]
-            )
-            raise OSError(
-                f"The teacher's cache '{self.directory.parent}' cannot be written ({reason}): make room, for instance with peft-be "
-                "cache --clear, or set PEFT_BE_CACHE to another folder."
-            ) from error
 
 
 def teacher_cache_dir() -> Path:

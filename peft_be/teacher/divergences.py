@@ -35,8 +35,8 @@ def answer_divergences(
         batch_size, pad_token_id, prefix, on_progress: as in [`answer_states`].
 
     Returns:
-        `tuple[list[Answer], list[torch.Tensor]]`: the answers with the model's hidden states, and for each of them the KL of
-            its tokens, in double precision.
+        `tuple[list[Answer], list[torch.Tensor]]`: the answers with the model's hidden states, and for each of them the
+            KL of its tokens, in double precision.
 
     Raises:
         `FloatingPointError`: a KL is not a finite number.
@@ -46,7 +46,7 @@ def answer_divergences(
     kl = [divergence(s.hidden, t.hidden.to(s.hidden), head).cpu().double() for s, t in zip(states, teacher)]
     if not all(values.isfinite().all() for values in kl):
         raise FloatingPointError(
-            "The KL to the full prompt is not a finite number: the model's weights are damaged, or their dtype is too narrow. Load "
-            "it in float32 or bfloat16, or use another copy."
+            "The KL to the full prompt is not a finite number: the model's weights are damaged, or their dtype is too "
+            "narrow. Load it in float32 or bfloat16, or use another copy."
         )
     return states, kl

@@ -110,7 +110,7 @@ class SharedPrefix:
         return prefix
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache for the tokens behind the prefix. Valid inside [`~SharedPrefix.attached`] only."""
+        """An empty cache for the tokens after the prefix. Valid inside [`~SharedPrefix.attached`] only."""
         cache = DynamicCache()
         cache.layers = [_SuffixLayer(self.length) for _ in self.keys]
         return cache
@@ -128,7 +128,7 @@ class SharedPrefix:
             model.set_attn_implementation(before)
 
     def _attention(self, module, query, key, value, attention_mask, scaling, **kwargs):
-        # query: [B, H, S, D]; key, value: [B, K, L, D], the tokens behind the prefix; mask: [B, 1, S, P + L] or None
+        # query: [B, H, S, D]; key, value: [B, K, L, D], the tokens after the prefix; mask: [B, 1, S, P + L] or None
         prefix_key, prefix_value = self.keys[module.layer_idx], self.values[module.layer_idx]
         batch, heads, length, dim = query.shape
         kv_heads = key.shape[1]

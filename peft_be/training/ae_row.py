@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_config, rows_of
+from ..adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from ..base_weights import check_weights, same_weights, weights_fingerprint
 from ..prompting import tokenizer_fingerprint
 from ..tuner import BETokenConfig
+from ..tuner.checks import read_rows
 
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "ae"
@@ -33,13 +34,14 @@ def load_ae_row(
 
     Raises:
         `FileNotFoundError`: the folder holds no adapter.
-        `ValueError`: the adapter has no [AE] row, is damaged, or belongs to another backbone, other weights or another tokenizer.
+        `ValueError`: the adapter has no [AE] row, is damaged, or belongs to another backbone, other weights or another
+            tokenizer.
     """
     directory = Path(directory)
     if not (directory / WEIGHTS_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"There is no [AE] adapter in '{directory}': train one with peft-be pretrain-ae.")
     config = read_config(directory)
-    row = rows_of(directory, config).get("ae")
+    row = read_rows(directory / WEIGHTS_FILE, config).get("ae")
     if row is None:
         raise ValueError(f"The adapter in '{directory}' has no [AE] row: it is a [BE] adapter.")
     width = model.get_input_embeddings().weight.shape[1]

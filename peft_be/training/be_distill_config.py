@@ -72,7 +72,8 @@ class BEDistillConfig(SFTConfig):
             Factor on the start rows. `None` measures [`residual_growth`], which makes them as long as the hidden states
             between the layers; `1.0` leaves them as long as embeddings are.
         full_matrix (`bool`, *optional*, defaults to `True`):
-            Train with [`GGT`] in the place of the optimizer `optim`; betas and weight decay are `optim`'s and play no part then.
+            Train with [`GGT`] instead of the optimizer `optim`; betas and weight decay are `optim`'s and play no part
+            then.
         learning_rate (`float`, *optional*):
             The highest learning rate, in units of the start rows' root mean square: what a step adds to a row's numbers.
             `None` is 0.05 for [`GGT`] and 0.2 for `optim`, whose steps point in worse directions and partly cancel.
@@ -98,7 +99,7 @@ class BEDistillConfig(SFTConfig):
     init_text: str | None = field(default=None, metadata={"help": "The text of init='text'."})
     init_scale: float | None = field(default=None, metadata={"help": "Factor on the start rows; None measures one."})
 
-    full_matrix: bool = field(default=True, metadata={"help": "Train with GGT in the place of `optim`."})
+    full_matrix: bool = field(default=True, metadata={"help": "Train with GGT instead of `optim`."})
     learning_rate: float | None = field(default=None, metadata={"help": "In units of the start rows' RMS."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
     warmup_steps: float = field(default=10, metadata={"help": "Steps (or share of all steps) of linear warm-up."})

@@ -46,15 +46,17 @@ logger = logging.getLogger(__name__)
 CALIBRATION_QUERY = "What would you like to talk about today, and why?"
 # Answers shown before the training
 PREVIEWS = 3
-# A prompt whose absence changes less is hardly there: its own examples or paragraphs in another order changed 0.003 to 0.017
-# nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (docs/study.md)
+# A prompt whose absence changes less is hardly there: its own examples or paragraphs in another order changed 0.003 to
+# 0.017 nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (docs/study.md)
 LITTLE_KL = 0.02
 
 
 def teacher_prompts(
     base: PreTrainedModel, renderer: PromptRenderer, queries: list, max_answer_length: int
 ) -> list[list[int]]:
-    """What the teacher reads: each query behind the full prompt. Raises a `ValueError` where the context is too short."""
+    """
+    What the teacher reads: each query after the full prompt. Raises a `ValueError` where the context is too short.
+    """
     prompts = [renderer.full(query) for query in queries]
     check_prompts(base, prompts, max_answer_length)
     return prompts
@@ -80,8 +82,8 @@ class BEDistillTrainer(RowTrainer):
             step takes a batch of each prompt's queries, and each prompt's rows become what they would have become
             alone (see [`compress_prompts`], which also chooses each prompt's checkpoint).
         train_dataset ([`~datasets.Dataset`] or `Iterable`, *optional*):
-            Queries, in a column `query` or in any other form that [`as_queries`] takes, and, in an optional column `answer`,
-            given answers to distil on instead of the teacher's own: texts, token ids, or `None` where the
+            Queries, in a column `query` or in any other form that [`as_queries`] takes, and, in an optional column
+            `answer`, given answers to distil on instead of the teacher's own: texts, token ids, or `None` where the
             teacher is to answer. With several prompts, a column `prompt_name` says whose query it is. Not needed if
             `kd_weight=0`.
         eval_dataset ([`~datasets.Dataset`] or `Iterable`, *optional*):
@@ -97,14 +99,15 @@ class BEDistillTrainer(RowTrainer):
         renderers (`dict[str, PromptRenderer]`): for each prompt, how its queries are written; a single prompt's name is
             `"default"`.
         failed (`dict[str, str]`): of several prompts, those that were given up since their loss was not finite, and why.
-        no_prompt_kl (`dict[str, float]`): for each prompt, the KL without a prompt on its validation queries; empty without
-            queries.
+        no_prompt_kl (`dict[str, float]`): for each prompt, the KL without a prompt on its validation queries; empty
+            without queries.
         stopped (`set[str]`): of several prompts, those that take no further part in the training.
 
     Raises:
         `ValueError`: an empty prompt, no queries though `kd_weight > 0`, a prompt that leaves no room in the context for
-            query and answer, no [AE] row though `kd_weight < 1`, a number of [BE] rows that several prompts cannot share, or
-            rows that could not learn, or not alone: a frozen, disabled or merged adapter, or an adapter of another method.
+            query and answer, no [AE] row though `kd_weight < 1`, a number of [BE] rows that several prompts cannot
+            share, or rows that could not learn, or not alone: a frozen, disabled or merged adapter, or an adapter of
+            another method.
 
     Example:
 
@@ -191,8 +194,8 @@ class BEDistillTrainer(RowTrainer):
         self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
         if not 0 < self._start_rms < math.inf:
             raise FloatingPointError(
-                f"The start rows have a root mean square of {self._start_rms}, and nothing can learn from there: the model's "
-                "embeddings are damaged, or init=None goes on from rows that were never set."
+                f"The start rows have a root mean square of {self._start_rms}, and nothing can learn from there: the "
+                "model's embeddings are damaged, or init=None goes on from rows that were never set."
             )
         self._reconstruction = {}
         if args.kd_weight < 1:
@@ -297,17 +300,17 @@ class BEDistillTrainer(RowTrainer):
         if value < LITTLE_KL:
             of = f" of '{name}'" if self._named else ""
             warnings.warn(
-                f"The prompt{of} changes little: without it, the model gives the teacher's answers to the validation queries with a KL "
-                f"of {value:.4f} nats a token. The same prompt with its parts in another order has as much ({LITTLE_KL} at the most, "
-                "where it was measured), so that [BE] can learn little. The model may be too weak to follow the prompt, or "
-                "the queries do not touch on what it says.",
+                f"The prompt{of} changes little: without it, the model gives the teacher's answers to the validation "
+                f"queries with a KL of {value:.4f} nats a token. Another order of a prompt's parts changes as much "
+                f"({LITTLE_KL} at the most, where it was measured), so there is little for [BE] to learn. The model "
+                "may be too weak to follow the prompt, or the queries do not touch on what it says.",
                 stacklevel=1,
             )
 
     def preview(self) -> list[dict]:
         """
-        What [BE] is to imitate: the teacher's answers to the first training queries, of the first prompt if there are several,
-        and the model's answers without a prompt. Changes no random numbers.
+        What [BE] is to imitate: the teacher's answers to the first training queries, of the first prompt if there are
+        several, and the model's answers without a prompt. Changes no random numbers.
 
         Returns:
             `list[dict]`: the texts `full` and `no_prompt`, and their `query`. Empty for a training without queries.
@@ -376,7 +379,7 @@ class BEDistillTrainer(RowTrainer):
         )
 
     def _answer_ids(self, base: PreTrainedModel, answer: str | list[int], args: BEDistillConfig) -> list[int]:
-        """Token ids of a given answer; a text has the end-of-turn token behind it."""
+        """Token ids of a given answer; a text has the end-of-turn token after it."""
         if isinstance(answer, str):
             eos = base.generation_config.eos_token_id
             eos = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
@@ -391,7 +394,7 @@ class BEDistillTrainer(RowTrainer):
         (`init=None`) with these token ids in the column `answer` is on-policy.
 
         Args:
-            queries (`list`): what to answer, behind [BE].
+            queries (`list`): what to answer, after [BE].
             name (`str`, *optional*, defaults to `"default"`): of several prompts, whose [BE].
             on_progress (`Callable[[int, int], None]`, *optional*): called with the queries answered and their total.
         """
@@ -416,8 +419,8 @@ class BEDistillTrainer(RowTrainer):
 
         Args:
             name (`str`): the prompt.
-            training (`dict`): figures for the model card: `steps`, `train_queries`, `validation_queries`, `validation_kl`,
-                `validation_kl_no_prompt`.
+            training (`dict`): figures for the model card: `steps`, `train_queries`, `validation_queries`,
+                `validation_kl`, `validation_kl_no_prompt`.
         """
         return {
             **self._origin,
@@ -540,8 +543,8 @@ class BEDistillTrainer(RowTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
         KL at temperature 1, mean over the held-out answers' tokens; without queries, the reconstruction loss. With several
-        prompts, that of each, `eval_kl_NAME`, and their mean. Beside the KL of the validation queries, that of no prompt on
-        them, and the gap closed.
+        prompts, that of each, `eval_kl_NAME`, and their mean. Beside the KL of the validation queries, that of no
+        prompt on them, and the gap closed.
         """
         model = self._wrap_model(self.model, training=False)
         was_training = model.training

@@ -37,7 +37,7 @@ class ProgressCallback(TrainerCallback):
 
 class StopOnInterrupt(TrainerCallback):
     """
-    Ends training behind the current step on Ctrl-C, with a checkpoint. A second Ctrl-C ends it at once.
+    Ends training after the current step on Ctrl-C, with a checkpoint. A second Ctrl-C ends it at once.
 
     Attributes:
         interrupted (`bool`): whether it happened.
@@ -62,7 +62,7 @@ class StopOnInterrupt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def release(self) -> None:
-        """Behind training, however it ended: Ctrl-C does again what it did before."""
+        """After training, however it ended: Ctrl-C does again what it did before."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 

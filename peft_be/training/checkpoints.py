@@ -22,9 +22,9 @@ def last_checkpoint(directory: str | os.PathLike, needs_all: bool = False) -> st
     """
     The newest checkpoint that training can go on from, or `None`. Those that are of no use are deleted.
 
-    The trainer writes its state last: a checkpoint without one was cut off while it was written. One that is damaged in another
-    way is left out with a warning, and so is one whose best rows are in a damaged or missing checkpoint: the trainer would
-    go on without them in silence.
+    The trainer writes its state last: a checkpoint without one was cut off while it was written. One that is damaged
+    in another way is left out with a warning, and so is one whose best rows are in a damaged or missing checkpoint:
+    the trainer would go on without them in silence.
 
     Args:
         directory (`str` or `os.PathLike`): the trainer's output folder.

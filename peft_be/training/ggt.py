@@ -6,7 +6,7 @@ import torch
 class GGT(torch.optim.Optimizer):
     r"""
     Full-matrix adaptive steps (GGT, arXiv 1806.02958), for parameters that are a few rows: Adam with the whole matrix of second
-    moments in the place of its diagonal, and steps of a given length.
+    moments instead of its diagonal, and steps of a given length.
 
     The gradients of a [BE] row share a few directions: of what 32 answers ask for, 16 directions hold nine tenths. Adam looks
     at each coordinate alone. It brings all `d` of them to the same size, also those in which there is nothing but the

@@ -50,8 +50,8 @@ def check_learning_rows(model: PeftModel, kind: str) -> str:
     config, layer = model.peft_config[name], model.get_input_embeddings()
     if kind == "[BE]" and not config.num_be_tokens:
         raise ValueError(
-            f"Adapter '{name}' holds an [AE] row only, and [BE] is to be trained: put a [BE] adapter on the base model, and give "
-            "it this row by set_ae_row."
+            f"Adapter '{name}' holds an [AE] row only, and [BE] is to be trained: put a [BE] adapter on the base "
+            "model, and give it this row by set_ae_row."
         )
     if kind == "[AE]" and not config.use_ae_token:
         raise ValueError(
@@ -59,8 +59,8 @@ def check_learning_rows(model: PeftModel, kind: str) -> str:
         )
     if kind == "[AE]" and config.num_be_tokens:
         raise ValueError(
-            f"The [AE] row of adapter '{name}' stays as it is beside [BE] rows: train it in an adapter of its own, with "
-            "BETokenConfig(num_be_tokens=0, use_ae_token=True)."
+            f"The [AE] row of adapter '{name}' stays as it is beside [BE] rows: train it in an adapter of its own, "
+            "with BETokenConfig(num_be_tokens=0, use_ae_token=True)."
         )
     if layer.merged:
         raise ValueError(f"Adapter {', '.join(layer.merged_adapters)} is merged: call model.unmerge_adapter() first.")
@@ -68,20 +68,25 @@ def check_learning_rows(model: PeftModel, kind: str) -> str:
         raise ValueError(
             "The adapters are disabled, so that no row would learn: train outside of model.disable_adapter()."
         )
-    container = layer.be_token_embedding if kind == "[BE]" else layer.be_token_ae_embedding
-    rows = container[name].weight
+    rows = rows_of(model, name, kind)
     if not rows.requires_grad:
         raise ValueError(
-            f"Adapter '{name}' is frozen, so that no row would learn: load it with PeftModel.from_pretrained(base, adapter, "
-            "is_trainable=True), or call model.set_adapter for it."
+            f"Adapter '{name}' is frozen, so that no row would learn: load it with PeftModel.from_pretrained(base, "
+            "adapter, is_trainable=True), or call model.set_adapter for it."
         )
     others = [n for n, parameter in model.named_parameters() if parameter.requires_grad and parameter is not rows]
     if others:
         raise ValueError(
-            f"The base stays as it is while rows learn, and {len(others)} other weights would learn too, such as {others[0]}: "
-            "call requires_grad_(False) on them."
+            f"The base stays as it is while rows learn, and {len(others)} other weights would learn too, such as "
+            f"{others[0]}: call requires_grad_(False) on them."
         )
     return name
+
+
+def rows_of(model: PeftModel, adapter: str, kind: str) -> torch.nn.Parameter:
+    """The parameter with the `"[BE]"` or the `"[AE]"` rows of an adapter."""
+    layer = model.get_input_embeddings()
+    return (layer.be_token_embedding if kind == "[BE]" else layer.be_token_ae_embedding)[adapter].weight
 
 
 class RowsMove(TrainerCallback):

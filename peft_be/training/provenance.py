@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_weights import check_plain, weights_fingerprint
@@ -14,7 +11,10 @@ from ..versions import versions
 
 
 def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """What rows belong to: the base model's revision, fingerprints of weights, tokenizer and template, and the versions used."""
+    """
+    What rows belong to: the base model's revision, fingerprints of weights, tokenizer and template, and the versions
+    used.
+    """
     check_plain(model, rows_allowed=True)
     return {
         "base_model_revision": getattr(model.config, "_commit_hash", None),
@@ -31,14 +31,10 @@ def stage_name(kd_weight: float) -> str:
 
 def best_figures(metric: str, value: float, step: int, kl_no_prompt: float | None) -> dict:
     """
-    What a report says of the rows that were kept: the value by which they were chosen and its step, and of a KL, that of no prompt
-    on the same queries and the gap closed.
+    What a report says of the rows that were kept: the value by which they were chosen and its step, and of a KL, that
+    of no prompt on the same queries and the gap closed.
     """
     figures = {metric: value, "step": step}
     if metric == "kl" and kl_no_prompt is not None:
         figures |= {"kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap_closed(value, kl_no_prompt)}
     return figures
-
-
-def sha256(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

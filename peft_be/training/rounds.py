@@ -1,4 +1,4 @@
-"""The main training and, behind it, rounds on answers that the student wrote itself."""
+"""The main training and, after it, rounds on answers that the student wrote itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Rounds:
         steps (`int`): all that were made.
         best (`dict`): see [`best_figures`].
         log (`list[dict]`): steps go on from one round to the next.
-        written (`list[tuple[int, list[int]]]`): what the student wrote behind the last one: indices of training queries, and ids.
+        written (`list[tuple[int, list[int]]]`): what the student wrote after the last one: indices of training
+            queries, and ids.
         provenance (`dict`): of the rows, see [`BETokenConfig`].
     """
 
@@ -54,8 +55,8 @@ class Rounds:
     @classmethod
     def resume(cls, folder: Path, peft_model: PeftModel) -> Rounds:
         """
-        What `folder` has of an interrupted run; the model gets its rows. A damaged record counts as none: the trainings before
-        it are taken from their last checkpoints.
+        What `folder` has of an interrupted run; the model gets its rows. A damaged record counts as none: the
+        trainings before it are taken from their last checkpoints.
         """
         try:
             done = cls(**read_json(folder / cls.RECORD, "record of the rounds", dict))
@@ -131,7 +132,7 @@ def train_rounds(
             on_preview(trainer.preview())
         if budget.seconds is not None:
             if not is_measured:
-                # What is left is for the rounds behind this training, too
+                # What is left is for the rounds after this training, too
                 share = ROUND_SHARE if number else 1.0
                 share /= share + ROUND_SHARE * (on_policy_rounds - number)
                 fitting = {**fitting, stage: steps_in_time(trainer, share * budget.left())}

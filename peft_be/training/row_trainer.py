@@ -20,7 +20,7 @@ from ..hub import push_adapters
 from ..memory import freed_memory_kept
 from ..quantised import keep_backward
 from ..tuner.card import CARD_FILE
-from .learning_rows import RowsMove, check_learning_rows
+from .learning_rows import RowsMove, check_learning_rows, rows_of
 
 
 # Attention scores of a batch, per head and layer, up to which they are kept for the backward pass
@@ -32,9 +32,9 @@ _WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 @contextlib.contextmanager
 def base_configs_kept(model: PeftModel) -> Iterator[None]:
     """
-    Context after which the configurations of the base model are as they were. transformers and TRL write the tokenizer's
-    special ids and `use_cache` into them. The base is not theirs: with other stop ids, the next training on it in the
-    same process would have another teacher than one in a process of its own.
+    Context after which the configurations of the base model are as they were. transformers and TRL write the
+    tokenizer's special ids and `use_cache` into them. The base is not theirs: with other stop ids, the next training
+    on it in the same process would have another teacher than one in a process of its own.
     """
     base = model.get_base_model()
     owners = [base.config, base.config.get_text_config(), base.generation_config]
@@ -77,15 +77,13 @@ class RowTrainer(SFTTrainer):
         if args.push_to_hub and Path(base).is_dir():
             raise ValueError(
                 f"push_to_hub=True uploads while training, and the base model is the folder '{base}', which nobody else has: load "
-                "it by its Hub id, or call push_to_hub(base_model=...) behind the training."
+                "it by its Hub id, or call push_to_hub(base_model=...) after the training."
             )
         keep_backward(model)
         rows = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         with base_configs_kept(model):
             super().__init__(model=model, **kwargs)
-        layer = model.get_input_embeddings()
-        container = layer.be_token_embedding if self._learns == "[BE]" else layer.be_token_ae_embedding
-        self._rows_move = RowsMove(container[adapter].weight)
+        self._rows_move = RowsMove(rows_of(model, adapter, self._learns))
         self.add_callback(self._rows_move)
         # On a quantised base TRL rounds what learns to bfloat16, in which small updates are lost. Rows are read in the base's dtype
         for name, parameter in model.named_parameters():
@@ -125,14 +123,15 @@ class RowTrainer(SFTTrainer):
         Raises:
             `ValueError`: no row can learn, or none has moved by the end.
         """
-        check_learning_rows(self.accelerator.unwrap_model(self.model), self._learns)
         model = self.accelerator.unwrap_model(self.model)
+        check_learning_rows(model, self._learns)
         with base_configs_kept(model), freed_memory_kept(self.args.device):
             output = super().train(*args, **kwargs)
         if self._rows_move.moved is False:
             raise ValueError(
-                f"Nothing was learned: in {self.state.global_step} steps with learning rate {self.args.learning_rate:g}, the "
-                "rows have not moved. Raise the learning rate, or use a wider dtype for the base model."
+                f"Nothing was learned: in {self.state.global_step} steps with learning rate "
+                f"{self.args.learning_rate:g}, the rows have not moved. Raise the learning rate, or use a wider dtype "
+                "for the base model."
             )
         self._record_provenance()
         return output
@@ -229,7 +228,7 @@ class RowCollator:
     Makes a batch of rows with `input_ids` and `labels`. For each labelled token in row order there is `teacher_hidden`, and
     `prompt`, the number of the prompt that it belongs to, if the rows have them.
 
-    Rows are padded on the right. That needs no attention mask: behind the last real token, causal attention hides the
+    Rows are padded on the right. That needs no attention mask: after the last real token, causal attention hides the
     padding from every token that counts. Leaving the mask out keeps the fast causal kernels.
 
     Args:
@@ -273,7 +272,7 @@ def has_flash_attention(model: PreTrainedModel) -> bool:
 
 def final_hidden_states(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
-    Final hidden states `[B, S, d]`, behind the last norm, of a causal LM for a batch of [`RowCollator`].
+    Final hidden states `[B, S, d]`, after the last norm, of a causal LM for a batch of [`RowCollator`].
 
     Goes through the model's own `forward`, which DDP and FSDP need, and asks it for the logits of one position only.
     """

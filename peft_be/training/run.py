@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerState
 from transformers import ProgressCallback as ProgressBarCallback
 
-from ..files import read_json, write_json
+from ..files import os_reason, read_json, write_json
 from .callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
 from .checkpoints import last_checkpoint
 from .settings import as_json
@@ -28,29 +27,6 @@ from .settings import as_json
 PATIENCE = 5
 # What a disk that takes nothing more, or nothing at all, answers
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def read_records(path: Path) -> list[dict]:
-    """The records of [`append_record`]. One that was cut off while it was written is left out."""
-    records = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def append_record(path: Path, record: dict) -> None:
-    """Add a line of JSON to a file; one that was cut off in front of it is ended first."""
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(record).encode() + b"\n")
 
 
 class RunFolder:
@@ -68,18 +44,19 @@ class RunFolder:
     Args:
         directory (`str` or `Path`): the output folder.
         settings (`dict`): everything that changes the result, JSON-serialisable; a resumed run must have the same.
-        resume (`bool`, *optional*, defaults to `False`): go on with the unfinished run in the folder. If there is none, one is
-            begun, with a warning; if it is finished, `is_finished` says so. So a job can be started again and again
-            with the same arguments until it has succeeded.
-        overwrite (`bool`, *optional*, defaults to `False`): replace the run in the folder. It is deleted when the new one is
-            finished, and comes back if that fails before it has done any work.
+        resume (`bool`, *optional*, defaults to `False`): go on with the unfinished run in the folder. If there is
+            none, one is begun, with a warning; if it is finished, `is_finished` says so. So a job can be started again
+            and again with the same arguments until it has succeeded.
+        overwrite (`bool`, *optional*, defaults to `False`): replace the run in the folder. It is deleted when the new
+            one is finished, and comes back if that fails before it has done any work.
         defaults (`dict`, *optional*): the settings that hold where `settings` has none, see [`default_settings`].
 
     Attributes:
         settings (`dict`): those that hold: as asked, as the resumed run recorded them, or the defaults.
 
     Raises:
-        `FileExistsError`: the folder holds a finished run, an unfinished one, or other files, or another process is at work in it.
+        `FileExistsError`: the folder holds a finished run, an unfinished one, or other files, or another process is at
+            work in it.
         `ValueError`: the run to resume had other settings, its record is damaged, or it is to be overwritten as well.
         `OSError`: the folder cannot be written.
     """
@@ -140,7 +117,8 @@ class RunFolder:
         if self._is_begun:
             if not resume:
                 raise FileExistsError(
-                    f"'{self.directory}' holds an unfinished run: pass --resume to go on with it, or --overwrite to start again."
+                    f"'{self.directory}' holds an unfinished run: pass --resume to go on with it, or --overwrite to "
+                    "start again."
                 )
             self._check(self._read_settings())
             return
@@ -179,7 +157,10 @@ class RunFolder:
             raise OSError(f"The run in '{self.directory}' cannot write its files ({reason}). {hint}") from error
 
     def remember(self, name: str, value) -> None:
-        """Add a value that was found out on the way, and that a resumed run must not find out again. It is one of `FOUND`."""
+        """
+        Add a value that was found out on the way, and that a resumed run must not find out again. It is one of
+        `FOUND`.
+        """
         self.settings[name] = value
         write_json(self._settings_file, self.settings)
 
@@ -227,15 +208,15 @@ class RunFolder:
                 is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
                 values = "" if is_hash else f" ({self.settings.get(name)}, now {value})"
                 raise ValueError(
-                    f"The run in '{self.directory}' was started with another {name.replace('_', ' ')}{values}: use the same "
-                    "settings, or --overwrite."
+                    f"The run in '{self.directory}' was started with another {name.replace('_', ' ')}{values}: use "
+                    "the same settings, or --overwrite."
                 )
         unknown = record.keys() - defaults.keys() - self._asked.keys() - set(self.FOUND)
         if unknown:
             name = min(unknown)
             raise ValueError(
-                f"The run in '{self.directory}' was started with {name}={record[name]}, which is not set now or is unknown to "
-                "this version of peft_be: use the same settings and version, or --overwrite."
+                f"The run in '{self.directory}' was started with {name}={record[name]}, which is not set now or is "
+                "unknown to this version of peft_be: use the same settings and version, or --overwrite."
             )
 
     # The folder
@@ -303,13 +284,15 @@ class RunFolder:
         """Delete a run that lies over one that was set aside. Without its settings it counts as nothing."""
         self._settings_file.unlink(missing_ok=True)
         for path in self._entries():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _delete(path)
 
     def _clear_work(self) -> None:
-        """Delete the work in progress, its settings last: a folder with some work and no settings would be nobody's."""
+        """
+        Delete the work in progress, its settings last: a folder with some work and no settings would be nobody's.
+        """
         for path in self.work.iterdir():
             if path != self._settings_file:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _delete(path)
         self._settings_file.unlink(missing_ok=True)
         self.work.rmdir()
 
@@ -323,13 +306,22 @@ class RunFolder:
             raise OSError(f"The output folder '{self.directory}' cannot be written: {error.strerror}.") from error
 
 
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def unwritable_reason(error: BaseException | None) -> str | None:
-    """Why the disk took no more, if that is what went wrong: safetensors and torch have exceptions of their own for it."""
+    """
+    Why the disk took no more, if that is what went wrong: safetensors and torch have exceptions of their own for it.
+    """
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        return error.strerror
+        return os_reason(error)
     text = str(error)
     if isinstance(error, SafetensorError) and "I/O error" in text:
-        return text.split("I/O error: ")[-1].partition(" (os error")[0]
+        return os_reason(error)
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
         return "is the disk full?"
     return None
@@ -337,8 +329,8 @@ def unwritable_reason(error: BaseException | None) -> str | None:
 
 def failure(error: Exception) -> str:
     """
-    Why one part of a run failed, in a line; the other parts go on, after what it held of the memory is given back. A disk that
-    takes nothing more is nobody's failure: the error is raised again, for the run can be resumed later.
+    Why one part of a run failed, in a line; the other parts go on, after what it held of the memory is given back. A
+    disk that takes nothing more is nobody's failure: the error is raised again, for the run can be resumed later.
     """
     if unwritable_reason(error):
         raise error
@@ -354,7 +346,7 @@ def failure(error: Exception) -> str:
 
 
 def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
-    """Report to `on_progress`, if there is one, in the place of the trainer's own printing."""
+    """Report to `on_progress`, if there is one, instead of the trainer's own printing."""
     if on_progress:
         trainer.add_callback(ProgressCallback(stage, on_progress))
         for printer in (PrinterCallback, ProgressBarCallback):
@@ -367,7 +359,7 @@ def train(trainer: Trainer, stage: str) -> list[dict]:
     trainer.add_callback(stop)
     if trainer.args.load_best_model_at_end:
         trainer.add_callback(Patience(PATIENCE))
-    # Without a limit, somebody chooses among all checkpoints at the end
+    # Where no checkpoint is deleted, the job chooses among all of them at the end
     checkpoint = last_checkpoint(trainer.args.output_dir, needs_all=trainer.args.save_total_limit is None)
     try:
         if checkpoint is None or not _restore_if_over(trainer, checkpoint):
@@ -382,8 +374,8 @@ def train(trainer: Trainer, stage: str) -> list[dict]:
 
 def _restore_if_over(trainer: Trainer, checkpoint: str) -> bool:
     """
-    Whether training had ended at a checkpoint; then the trainer is as it was at the end. Resumed from there, `Trainer.train`
-    would make a step more.
+    Whether training had ended at a checkpoint; then the trainer is as it was at the end. Resumed from there,
+    `Trainer.train` would make a step more.
     """
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     callbacks = [callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "is_over")]

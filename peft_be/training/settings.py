@@ -14,13 +14,14 @@ PLACES = ("answer_cache_dir", "output_dir", "report_to")
 
 def default_settings(settings: dict, function: Callable, config_class: type | None = None) -> dict:
     """
-    The values that the settings of a run have where nobody chose them. A run records them, so that it goes on with them after
-    an update that has others.
+    The values that the settings of a run have where nobody chose them. A run records them, so that an
+    update with other defaults does not change it half-way.
 
     Args:
         settings (`dict`): the settings of a run.
         function (`Callable`): the job, whose arguments have defaults.
-        config_class (`type`, *optional*): its configuration; the fields count that the class declares itself.
+        config_class (`type`, *optional*): its configuration, of which only the fields count that the
+            class itself declares.
     """
     parameters = inspect.signature(function).parameters.values()
     empty = inspect.Parameter.empty

@@ -109,7 +109,7 @@ def _add_metrics(directory: Path, config, dataset: str, metrics: dict[str, float
 
 def set_metrics(card: ModelCard, name: str, dataset: str, metrics: dict[str, float | None]) -> None:
     """
-    Put figures into a card's metadata, as results of the adapter called `name` on `dataset`, in the place of earlier ones
+    Put figures into a card's metadata, as results of the adapter called `name` on `dataset`, instead of earlier ones
     there. Figures that are `None` are left out.
     """
     others = [result for result in card.data.eval_results or [] if result.dataset_name != dataset]
@@ -222,7 +222,7 @@ answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_
 print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
 ```
 
-Behind `import peft_be`, the loaders of PEFT and transformers work, too. `renderer.be` writes the ids with [BE] (ids {ids}, slot
+After `import peft_be`, the loaders of PEFT and transformers work, too. `renderer.be` writes the ids with [BE] (ids {ids}, slot
 `{slot}`) in place of the prompt.
 
 ## Training

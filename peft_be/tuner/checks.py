@@ -1,4 +1,6 @@
-"""What an adapter's configuration and its file of rows must look like: whatever is saved or loaded is held against it."""
+"""
+What an adapter's configuration and its file of rows must look like: whatever is saved or loaded is held against it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from collections.abc import Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from ..files import shown
 
 
 BE_KEY, AE_KEY = "be_token_embedding.weight", "be_token_ae_embedding.weight"
@@ -30,37 +34,37 @@ def check_fields(config) -> None:
     k, ids = config.num_be_tokens, config.be_token_ids
     if not number(k, 0, MAX_ROWS + 1):
         raise ValueError(
-            f"num_be_tokens must not be negative, and be a whole number up to {MAX_ROWS}, got {_short(k)}."
+            f"num_be_tokens must not be negative, and be a whole number up to {MAX_ROWS}, got {shown(k)}."
         )
     if ids is not None and not isinstance(ids, (list, tuple)):
-        raise ValueError(f"be_token_ids must be a list of token ids, got {_short(ids)}.")
+        raise ValueError(f"be_token_ids must be a list of token ids, got {shown(ids)}.")
     for token_id in [*(ids or []), *([] if config.ae_token_id is None else [config.ae_token_id])]:
         if not number(token_id, 0, MAX_SIZE):
-            raise ValueError(f"Token ids must be non-negative integers below {MAX_SIZE}, got {_short(token_id)}.")
+            raise ValueError(f"Token ids must be non-negative integers below {MAX_SIZE}, got {shown(token_id)}.")
     for name in ("hidden_size", "vocab_size"):
         value = getattr(config, name)
         if value is not None and not number(value, 1, MAX_SIZE):
-            raise ValueError(f"{name} must be a positive whole number, got {_short(value)}.")
+            raise ValueError(f"{name} must be a positive whole number, got {shown(value)}.")
     scale = config.embed_scale
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < abs(scale) < math.inf:
-        raise ValueError(f"embed_scale must be a finite number other than 0, got {_short(scale)}.")
+        raise ValueError(f"embed_scale must be a finite number other than 0, got {shown(scale)}.")
     for name in ("use_ae_token", "save_ae_token"):
         if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name} must be true or false, got {_short(getattr(config, name))}.")
+            raise ValueError(f"{name} must be true or false, got {shown(getattr(config, name))}.")
     for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
         value = getattr(config, name)
         if value is not None and not isinstance(value, (str, os.PathLike)):
-            raise ValueError(f"{name} must be a text, got {_short(value)}.")
+            raise ValueError(f"{name} must be a text, got {shown(value)}.")
     targets = config.target_modules
     if targets is not None and not isinstance(targets, (str, list, tuple, set)):
-        raise ValueError(f"target_modules must be a text or a list of texts, got {_short(targets)}.")
+        raise ValueError(f"target_modules must be a text or a list of texts, got {shown(targets)}.")
     if config.provenance is not None and not isinstance(config.provenance, dict):
-        raise ValueError(f"provenance must be an object, got {_short(config.provenance)}.")
+        raise ValueError(f"provenance must be an object, got {shown(config.provenance)}.")
     training = (config.provenance or {}).get("training", {})
     if not isinstance(training, dict) or not all(
         isinstance(value, (int, float, type(None))) for value in training.values()
     ):
-        raise ValueError(f"provenance must have an object of numbers as its training, got {_short(training)}.")
+        raise ValueError(f"provenance must have an object of numbers as its training, got {shown(training)}.")
 
 
 def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
@@ -73,7 +77,8 @@ def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
         where (`str`): what the error message calls the file.
 
     Raises:
-        `ValueError`: a row is missing, has another shape or dtype or is not finite, or there is a tensor that is no row.
+        `ValueError`: a row is missing, has another shape or dtype or is not finite, or there is a tensor that is no
+            row.
     """
     expected = expected_shapes(config)
     shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
@@ -87,7 +92,8 @@ def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
 
 def read_rows(path: str | os.PathLike, config) -> dict[str, torch.Tensor]:
     """
-    Read an adapter's rows from its safetensors file. Nothing is loaded before the file's table of contents was found right.
+    Read an adapter's rows from its safetensors file. No tensor is loaded before the file's table of contents has
+    passed the check.
 
     Args:
         path (`str` or `os.PathLike`): the file.
@@ -130,7 +136,8 @@ def _check_shapes(found: dict[str, tuple], expected: dict[str, tuple[int, int | 
         if len(own) != 1 or not _fits(own[0][1], count, width):
             shape = own[0][1] if own else "none"
             raise ValueError(
-                f"The rows in {where} do not fit its configuration: expected {key} of shape {(count, width or 'd')}, found {shape}."
+                f"The rows in {where} do not fit its configuration: expected {key} of shape {(count, width or 'd')}, "
+                f"found {shape}."
             )
         if own[0][2] not in FLOATS and own[0][2] not in ("F64", "F32", "BF16", "F16"):
             raise ValueError(
@@ -139,8 +146,8 @@ def _check_shapes(found: dict[str, tuple], expected: dict[str, tuple[int, int | 
     foreign = foreign_tensors(found)
     if foreign:
         raise ValueError(
-            f"The adapter {where} holds {foreign[0]}, which is no row of [BE] or [AE]: an adapter with weights of another method, or a damaged "
-            "one. Train it on a base model without adapters."
+            f"The adapter {where} holds {foreign[0]}, which is no row of [BE] or [AE]: an adapter with weights of "
+            "another method, or a damaged one. Train it on a base model without adapters."
         )
     extra = [name for name in found if not any(f".{name}".endswith(f".{key}") for key in expected)]
     if extra:
@@ -149,12 +156,3 @@ def _check_shapes(found: dict[str, tuple], expected: dict[str, tuple[int, int | 
 
 def _fits(shape: tuple[int, ...], count: int, width: int | None) -> bool:
     return len(shape) == 2 and shape[0] == count and shape[1] == (width or shape[1]) and shape[1] > 0
-
-
-def _short(value) -> str:
-    """A value as an error message shows it: a file may hold a number of a thousand digits."""
-    try:
-        text = repr(value)
-    except ValueError:  # of more digits than Python writes
-        text = "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."

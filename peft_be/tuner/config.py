@@ -184,7 +184,8 @@ class BETokenConfig(PeftConfig):
         rows, the model card is written, too: PEFT has written an empty form by then.
 
         Raises:
-            `ValueError`: the file of rows holds anything else, such as a table that PEFT was asked to save. It is deleted.
+            `ValueError`: the file of rows holds anything else, such as a table that PEFT was asked to save. It is
+                deleted.
         """
         saved = self if self.saves_ae_token else replace(self, use_ae_token=False, ae_token_id=None)
         file = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
@@ -194,8 +195,8 @@ class BETokenConfig(PeftConfig):
             if foreign:
                 file.unlink()
                 raise ValueError(
-                    f"The adapter was not saved: {foreign[0]} is no row of [BE] or [AE]. Leave save_embedding_layers at its default, "
-                    "and train on a base model without other adapters."
+                    f"The adapter was not saved: {foreign[0]} is no row of [BE] or [AE]. Leave save_embedding_layers "
+                    "at its default, and train on a base model without other adapters."
                 )
         super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)
         if any((Path(save_directory) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):

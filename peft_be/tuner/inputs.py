@@ -1,4 +1,6 @@
-"""What is checked of the inputs of a base model that holds adapters, whichever loader of PEFT or transformers put them there."""
+"""
+Checks of what a base model with adapters is given to read, whichever loader of PEFT or transformers put them there.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .layer import BETokenEmbedding
 
 
 def add_input_checks(model: nn.Module) -> None:
-    """Checks what goes into `forward` and `generate` of a base model whose input embedding is a [`BETokenEmbedding`]."""
+    """
+    Checks what goes into `forward` and `generate` of a base model whose input embedding is a [`BETokenEmbedding`].
+    """
     if not hasattr(model, "get_input_embeddings"):
         return
     layer = model.get_input_embeddings()
@@ -70,16 +74,16 @@ def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
         return
     layer.expects_be = False
     warnings.warn(
-        f"The input holds none of the token ids {layer.be_token_ids[name].tolist()} of the active adapter '{name}', and the "
-        f"model answers as if the adapter were not there. Make the input with PromptRenderer.for_adapter(model.peft_config["
-        f"'{name}'], tokenizer).apply_chat_template(messages), or give the tokenizer that renderer's chat_template, for "
-        "instance for a pipeline.",
+        f"The input holds none of the token ids {layer.be_token_ids[name].tolist()} of the active adapter '{name}', "
+        "and the model answers as if the adapter were not there. Make the input with "
+        f"PromptRenderer.for_adapter(model.peft_config['{name}'], tokenizer).apply_chat_template(messages), or give "
+        "the tokenizer that renderer's chat_template, for instance for a pipeline.",
         stacklevel=1,
     )
 
 
 def _checked_generate(model: nn.Module, *args, **kwargs):
-    """`generate` of the model's class, after what it would end in torch's words for is refused in a sentence."""
+    """`generate` of the model's class, after a check for ids on which it would fail in torch's words."""
     generate = type(model).generate
     _check_generation(model, inspect.signature(generate).bind(model, *args, **kwargs).arguments)
     return generate(model, *args, **kwargs)
@@ -89,8 +93,8 @@ def _check_generation(model: nn.Module, arguments: dict) -> None:
     """
     Raises a `ValueError` for token ids that this way to generate cannot take.
 
-    Some look the ids of the input up among the logits, which ids beyond the vocabulary do not have, and an assistant model
-    reads the same ids as the model.
+    Some look the ids of the input up among the logits, which ids beyond the vocabulary do not have, and an assistant
+    model reads the same ids as the model.
     """
     layer, options = model.get_input_embeddings(), arguments.get("kwargs", {})
     ids = arguments.get("inputs", options.get("input_ids"))
@@ -121,6 +125,6 @@ def _check_generation(model: nn.Module, arguments: dict) -> None:
         beyond = [i for i in used if i >= limit and not (option == "assistant_model" and i in known)]
         if beyond:
             raise ValueError(
-                f"{option} cannot be used with token ids {beyond}, which lie beyond the vocabulary of {limit}: leave it out, "
-                "or give the adapter unused ids inside the vocabulary by assign_token_ids."
+                f"{option} cannot be used with token ids {beyond}, which lie beyond the vocabulary of {limit}: leave "
+                "it out, or give the adapter unused ids inside the vocabulary by assign_token_ids."
             )

@@ -104,8 +104,8 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
 
     def find_unused_adapter(self, x: torch.Tensor) -> str | None:
         """
-        The name of an adapter that a row of the batch `x` is to use and does not, since it holds no adapter's id. (An id of
-        an adapter that is not active is refused, or becomes NaN.)
+        The name of an adapter that a row of the batch `x` is to use and does not, since it holds no adapter's id. (An
+        id of an adapter that is not active is refused, or becomes NaN.)
         """
         without = ~torch.isin(x, torch.tensor(self.all_token_ids(), device=x.device)).any(-1)
         adapters = zip(self._adapters_of_rows(x), without.tolist())
@@ -120,8 +120,8 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
                 token_id = next((i for i in ids.tolist() if i in foreign), None)
                 if token_id is not None:
                     raise ValueError(
-                        f"Token id {token_id} belongs to adapter {name}, which is not active (active: {', '.join(names)}), call "
-                        "set_adapter to activate it or pass adapter_names."
+                        f"Token id {token_id} belongs to adapter {name}, which is not active (active: "
+                        f"{', '.join(names)}), call set_adapter to activate it or pass adapter_names."
                     )
 
     def _adapters_of_rows(self, x: torch.Tensor) -> list[list[str]]:
@@ -204,8 +204,8 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         except IndexError as error:
             token_id = next(i for i in x.flatten().tolist() if not 0 <= i < self.in_features)
             raise ValueError(
-                f"Token id {token_id} lies beyond the vocabulary of {self.in_features} and belongs to no adapter of the model: "
-                "make the input with the ids in peft_config."
+                f"Token id {token_id} lies beyond the vocabulary of {self.in_features} and belongs to no adapter of "
+                "the model: make the input with the ids in peft_config."
             ) from error
 
     def _place_rows(

@@ -39,7 +39,8 @@ def check_adapter_name(name: str) -> None:
     """Raises a `ValueError` for an adapter name that PEFT cannot keep in a model, or save in a folder of that name."""
     if not isinstance(name, str) or not re.fullmatch(r"[^./\\\x00]+", name) or name == "__base__":
         raise ValueError(
-            f"{name!r} cannot be the name of an adapter: use letters, digits, '-' and '_' ('__base__' is the base model)."
+            f"{name!r} cannot be the name of an adapter: use letters, digits, '-' and '_' ('__base__' is the base "
+            "model)."
         )
     # PEFT keeps adapters as attributes of such containers, and finds rows by the name of their weight
     if name == "weight" or any(hasattr(container(), name) for container in (nn.ModuleDict, BufferDict)):
@@ -78,11 +79,12 @@ class BETokenModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         """
-        Adds an adapter. Token ids that another adapter has are replaced by unused ones, as in `peft_config[adapter_name]` then.
+        Adds an adapter. Token ids that another adapter has are replaced by unused ones, as in
+        `peft_config[adapter_name]` then.
 
         Raises:
-            `ValueError`: The adapter does not fit the model, the model holds adapters of other methods, or the name cannot be
-                used.
+            `ValueError`: The adapter does not fit the model, the model holds adapters of other methods, or the name
+                cannot be used.
         """
         check_adapter_name(adapter_name)
         other = next(
@@ -90,8 +92,8 @@ class BETokenModel(BaseTuner):
         )
         if other is not None:
             raise ValueError(
-                f"The model holds an adapter of another method ({type(other).__name__}), and rows belong to plain weights: merge "
-                "it first, by merge_and_unload, and save the merged model as the base."
+                f"The model holds an adapter of another method ({type(other).__name__}), and rows belong to plain "
+                "weights: merge it first, by merge_and_unload, and save the merged model as the base."
             )
         config = self.peft_config[adapter_name]
         taken = self._token_ids_of_others(adapter_name)
@@ -103,15 +105,14 @@ class BETokenModel(BaseTuner):
                 be_token_ids=config.be_token_ids if taken.isdisjoint(config.be_token_ids or []) else None,
                 ae_token_id=config.ae_token_id if config.ae_token_id not in taken else None,
             )
-        asked = (
-            [] if config.vocab_size else config.token_ids
-        )  # by hand: a configuration that was on a model knows its size
+        # Ids that were written by hand: a configuration that was on a model knows its size
+        asked = [] if config.vocab_size else config.token_ids
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         token_ids = self.peft_config[adapter_name].token_ids
         if not set(asked) <= set(token_ids):
             warnings.warn(
-                f"Adapter '{adapter_name}' was to have the token ids {asked}, which another adapter has, and got {token_ids} "
-                f"instead: read them from model.peft_config['{adapter_name}'].",
+                f"Adapter '{adapter_name}' was to have the token ids {asked}, which another adapter has, and got "
+                f"{token_ids} instead: read them from model.peft_config['{adapter_name}'].",
                 stacklevel=1,
             )
 
@@ -288,8 +289,8 @@ class BETokenModel(BaseTuner):
         foreign = [key for key in entries if ".be_token_" not in key]
         if foreign:
             raise ValueError(
-                f"The model carries an adapter of another method ({foreign[0]}), which the rows were trained with: merge it into "
-                "the base model first (merge_and_unload), and train on that."
+                f"The model carries an adapter of another method ({foreign[0]}), which the rows were trained with: "
+                "merge it into the base model first (merge_and_unload), and train on that."
             )
         if config.saves_ae_token:
             return entries
@@ -303,8 +304,8 @@ class BETokenModel(BaseTuner):
         unplaced = [key for key in entries if key in state_dict]
         if unplaced:
             raise ValueError(
-                f"The adapter file holds its rows as {unplaced[0]}, and this model has no such embedding: the file is damaged, or "
-                "belongs to another architecture."
+                f"The adapter file holds its rows as {unplaced[0]}, and this model has no such embedding: the file is "
+                "damaged, or belongs to another architecture."
             )
         return entries
 

@@ -32,7 +32,7 @@ from safetensors import safe_open  # noqa: E402
 
 from peft_be import compress_prompt, compress_prompts, pretrain_ae  # noqa: E402
 from peft_be.baselines.compare import compare_methods  # noqa: E402
-from peft_be.compress_many import PromptJob  # noqa: E402
+from peft_be.manifest import PromptJob  # noqa: E402
 
 from ..prompting.chat_tokenizers import build_tokenizer  # noqa: E402
 from ..tiny import save_tiny_llama  # noqa: E402

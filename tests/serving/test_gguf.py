@@ -27,7 +27,8 @@ gguf = pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 from gguf import GGMLQuantizationType as Type  # noqa: E402
 from gguf.quants import dequantize, quantize  # noqa: E402
 
-from peft_be.serving.gguf import _q6_k, _read, _renders_alike  # noqa: E402
+from peft_be.serving.gguf import _q6_k, _read  # noqa: E402
+from peft_be.serving.tokens import renders_alike  # noqa: E402
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
@@ -239,7 +240,7 @@ def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_pa
         export_gguf(adapters, tmp_path / "other.gguf", tmp_path / "2.gguf")
     assert read(tmp_path / "2.gguf")[0]["tokenizer.chat_template"] == own
     for other in ("{{ raise_exception('No.') }}", "{% broken"):
-        assert not _renders_alike(smollm2_tokenizer, other)
+        assert not renders_alike(smollm2_tokenizer, other)
 
 
 def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):  # noqa: F811

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from peft_be import compress_prompt, compress_prompts, pretrain_ae
 from peft_be.compress import RECIPE
-from peft_be.compress_many import PromptJob
-from peft_be.training.run import RunFolder, append_record
+from peft_be.files import append_record
+from peft_be.manifest import PromptJob
+from peft_be.training.run import RunFolder
 
 from ..crashes.kills import watch_files
 from .test_run import OFTEN, OVERSHOOTING, content, finished

@@ -8,7 +8,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from peft_be import PromptJob, compress_prompt, compress_prompts
-from peft_be.compress_many import load_manifest
+from peft_be.manifest import load_manifest
 from peft_be.training import BEDistillConfig, BEDistillTrainer
 from peft_be.training.prompt_batches import PromptBatchSampler
 from peft_be.training.row_trainer import EpochLengthSampler

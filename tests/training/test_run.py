@@ -6,7 +6,8 @@ import pytest
 from safetensors.torch import load_file
 
 from peft_be import compress_prompt
-from peft_be.training.run import RunFolder, append_record, read_records
+from peft_be.files import append_record, read_records
+from peft_be.training.run import RunFolder
 
 from .test_stages import PROMPT
 

@@ -1,4 +1,6 @@
-"""What an audit asks. Each attack is a text; what stands for P, in the system turn or inside the text, is put in later."""
+"""
+What an audit asks. Each attack is a text; what stands for P, in the system turn or inside the text, is put in later.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ class Attack:
 
     Args:
         family (`str`): the kind of attack.
-        text (`str`): the user's turn, after a system turn with [BE]. A text with `{be}` holds [BE] itself, and there is no
-            system turn of the user's.
+        text (`str`): the user's turn, after a system turn with [BE]. A text with `{be}` holds [BE] itself, and there
+            is no system turn of the user's.
         opening (`str`, *optional*, defaults to `""`): what the answer is made to start with.
-        raw (`bool`, *optional*, defaults to `False`): whether the text goes to the model as it is, without a chat template.
+        raw (`bool`, *optional*, defaults to `False`): whether the text goes to the model as it is, without a chat
+            template.
     """
 
     family: str

@@ -1,4 +1,6 @@
-"""How much of a prompt can be read back from its [BE] rows, beside what the prompt itself and no prompt at all give away."""
+"""
+How much of a prompt can be read back from its [BE] rows, beside what the prompt itself and no prompt at all give away.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,8 @@ def audit_leakage(
     """
     Try to read P back from an adapter.
 
-    The same attacks go to the model with [BE], with the full prompt, which shows what could come out at best, and with no
-    prompt, which shows what the model says to them anyway. See [`LeakMeter`] for what is counted.
+    The same attacks go to the model with [BE], with the full prompt, which shows what could come out at best, and with
+    no prompt, which shows what the model says to them anyway. See [`LeakMeter`] for what is counted.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -58,8 +60,8 @@ def audit_leakage(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompt (`str` or `list[dict]`, *optional*):
-            P. Without it there is no full prompt to compare with, and the audit shows what [BE] makes the model say that
-            it does not say without a prompt.
+            P. Without it there is no full prompt to compare with, and the audit shows what [BE] makes the model say
+            that it does not say without a prompt.
         canaries (`Sequence[str]`, *optional*, defaults to `()`):
             Secrets that P holds, to look for in the answers in any case, spacing and punctuation.
         ae_row (`torch.Tensor` of shape `[1, d]`, *optional*):
@@ -84,13 +86,13 @@ def audit_leakage(
     Returns:
         `tuple[dict, list[Output]]`: the scores, and all that was written, what tells the most first. In the scores,
             `greedy` and `all` (greedy and sampled answers together) hold the figures of [`LeakMeter.measure`] for each
-            side; `families` has each family's `ngram_share`; `be_beyond_no_prompt` is the share of P's 4-grams that came
-            out with [BE] and not without a prompt; `reconstruction` has two of the [`reconstruction_scores`] of each
-            side; `nearest_tokens` the words nearest to each row; `recurring` what [BE] makes the model repeat.
+            side; `families` has each family's `ngram_share`; `be_beyond_no_prompt` is the share of P's 4-grams that
+            came out with [BE] and not without a prompt; `reconstruction` has two of the [`reconstruction_scores`] of
+            each side; `nearest_tokens` the words nearest to each row; `recurring` what [BE] makes the model repeat.
 
     Raises:
-        `ValueError`: a prompt that is not the adapter's, a canary that P does not contain or that is too short, settings out of range, or attacks that do not
-            fit into the context.
+        `ValueError`: a prompt that is not the adapter's, a canary that P does not contain or that is too short,
+            settings out of range, or attacks that do not fit into the context.
     """
     if num_samples < 0 or (num_samples and temperature <= 0):
         raise ValueError("Sampled answers need a temperature above 0, and there cannot be fewer than 0 of them.")
@@ -196,15 +198,12 @@ def _reconstructed(
         embeds = reconstruction_embeddings(base, tokenizer, forms.rows[side], ae_row, [])
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         for way, how in ways.items():
-            sampling = {"do_sample": False}
-            if how.temperature > 0:
-                sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
             config = GenerationConfig(
                 max_new_tokens=how.max_new_tokens,
                 num_return_sequences=how.num_answers,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id or 0,
-                **sampling,
+                **how.sampling,
             )
             with torch.random.fork_rng(), ExitStack() as stack:
                 torch.manual_seed(how.seed)

@@ -19,8 +19,8 @@ SIDES = {"full": "full prompt", "no_prompt": "no prompt", "be": "[BE]"}
 
 class Forms:
     """
-    Renders attacks against an adapter. P, if it is known, takes [BE]'s place wherever that stands: in the system turn or
-    inside the attack's text; with no prompt, that place is empty.
+    Renders attacks against an adapter. P, if it is known, takes [BE]'s place wherever that stands: in the system turn
+    or inside the attack's text; with no prompt, that place is empty.
 
     Args:
         model ([`~peft.PeftModel`]): the base model with the active BE_TOKEN adapter.

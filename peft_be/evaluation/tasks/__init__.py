@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ...data import read_rows
+from ...data import read_table
 from .bbh import BBH
 from .classification import Classification
 from .dialogue import DialoguePerplexity
@@ -51,7 +51,7 @@ def load_task(
 
     Args:
         name (`str`): a key of `TASKS`.
-        path (`str` or `os.PathLike`): a file with an item in each row, in any of the formats of [`read_rows`], such as
+        path (`str` or `os.PathLike`): a file with an item in each row, in any of the formats of [`read_table`], such as
             `.jsonl`; the fields are those that the task's class names.
         where (`dict`, *optional*): take only items with these values, such as `{"role": "Sherlock Holmes", "split": "test"}`.
         max_items (`int`, *optional*): take the first so many.
@@ -65,7 +65,7 @@ def load_task(
         raise ValueError(f"There is no task '{name}': choose one of {', '.join(TASKS)}.")
     items = [
         item
-        for _, item in read_rows(path, "file with the items of the task")
+        for _, item in read_table(path, "file with the items of the task")
         if all(item.get(field) == value for field, value in (where or {}).items())
     ]
     if not items:

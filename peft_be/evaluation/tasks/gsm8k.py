@@ -17,8 +17,8 @@ class GSM8K(AnswerTask):
     """
     Items have a `question`, and a number as `final`, or a solution that ends in `#### number` as `answer`.
 
-    Metrics: `flexible`, the score, is the last number of the answer, and `strict` the number behind "The answer is" or "The
-    final answer is"; each is 1 where it is the reference without `$`, commas and a full stop at the end.
+    Metrics: `flexible`, the score, is the last number of the answer, and `strict` the number after "The answer is" or
+    "The final answer is"; each is 1 where it is the reference without `$`, commas and a full stop at the end.
     """
 
     max_answer_length = 320

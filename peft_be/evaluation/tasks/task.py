@@ -98,11 +98,11 @@ class Task(ABC):
         batch_size: int,
     ) -> dict:
         """
-        Score the model behind given prompts.
+        Score the model after given prompts.
 
         Args:
             model, tokenizer, batch_size: As in [`evaluate_task`].
-            prompts (`list[list[int]]`): the queries behind the stand-in, as ids.
+            prompts (`list[list[int]]`): the queries after the stand-in, as ids.
             prefix ([`SharedPrefix`], *optional*): keys and values of what all `prompts` start with.
 
         Returns:

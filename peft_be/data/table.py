@@ -1,4 +1,4 @@
-"""Rows of a table: from JSON lines, a JSON list, CSV or Parquet, each with the place where it stands."""
+"""Tables: JSON lines, a JSON list, CSV or Parquet, row by row, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pyarrow.parquet import ParquetFile
 from ..files import MAX_LINE, capitalised, check_file, check_kind, read_json, read_json_lines, read_lines, shown
 
 
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
-def read_rows(path: str | os.PathLike, what: str, kind: type | None = dict) -> Iterator[tuple[str, Any]]:
+def read_table(path: str | os.PathLike, what: str, kind: type | None = dict) -> Iterator[tuple[str, Any]]:
     """
-    Read the rows of a file. Its suffix, in upper or lower case, says what it is.
+    Read a table. The suffix of the file, in upper or lower case, says what it is.
 
     Args:
         path (`str` or `os.PathLike`):
-            `.jsonl` or `.ndjson`: one JSON value a line. `.json`: a list of them, or one object a line. `.csv` or `.tsv`: a
-            table whose first line has the names of the columns. `.parquet`: a table.
+            `.jsonl` or `.ndjson`: one JSON value a line. `.json`: a list of them, or one object a line. `.csv` or
+            `.tsv`: a table whose first line has the names of the columns. `.parquet`: a table.
         what (`str`):
             What the file is, for error messages, such as `"query file"`.
         kind (`type`, *optional*, defaults to `dict`):
@@ -41,8 +41,8 @@ def read_rows(path: str | os.PathLike, what: str, kind: type | None = dict) -> I
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in ROW_SUFFIXES:
-        raise ValueError(f"Cannot read the {what} '{path}': its name must end in one of {', '.join(ROW_SUFFIXES)}.")
+    if suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"Cannot read the {what} '{path}': its name must end in one of {', '.join(TABLE_SUFFIXES)}.")
     if suffix in (".csv", ".tsv"):
         return _csv_rows(path, what, "\t" if suffix == ".tsv" else ",")
     if suffix == ".parquet":
@@ -73,8 +73,8 @@ def _json_rows(path: Path, what: str, kind: type | None) -> Iterator[tuple[str, 
 
 
 def _csv_rows(path: Path, what: str, delimiter: str) -> Iterator[tuple[str, dict]]:
-    # Python's own reader, for pandas and thus `datasets` guess types ("NA" is no text), and shift the cells of rows that
-    # are longer than the header
+    # Python's own reader, for pandas and thus `datasets` guess types ("NA" is no text), and shift the cells of rows
+    # that are longer than the header
     reader = csv.reader((line + "\n" for line in read_lines(path, what)), delimiter=delimiter, strict=True)
     names, start, limit = None, 1, csv.field_size_limit(MAX_LINE)
     try:
