@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -109,7 +110,7 @@ def check_fields(config, ranges: dict[str, Range]) -> None:
         elif kind == "bool" and not isinstance(value, bool):
             raise ValueError(f"{field.name} must be True or False, got {value!r}.")
         # transformers makes a list of `report_to`, and a configuration may be made of another's values
-        elif kind == "str" and not isinstance(value, str) and field.name != "report_to":
+        elif kind == "str" and not isinstance(value, (str, os.PathLike)) and field.name != "report_to":
             raise ValueError(f"{field.name} must be a text, got {value!r}.")
 
 
