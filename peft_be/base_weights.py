@@ -51,8 +51,8 @@ def weights_fingerprint(model: PreTrainedModel | PeftModel) -> dict:
 
     Returns:
         `dict`: plain JSON. `sketch` holds the numbers in base64, `matrices` and `vectors` tell how many there were in
-            the model, `dtype` is the model's, and `quantisation` says how the weights are or were quantised, `None` if
-            they were not.
+            the model, `dtype` is the model's, `quantisation` says how the weights are or were quantised, `None` if they
+            were not, and `fits_float16` whether all are float16 numbers, as those of a float16 file are in any dtype.
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     numbers: dict[str, list[float]] = {"matrices": [], "vectors": []}
@@ -68,6 +68,7 @@ def weights_fingerprint(model: PreTrainedModel | PeftModel) -> dict:
         **{kind: len(values) for kind, values in numbers.items()},
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantisation": quantisation_of(model),
+        "fits_float16": _fits_float16(model),
     }
 
 
@@ -93,6 +94,8 @@ def same_weights(one: dict, other: dict) -> bool:
     if one["vectors"] != other["vectors"]:
         return False
     mixed = one.get("dtype") != other.get("dtype") and "float16" in (one.get("dtype"), other.get("dtype"))
+    # A float16 file that was loaded as something else was rounded all the same
+    mixed = mixed or {one.get("fits_float16"), other.get("fits_float16")} == {True, False}
     if mixed:
         loose = max(loose, _FLOAT16)
     # What could not be read on either side is not a number
@@ -230,6 +233,13 @@ def _is_plain(parameter: torch.Tensor | None) -> bool:
         and parameter.dtype in _PLAIN
         and not parameter.is_meta
     )
+
+
+def _fits_float16(model: nn.Module) -> bool:
+    """Whether float16 holds all plain weights as they are. Of others, one of the first thousands is too small for it."""
+    parameters = (p.detach() for module in _base_modules(model) for p in module.parameters(recurse=False))
+    chunks = (chunk for p in parameters if _is_plain(p) for chunk in p.flatten().split(_CHUNK))
+    return all(chunk.dtype == torch.float16 or torch.equal(chunk.half().to(chunk.dtype), chunk) for chunk in chunks)
 
 
 def _multiplied(matrix: torch.Tensor, number: int) -> float:

@@ -56,6 +56,18 @@ def test_a_quantised_copy_is_the_same_model(real, smollm2_dir, options):
     assert not same_weights(found, weights_fingerprint(other))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_float16_file_is_the_same_model_in_any_dtype(dtype, smollm2_tokenizer):
+    model = tiny_llama(smollm2_tokenizer)
+    expected = weights_fingerprint(copy.deepcopy(model).to(dtype))
+    found = weights_fingerprint(copy.deepcopy(model).half().to(dtype))
+    assert (expected["fits_float16"], found["fits_float16"]) == (False, True)
+    assert same_weights(expected, found) and same_weights(found, expected)
+    # Two copies that were rounded alike are held against each other as closely as can be
+    model.model.layers[0].mlp.up_proj.weight.data *= 1.001
+    assert not same_weights(found, weights_fingerprint(model.half().to(dtype)))
+
+
 def test_what_was_trained_since_is_another_model(real):
     load, expected = real
     model = load()
