@@ -90,7 +90,8 @@ def check_number(name: str, value, allowed: Range = Range(), whole: bool = False
 
 def check_fields(config, ranges: dict[str, Range]) -> None:
     """
-    Check all numbers, switches and texts of a dataclass, those that it inherits as well.
+    Check all numbers and switches of a dataclass, and the texts among the package's own fields: for those of transformers, such
+    as `report_to` and `output_dir`, lists and paths do as well, whatever their annotations say.
 
     Args:
         config: the dataclass, with the values that were given.
@@ -99,6 +100,12 @@ def check_fields(config, ranges: dict[str, Range]) -> None:
     Raises:
         `ValueError`: a value is of another type than its field, not finite, or out of range.
     """
+    inherited = {
+        name
+        for base in type(config).__mro__
+        if not base.__module__.startswith("peft_be.")
+        for name in vars(base).get("__annotations__", ())
+    }
     for field in fields(config):
         kind, value = _kind(field.type), getattr(config, field.name)
         if kind.endswith(" | None"):
@@ -109,8 +116,7 @@ def check_fields(config, ranges: dict[str, Range]) -> None:
             check_number(field.name, value, ranges.get(field.name, Range()), whole=kind == "int")
         elif kind == "bool" and not isinstance(value, bool):
             raise ValueError(f"{field.name} must be True or False, got {value!r}.")
-        # transformers makes a list of `report_to`, and a configuration may be made of another's values
-        elif kind == "str" and not isinstance(value, (str, os.PathLike)) and field.name != "report_to":
+        elif kind == "str" and field.name not in inherited and not isinstance(value, (str, os.PathLike)):
             raise ValueError(f"{field.name} must be a text, got {value!r}.")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,3 +243,12 @@ def test_evaluations_of_nothing(tiny_model, smollm2_tokenizer):
     for changes in ({"max_answer_length": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
             evaluate_fidelity(model, smollm2_tokenizer, PROMPT, QUERIES[:1], **changes)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"report_to": []}, {"report_to": ["none"]}, {"resume_from_checkpoint": True}, {"run_name": Path("a")}],
+    ids=str,
+)
+def test_what_transformers_takes_besides_texts_is_taken(tmp_path, setting):
+    BEDistillConfig(output_dir=tmp_path, **setting)  # a path, too
