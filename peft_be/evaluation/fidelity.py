@@ -18,6 +18,7 @@ from ..losses import OutputHead
 from ..prompting import PromptRenderer
 from ..prompting.reconstruction import reconstruction_example
 from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_divergences, generate_answers, share_prefix
+from ..tuner import active_config
 from ..tuner.layer import BETokenEmbedding
 from ..versions import versions
 from .latency import time_to_first_token
@@ -178,8 +179,7 @@ def evaluate_fidelity(
             not fit into the model's context with P and its answer.
     """
     queries = as_queries(queries)
-    config = model.peft_config[model.active_adapter]
-    base = model.get_base_model()
+    config, base = active_config(model), model.get_base_model()
     was_training = model.training
     model.eval()
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)

@@ -17,6 +17,7 @@ from ..context import check_prompts
 from ..data import as_queries
 from ..prompting import PromptRenderer
 from ..teacher import common_prefix_length
+from ..tuner import active_config
 from ..tuner.inputs import any_input
 from ..versions import machine_of, versions
 from .latency import RequestTiming, time_requests
@@ -93,8 +94,7 @@ def bench_inference(
     queries = QUERIES if queries is None else as_queries(queries)
     if not queries:
         raise ValueError("There are no queries to measure with.")
-    config = model.peft_config[model.active_adapter]
-    base = model.get_base_model()
+    config, base = active_config(model), model.get_base_model()
     was_training = model.training
     model.eval()
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)

@@ -15,6 +15,7 @@ from ..context import check_prompts
 from ..files import capitalised, read_json_lines
 from ..prompting import PromptRenderer
 from ..teacher import AnswerSettings, generate_answers, share_prefix
+from ..tuner import active_config
 from .fidelity import OnProgress
 
 
@@ -138,10 +139,9 @@ def evaluate_refusals(
     requests = load_requests() if requests is None else requests
     if not requests:
         raise ValueError("There are no requests to compare refusals on.")
+    config, base = active_config(model), model.get_base_model()
     was_training = model.training
     model.eval()
-    base = model.get_base_model()
-    config = model.peft_config[model.active_adapter]
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
     settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
     texts = {}

@@ -1,10 +1,17 @@
-from .config import BETokenConfig
+from .config import BETokenConfig, active_config
 from .layer import BETokenEmbedding
 from .model import BETokenModel, check_adapter_name
 from .registration import register_be_token
 from .token_ids import find_unused_token_ids
 
 
-__all__ = ["BETokenConfig", "BETokenEmbedding", "BETokenModel", "check_adapter_name", "find_unused_token_ids"]
+__all__ = [
+    "BETokenConfig",
+    "BETokenEmbedding",
+    "BETokenModel",
+    "active_config",
+    "check_adapter_name",
+    "find_unused_token_ids",
+]
 
 register_be_token(BETokenConfig, BETokenModel)

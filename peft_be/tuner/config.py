@@ -201,3 +201,23 @@ class BETokenConfig(PeftConfig):
         super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)
         if any((Path(save_directory) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
             write_card(save_directory, saved)
+
+
+def active_config(model) -> BETokenConfig:
+    """
+    The configuration of the [BE] rows that a model answers with.
+
+    Args:
+        model ([`~peft.PeftModel`]): the base model with the active BE_TOKEN adapter.
+
+    Raises:
+        `ValueError`: it has no such adapter, or the active one is of another method or has no [BE] rows.
+    """
+    active = getattr(model, "active_adapter", None)
+    config = getattr(model, "peft_config", {}).get(active) if isinstance(active, str) else None
+    if not isinstance(config, BETokenConfig) or not config.num_be_tokens:
+        raise ValueError(
+            "The model has no active adapter with [BE] rows: pass the model that peft_be.load_adapter or PeftModel.from_pretrained "
+            "returns, with such an adapter active (set_adapter)."
+        )
+    return config

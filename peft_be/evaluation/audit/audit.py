@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ...context import check_length
 from ...losses import OutputHead
 from ...teacher import AnswerSettings, generate_answers, share_prefix
+from ...tuner import active_config
 from ...versions import machine_of, versions
 from ..fidelity import OnProgress, reconstruction_embeddings, reconstruction_scores
 from .attacks import ATTACKS, BE, Attack
@@ -98,6 +99,7 @@ def audit_leakage(
         raise ValueError("Sampled answers need a temperature above 0, and there cannot be fewer than 0 of them.")
     if not attacks:
         raise ValueError("There are no attacks to audit with.")
+    config = active_config(model)
     base, was_training = model.get_base_model(), model.training
     forms = Forms(model, tokenizer, prompt, allow_other_prompt)
     meter = LeakMeter(forms.text, forms.template, canaries)
@@ -120,7 +122,7 @@ def audit_leakage(
     outputs.append(Output(NEAREST, "be", False, "".join(tokens[0] for tokens in nearest)))
     model.train(was_training)
     scores = {
-        "model": model.peft_config[model.active_adapter].base_model_name_or_path,
+        "model": config.base_model_name_or_path,
         "prompt_tokens": len(forms.prompt_ids) or None,
         "be_tokens": len(forms.rows["be"]),
         "attacks": len(attacks),

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ...prompting import PromptRenderer
 from ...prompting.messages import check_prompt
 from ...prompting.reconstruction import reconstruction_example
+from ...tuner import active_config
 from .attacks import BE, Attack
 
 
@@ -43,7 +44,7 @@ class Forms:
         allow_other_prompt: bool = False,
     ):
         self._tokenizer = tokenizer
-        config = model.peft_config[model.active_adapter]
+        config = active_config(model)
         self.renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
         self.sides = [side for side in SIDES if prompt is not None or side != "full"]
         self.text = None if prompt is None else "\n".join(message["content"] for message in check_prompt(prompt))
