@@ -21,6 +21,8 @@ from .table import TABLE_SUFFIXES, read_table
 # input
 QUERY_FIELDS = ("query", "prompt", "question", "instruction", "messages")
 INPUT_FIELD = "input"
+# What data sets keep beside a query and show to the model with it: a passage, or a system text
+CONTEXT_FIELDS = ("context", "system", "system_prompt")
 _HOW = "--query-field (in Python: as_queries(..., field=...))"
 # What nobody sees, such as a byte-order mark, a zero-width space or a soft hyphen. The joiners U+200C and U+200D are
 # not among them: they tell words apart in some scripts
@@ -95,7 +97,7 @@ def as_queries(source: Iterable, field: str | None = None) -> list:
     _check_source(source)
     if isinstance(source, Dataset):
         # Other columns may be large, or images that would be decoded
-        known = {field} if field else {*QUERY_FIELDS, INPUT_FIELD}
+        known = {field} if field else {*QUERY_FIELDS, INPUT_FIELD, *CONTEXT_FIELDS}
         columns = [name for name in source.column_names if name in known]
         source = source.select_columns(columns) if columns else source
     return [_query_of(row, field, f"row {number} of the queries") for number, row in enumerate(source, start=1)]
@@ -224,6 +226,12 @@ def _value_of(row: Mapping, field: str | None, where: str) -> Any:
         raise ValueError(
             f"{capitalised(where)} has several fields that may hold the query: {', '.join(found)}. Choose one with "
             f"{_HOW}."
+        )
+    context = next((name for name in CONTEXT_FIELDS if not _is_empty(row.get(name))), None)
+    if context is not None:
+        raise ValueError(
+            f"{capitalised(where)} has '{context}' beside '{found[0]}', and it would be dropped: write it into the query, or "
+            f"say that the query is '{found[0]}' alone with {_HOW}."
         )
     return row[found[0]]
 
