@@ -65,6 +65,7 @@ TRAINING_RANGES = {
     "warmup_steps": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
 }
+SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 
 
 def check_number(name: str, value, allowed: Range = Range(), whole: bool = False) -> None:
@@ -123,6 +124,8 @@ def check_fields(config, ranges: dict[str, Range]) -> None:
 def check_training_args(args, ranges: dict[str, Range]) -> None:
     """[`check_fields`] for a configuration of a trainer: `ranges` are those of its own fields."""
     check_fields(args, {**TRAINING_RANGES, **ranges})
+    # Whatever it does not know, transformers takes for the first one
+    check_choice("train_sampling_strategy", args.train_sampling_strategy, SAMPLING_STRATEGIES)
     if args.max_steps < 1 and args.max_steps != -1:
         raise ValueError(f"max_steps must be at least 1 (or -1 for num_train_epochs), got {args.max_steps}.")
 

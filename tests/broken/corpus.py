@@ -285,7 +285,9 @@ def _runs(base: Path) -> Iterator[Group]:
         )
         return result.model.base_model.get_rows("default").tolist()
 
-    yield Group("interrupted run's settings", "run/training/settings.json", begin, go_on, _json)
+    # A run keeps the settings that it recorded, so that one which could have been given gives other rows
+    ends = lambda folder: go_on(folder) and None  # noqa: E731
+    yield Group("interrupted run's settings", "run/training/settings.json", begin, ends, _json)
     for file in ("trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         yield Group(f"checkpoint's {file}", f"run/training/stage2/checkpoint-2/{file}", begin, go_on, _any)
 
