@@ -285,8 +285,10 @@ def _runs(base: Path) -> Iterator[Group]:
         )
         return result.model.base_model.get_rows("default").tolist()
 
-    # A run keeps the settings that it recorded, so that one which could have been given gives other rows
-    ends = lambda folder: go_on(folder) and None  # noqa: E731
+    def ends(folder: Path) -> None:
+        # A run keeps the settings that it recorded: one that could have been given rightly gives other rows
+        go_on(folder)
+
     yield Group("interrupted run's settings", "run/training/settings.json", begin, ends, _json)
     for file in ("trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         yield Group(f"checkpoint's {file}", f"run/training/stage2/checkpoint-2/{file}", begin, go_on, _any)
