@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 
+from peft_be.machine.versions import machine, versions
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer
 from peft_be.tuner import BETokenConfig
-from peft_be.versions import machine, versions
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from peft_be.files import read_json_lines
-from peft_be.memory import release_freed_memory
-from peft_be.versions import machine, versions
+from peft_be.machine.memory import release_freed_memory
+from peft_be.machine.versions import machine, versions
 
 
 # Not part of a measurement's settings

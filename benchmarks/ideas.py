@@ -6,8 +6,7 @@ Ideas for the recipe that the package does not have, each against the default re
 - `larger half`: the half of a batch's tokens with the larger KL counts three times the other (after SFT-GO's group loss);
 - `smaller half`: the other way round, so that tokens that the row cannot hold anyway disturb less;
 - `second half, teacher's answers` and `second half, student's answers`: the second half of the steps is a training of its own
-  that starts from the rows of the first, on the same answers or on those that the student writes by then alone (the package's
-  on-policy rounds train on both);
+  that starts from the rows of the first, on the same answers or on those that the student writes by then alone (on-policy);
 - `original answers`: the KL along the data's own answers instead of the teacher's (the teacher choice of the paper's
   figure 3), for prompts whose training queries have some.
 
@@ -32,15 +31,15 @@ from common import json_lines
 from datasets import Dataset
 
 from peft_be import BEDistillConfig, BEDistillTrainer
-from peft_be.baselines.compare import SPLIT_SEED
-from peft_be.compress import RECIPE
+from peft_be.adapters.create import add_adapter
+from peft_be.comparison.compare import SPLIT_SEED
 from peft_be.data import load_queries, split_queries
-from peft_be.files import append_record, read_records
-from peft_be.models import cache_dir, load_model
+from peft_be.files import append_record, cache_dir, read_records
+from peft_be.machine.versions import machine_of, versions
+from peft_be.models import load_model
 from peft_be.prompting import load_prompt
-from peft_be.training.adapter import add_adapter
+from peft_be.teacher import AnswerSettings, generate_answers
 from peft_be.training.row_trainer import final_hidden_states, predicting
-from peft_be.versions import machine_of, versions
 
 
 class HiddenStatesFirst(BEDistillTrainer):
@@ -96,7 +95,7 @@ def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
 
     def train(cls: type[BEDistillTrainer], steps: int, **changes) -> BEDistillTrainer:
         with tempfile.TemporaryDirectory() as output:
-            settings = {**RECIPE, "max_steps": steps, "eval_steps": steps // 4, "save_steps": steps // 4}
+            settings = {"max_steps": steps, "eval_steps": steps // 4, "save_steps": steps // 4}
             config = BEDistillConfig(
                 output, seed=seed, answer_cache_dir=str(cache_dir() / "teacher"), **settings, **changes
             )
@@ -118,7 +117,10 @@ def run(idea: str, folder: Path, seed: int, max_steps: int) -> dict:
     else:
         first = train(BEDistillTrainer, max_steps // 2)
         if idea == SECOND_HALVES[1]:
-            data[0]["answer"] = [answer.ids for answer in first.student_answers(splits.train)]
+            prompts = [first.renderers["default"].be(query) for query in splits.train]
+            settings = AnswerSettings(max_new_tokens=first.args.max_answer_length)
+            answers = generate_answers(peft_model.get_base_model(), prompts, settings, tokenizer.pad_token_id or 0)
+            data[0]["answer"] = [answer.ids for answer in answers]
         second = train(BEDistillTrainer, max_steps - max_steps // 2, init=None)
         curve = curve_of(first) + [[max_steps // 2 + step, kl] for step, kl in curve_of(second)]
     return {"curve": curve, "kl": min(kl for _, kl in curve), "machine": machine_of(model), "versions": versions()}

@@ -27,8 +27,8 @@ from peft import TrainableTokensConfig
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
+from peft_be.machine.versions import machine
 from peft_be.tuner import BETokenConfig, BETokenEmbedding
-from peft_be.versions import machine
 
 
 def make_modules(vocab_size: int, dim: int, token_id: int, device: str) -> dict[str, nn.Module]:

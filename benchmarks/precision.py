@@ -27,8 +27,8 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_be import PromptRenderer, compress_prompt, load_model, load_prompt, load_queries
+from peft_be.adapters.load import read_adapter
 from peft_be.losses import OutputHead, divergence
-from peft_be.models import read_adapter
 from peft_be.teacher import AnswerSettings, answer_states, generate_answers, share_prefix
 
 

@@ -30,7 +30,7 @@ from reference import Reference
 from torch.profiler import ProfilerActivity, profile
 from training import Ours, build
 
-from peft_be.memory import freed_memory_kept
+from peft_be.machine.memory import freed_memory_kept
 from peft_be.models import load_model
 
 

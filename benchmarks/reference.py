@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from peft_be.adapters.ae_row import load_ae_row, shipped_ae
 from peft_be.prompting import PromptRenderer, load_prompt
-from peft_be.training.ae_row import load_ae_row, shipped_ae
 from peft_be.tuner import BETokenConfig
 
 

@@ -33,7 +33,7 @@ from training import Ours
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_be.data import load_queries
-from peft_be.memory import freed_memory_kept
+from peft_be.machine.memory import freed_memory_kept
 from peft_be.models import fastest_dtype, load_model, resolve_model
 from peft_be.prompting import PromptRenderer, load_prompt
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typer.main import get_command
 
 from peft_be.cli.main import app
-from peft_be.versions import versions
+from peft_be.machine.versions import versions
 
 
 HERE = Path(__file__).resolve().parent.parent

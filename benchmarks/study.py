@@ -32,16 +32,16 @@ from pathlib import Path
 import torch
 from common import json_lines
 
-from peft_be.baselines import Job
-from peft_be.baselines.compare import SPLIT_SEED, run_method
+from peft_be.comparison.compare import SPLIT_SEED, run_method
+from peft_be.comparison.methods import Job
 from peft_be.data import load_queries, split_queries
 from peft_be.evaluation import FidelityScorer
 from peft_be.evaluation.tasks import LocalJudge, Task, load_task
 from peft_be.files import append_record, read_records
+from peft_be.machine.versions import machine_of, versions
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer, load_prompt
-from peft_be.training.run import failure
-from peft_be.versions import machine_of, versions
+from peft_be.runs.folder import failure
 
 
 NUM_SHOWN = 3  # answers kept of each cell

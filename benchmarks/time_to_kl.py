@@ -34,14 +34,13 @@ from reference import DEMO, LEARNING_RATE, Reference, prompt_of_length
 from transformers import PrinterCallback, TrainerCallback
 
 from peft_be import BEDistillConfig, BEDistillTrainer
-from peft_be.compress import RECIPE
 from peft_be.data import load_queries, query_key
 from peft_be.evaluation import FidelityScorer
-from peft_be.memory import freed_memory_kept
+from peft_be.machine.memory import freed_memory_kept
+from peft_be.machine.versions import machine
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer
 from peft_be.tuner import BETokenConfig
-from peft_be.versions import machine
 
 
 # Settings that the reference's result does not depend on
@@ -114,7 +113,6 @@ def run_ours(
 ) -> dict:
     config = BEDistillConfig(
         folder,
-        **RECIPE,
         max_answer_length=args.answer_length,
         max_steps=args.steps,
         per_device_train_batch_size=args.batch_size,

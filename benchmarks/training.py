@@ -37,10 +37,9 @@ from peft import CartridgeConfig, get_peft_model, initialize_kv_prefix_from_text
 from reference import DEMO, Reference, prompt_of_length
 
 from peft_be import BEDistillConfig, BEDistillTrainer
-from peft_be.compress import RECIPE
 from peft_be.data import load_queries
 from peft_be.losses import cross_entropy
-from peft_be.memory import freed_memory_kept
+from peft_be.machine.memory import freed_memory_kept
 from peft_be.models import load_model
 from peft_be.prompting import PromptRenderer
 from peft_be.training.row_trainer import final_hidden_states, predicting
@@ -75,7 +74,7 @@ class Ours:
         vocab_size = model.get_input_embeddings().num_embeddings
         peft_model = get_peft_model(model, BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens))
         args = BEDistillConfig(
-            folder, max_answer_length=answer_length, per_device_train_batch_size=batch_size, seed=seed, **RECIPE
+            folder, max_answer_length=answer_length, per_device_train_batch_size=batch_size, seed=seed
         )
         datasets = [Dataset.from_dict(rows) for rows in (queries, {name: rows[:1] for name, rows in queries.items()})]
         self.trainer, self.teacher_seconds = timed(

@@ -10,22 +10,22 @@ from wrapt import register_post_import_hook
 
 
 if TYPE_CHECKING:
-    from .compress import compress_prompt as compress_prompt
-    from .compress import pretrain_ae as pretrain_ae
-    from .compress_many import compress_prompts as compress_prompts
+    from .adapters.hub import push_adapters as push_adapters
+    from .adapters.load import load_adapter as load_adapter
+    from .adapters.load import load_adapters as load_adapters
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
     from .evaluation import audit_leakage as audit_leakage
     from .evaluation import bench_inference as bench_inference
     from .evaluation import evaluate_fidelity as evaluate_fidelity
     from .evaluation import evaluate_refusals as evaluate_refusals
-    from .hub import push_adapters as push_adapters
-    from .manifest import PromptJob as PromptJob
-    from .models import load_adapter as load_adapter
-    from .models import load_adapters as load_adapters
     from .models import load_model as load_model
     from .prompting import PromptRenderer as PromptRenderer
     from .prompting import load_prompt as load_prompt
+    from .runs.compress import compress_prompt as compress_prompt
+    from .runs.compress_many import compress_prompts as compress_prompts
+    from .runs.manifest import PromptJob as PromptJob
+    from .runs.pretrain_ae import pretrain_ae as pretrain_ae
     from .serving import PromptDirectory as PromptDirectory
     from .serving import PromptEmbeds as PromptEmbeds
     from .serving import export_gguf as export_gguf
@@ -52,25 +52,25 @@ _LAZY = {
     "BETokenModel": "tuner",
     "PromptDirectory": "serving",
     "PromptEmbeds": "serving",
-    "PromptJob": "manifest",
+    "PromptJob": "runs.manifest",
     "PromptRenderer": "prompting",
     "as_queries": "data",
     "audit_leakage": "evaluation",
     "bench_inference": "evaluation",
-    "compress_prompt": "compress",
-    "compress_prompts": "compress_many",
+    "compress_prompt": "runs.compress",
+    "compress_prompts": "runs.compress_many",
     "evaluate_fidelity": "evaluation",
     "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
     "export_merged": "serving",
     "strip_special_tokens": "serving",
-    "load_adapter": "models",
-    "load_adapters": "models",
+    "load_adapter": "adapters.load",
+    "load_adapters": "adapters.load",
     "load_model": "models",
     "load_prompt": "prompting",
     "load_queries": "data",
-    "pretrain_ae": "compress",
-    "push_adapters": "hub",
+    "pretrain_ae": "runs.pretrain_ae",
+    "push_adapters": "adapters.hub",
 }
 
 __all__ = list(_LAZY)
@@ -100,6 +100,11 @@ def _without_kernel_advice(record: logging.LogRecord) -> bool:
 # computes without that package
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_without_kernel_advice)
 
-# BE_TOKEN is registered with PEFT as soon as both are imported, whichever comes first: at once, or right after PEFT's
-# import
-register_post_import_hook(lambda peft: import_module(".tuner", __name__), "peft")
+
+def _extend(peft) -> None:
+    import_module(".tuner", __name__)  # registers BE_TOKEN
+    import_module(".adapters.card", __name__).write_cards_on_save(peft)
+
+
+# As soon as both are imported, whichever comes first: at once, or right after PEFT's import
+register_post_import_hook(_extend, "peft")

@@ -224,3 +224,8 @@ def _well_formed(value: Any) -> Any:
     if isinstance(value, dict):
         return {well_formed(key): _well_formed(item) for key, item in value.items()}
     return value
+
+
+def cache_dir() -> Path:
+    """Folder for converted weights and other reusable work: `$PEFT_BE_CACHE`, or `~/.cache/peft_be`."""
+    return Path(os.environ.get("PEFT_BE_CACHE") or Path.home() / ".cache" / "peft_be")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel
 
-from .quantised import unpack
+from .machine.quantised import unpack
 
 
 CHUNK_LOGITS = 2**23

@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
-from peft_be.memory import copy_head_input
+from peft_be.machine.memory import copy_head_input
 
 
 SCRIPT = """
 import torch
-from peft_be.memory import freed_memory_kept
+from peft_be.machine.memory import freed_memory_kept
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from peft_be import load_model
+from peft_be.adapters.provenance import origin
 from peft_be.models import SMOLLM2_GGUF, SMOLLM2_REPO, resolve_model
-from peft_be.training.provenance import origin
 
 
 @pytest.mark.slow

@@ -44,3 +44,16 @@ def merged_lora(model, steps=3, rank=8):
         optimizer.step()
         optimizer.zero_grad()
     return lora.merge_and_unload()
+
+
+def save_lora(base, folder):
+    """A LoRA adapter with its tokenizer beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    from peft_be import load_model
+
+    model, tokenizer = load_model(base)
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -41,12 +41,12 @@ def audit(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Try to read the prompt back from an adapter."""
+    from ..adapters.ae_row import load_ae_row, shipped_ae
+    from ..adapters.card import add_audit
+    from ..adapters.load import load_adapter, read_adapter
     from ..evaluation import audit_leakage
     from ..files import write_json
-    from ..models import load_adapter, read_adapter
     from ..prompting import check_adapter_prompt, load_prompt
-    from ..training.ae_row import load_ae_row, shipped_ae
-    from ..tuner.card import add_audit
 
     text = load_prompt(prompt) if prompt else None
     if card and text is None and not canary:

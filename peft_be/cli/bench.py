@@ -28,11 +28,11 @@ def bench(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
-    from ..adapter_folder import read_report
+    from ..adapters.folder import read_report
+    from ..adapters.load import load_adapter, read_adapter
     from ..data import load_queries
     from ..evaluation import bench_inference
     from ..files import write_json
-    from ..models import load_adapter, read_adapter
     from ..prompting import check_adapter_prompt, load_prompt
 
     try:

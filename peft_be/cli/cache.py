@@ -23,7 +23,7 @@ def cache(
     ] = False,
 ) -> None:
     """Show what is kept for later runs, or clear it."""
-    from ..models import cache_dir
+    from ..files import cache_dir
     from ..teacher.cache import LIMIT_VARIABLE, cache_limit, cached_entries, delete_entry
 
     if part not in (None, *PARTS):

@@ -21,10 +21,10 @@ def chat(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
+    from ..adapters.load import load_adapter, read_adapter
     from ..checks import NOT_NEGATIVE, check_number
-    from ..context import check_length, fit_dialogue
-    from ..models import load_adapter, read_adapter
     from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
+    from ..prompting.context import check_length, fit_dialogue
 
     check_number("--temperature", temperature, NOT_NEGATIVE)
     prompt = load_prompt(compare) if compare else None

@@ -41,7 +41,7 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare ways to replace a prompt: trained, scored and reported under one budget."""
-    from ..baselines.compare import compare_methods
+    from ..comparison.compare import compare_methods
     from ..data import load_queries
     from ..evaluation.tasks import load_task
     from ..prompting import load_prompt

@@ -46,9 +46,6 @@ def compress(
     reconstruction_interval: Annotated[
         Optional[int], typer.Option(min=1, help="Reconstruct at every n-th step only.", show_default="32")
     ] = None,
-    on_policy_rounds: Annotated[
-        int, typer.Option(min=0, help="Rounds of training on the student's own answers after the rest.")
-    ] = 0,
     max_minutes: Annotated[Optional[float], typer.Option(help="Time for all of it, model loading excluded.")] = None,
     seed: Seed = 42,
     resume: Resume = False,
@@ -56,10 +53,10 @@ def compress(
 ) -> None:
     """Compress a prompt into one learned token."""
     # Imported here, so that --help needs no torch
-    from ..compress import compress_prompt
     from ..data import load_queries
     from ..figures import best_sentence
     from ..prompting import load_prompt
+    from ..runs.compress import compress_prompt
 
     training_args = {
         "kd_weight": kd_weight,
@@ -84,7 +81,6 @@ def compress(
             num_be_tokens=num_be_tokens,
             slot=slot,
             reconstruction_steps=reconstruction_steps,
-            on_policy_rounds=on_policy_rounds,
             max_minutes=max_minutes,
             seed=seed,
             resume=resume,

@@ -50,8 +50,8 @@ def compress_many(
     overwrite: Overwrite = False,
 ) -> None:
     """Compress many prompts in one run, with one model in memory."""
-    from ..compress_many import compress_prompts
-    from ..manifest import load_manifest
+    from ..runs.compress_many import compress_prompts
+    from ..runs.manifest import load_manifest
 
     training_args = {
         "kd_weight": kd_weight,

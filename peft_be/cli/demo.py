@@ -28,8 +28,8 @@ def demo(
 ) -> None:
     """Serve a page that answers one question with the full prompt, with [BE] and with no prompt. Ctrl-C ends it."""
     from ..prompting import load_prompt
-    from ..serving.comparison import PromptComparison
     from ..serving.page import check_address, import_gradio, launch_page, wait
+    from ..serving.side_by_side import PromptComparison
 
     # What can fail at once does so before the model is loaded
     import_gradio()

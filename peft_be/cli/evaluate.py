@@ -40,15 +40,15 @@ def evaluate(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
-    from ..adapter_folder import read_report
+    from ..adapters.ae_row import load_ae_row, shipped_ae
+    from ..adapters.card import add_scores
+    from ..adapters.folder import read_report
+    from ..adapters.load import load_adapter, read_adapter
     from ..data import load_queries, query_key
     from ..evaluation import evaluate_fidelity, evaluate_refusals
     from ..evaluation.refusals import load_requests
     from ..files import write_json
-    from ..models import load_adapter, read_adapter
     from ..prompting import check_adapter_prompt, load_prompt
-    from ..training.ae_row import load_ae_row, shipped_ae
-    from ..tuner.card import add_scores
 
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
     check_json_file(json_file)

@@ -13,8 +13,8 @@ from .common import console
 
 def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")]) -> None:
     """Show what an adapter is and where it comes from."""
-    from ..adapter_folder import read_report
-    from ..models import read_adapter
+    from ..adapters.folder import read_report
+    from ..adapters.load import read_adapter
 
     directory, config = read_adapter(directory)
     rows = {

@@ -25,8 +25,8 @@ def pretrain_ae(
     overwrite: Overwrite = False,
 ) -> None:
     """Train the universal [AE] token of a backbone (stage 0)."""
-    from ..compress import pretrain_ae as run
     from ..data import load_corpus
+    from ..runs.pretrain_ae import pretrain_ae as run
 
     training_args = {
         "max_steps": max_steps,

@@ -18,7 +18,7 @@ def push(
     private: Annotated[Optional[bool], typer.Option(help="Whether a new repository is private.")] = None,
 ) -> None:
     """Upload adapters to the Hub."""
-    from ..hub import push_adapters
+    from ..adapters.hub import push_adapters
 
     url = push_adapters(directory, repo_id, base_model=base_model, license=license, private=private)
     say(f"Uploaded: {url}")

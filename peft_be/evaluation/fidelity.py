@@ -11,16 +11,16 @@ from peft import PeftModel
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..context import check_prompts
 from ..data import as_queries
 from ..figures import gap_closed
 from ..losses import OutputHead
+from ..machine.versions import versions
 from ..prompting import PromptRenderer
+from ..prompting.context import check_prompts
 from ..prompting.reconstruction import reconstruction_example
 from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_divergences, generate_answers, share_prefix
 from ..tuner import active_config
 from ..tuner.layer import BETokenEmbedding
-from ..versions import versions
 from .latency import time_to_first_token
 
 

@@ -13,13 +13,13 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..checks import check_number
-from ..context import check_prompts
 from ..data import as_queries
+from ..machine.versions import machine_of, versions
 from ..prompting import PromptRenderer
+from ..prompting.context import check_prompts
 from ..teacher import common_prefix_length
 from ..tuner import active_config
 from ..tuner.inputs import any_input
-from ..versions import machine_of, versions
 from .latency import RequestTiming, time_requests
 
 

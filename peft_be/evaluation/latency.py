@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from ..context import check_prompts
+from ..prompting.context import check_prompts
 from ..tuner.inputs import any_input
 
 

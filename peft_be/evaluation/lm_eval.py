@@ -12,9 +12,10 @@ import logging
 
 import torch
 
-from ..context import check_length, context_length
-from ..models import load_adapter, load_model, read_adapter
+from ..adapters.load import load_adapter, read_adapter
+from ..models import load_model
 from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
+from ..prompting.context import check_length, context_length
 
 
 try:

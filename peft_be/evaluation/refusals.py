@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ..context import check_prompts
 from ..files import capitalised, read_json_lines
 from ..prompting import PromptRenderer
+from ..prompting.context import check_prompts
 from ..teacher import AnswerSettings, generate_answers, share_prefix
 from ..tuner import active_config
 from .fidelity import OnProgress

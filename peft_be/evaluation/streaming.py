@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from ..checks import COUNT, NOT_NEGATIVE, check_number
-from ..context import check_length
+from ..prompting.context import check_length
 from ..tuner.inputs import any_input
 from .latency import cache_bytes
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..evaluation import StreamedAnswer
-from .comparison import PromptComparison
+from .side_by_side import PromptComparison
 
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import jinja2
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..adapters.load import load_adapters
 from ..files import well_formed
-from ..models import load_adapters
 from ..prompting.encoding import GuardedTokenizer
 from ..prompting.skeleton import ChatTemplate
 from ..tuner import BETokenConfig

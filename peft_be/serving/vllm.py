@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from ..models import read_adapter
+from ..adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from ..adapters.load import read_adapter
 from ..prompting import PromptRenderer, check_tokenizer
 from ..prompting.messages import check_query
 from ..tuner import BETokenConfig

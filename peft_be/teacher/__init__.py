@@ -6,6 +6,7 @@ from .answers import (
     generate_answers,
     model_fingerprint,
     share_prefix,
+    teacher_prompts,
     weights_sha256,
 )
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
@@ -28,5 +29,6 @@ __all__ = [
     "model_fingerprint",
     "share_prefix",
     "teacher_cache_dir",
+    "teacher_prompts",
     "weights_sha256",
 ]

@@ -19,8 +19,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..checks import COUNT, NOT_NEGATIVE, Range, check_number
-from ..context import check_prompts
-from ..memory import copy_head_input
+from ..machine.memory import copy_head_input
+from ..prompting import PromptRenderer
+from ..prompting.context import check_prompts
 from ..tuner.inputs import any_input
 from .cache import Answer, AnswerCache, cache_limit, teacher_cache_dir
 from .prefix import SharedPrefix, can_share_prefix
@@ -323,3 +324,14 @@ def _stop_ids(model: PreTrainedModel) -> set[int]:
     eos = model.generation_config.eos_token_id
     eos = model.config.get_text_config().eos_token_id if eos is None else eos
     return set() if eos is None else set(eos if isinstance(eos, list) else [eos])
+
+
+def teacher_prompts(
+    base: PreTrainedModel, renderer: PromptRenderer, queries: list, max_answer_length: int
+) -> list[list[int]]:
+    """
+    What the teacher reads: each query after the full prompt. Raises a `ValueError` where the context is too short.
+    """
+    prompts = [renderer.full(query) for query in queries]
+    check_prompts(base, prompts, max_answer_length)
+    return prompts

@@ -21,8 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import os_reason, read_json, write_json
-from ..models import cache_dir
+from ..files import cache_dir, os_reason, read_json, write_json
 
 
 # The variable with the size limit, and the limit without it: some 30 prompts of a 7B model, with 500 answers each

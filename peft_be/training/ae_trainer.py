@@ -4,14 +4,15 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from ..context import check_length
+from ..adapters.create import check_base_model
+from ..adapters.provenance import origin
 from ..data.corpus import passages
 from ..losses import OutputHead, cross_entropy
+from ..prompting.context import check_length
 from ..prompting.reconstruction import reconstruction_example
 from ..tuner import BETokenConfig
 from .ae_config import AEConfig
-from .learning_rows import check_base_model, check_learning_rows
-from .provenance import origin
+from .learning_rows import check_learning_rows
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
 

@@ -15,11 +15,13 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from ..context import check_length, check_prompts
+from ..adapters.create import add_adapter, check_base_model, find_ae_row
+from ..adapters.provenance import origin, stage_name
 from ..data import query_dataset
 from ..figures import gap_closed
 from ..losses import OutputHead, cross_entropy, divergence
 from ..prompting import PromptRenderer, is_prompt_of, prompt_fingerprint
+from ..prompting.context import check_length
 from ..prompting.reconstruction import reconstruction_example
 from ..teacher import (
     Answer,
@@ -29,14 +31,13 @@ from ..teacher import (
     cached_answers,
     generate_answers,
     share_prefix,
+    teacher_prompts,
 )
-from .adapter import add_adapter, find_ae_row
 from .be_distill_config import BEDistillConfig
 from .ggt import GGT
 from .init import initial_rows, residual_growth
-from .learning_rows import check_base_model, check_learning_rows
+from .learning_rows import check_learning_rows
 from .prompt_batches import PromptBatchSampler
-from .provenance import origin, stage_name
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
 
 
@@ -49,17 +50,6 @@ PREVIEWS = 3
 # A prompt whose absence changes less is hardly there: its own examples or paragraphs in another order changed 0.003 to
 # 0.017 nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (docs/study.md)
 LITTLE_KL = 0.02
-
-
-def teacher_prompts(
-    base: PreTrainedModel, renderer: PromptRenderer, queries: list, max_answer_length: int
-) -> list[list[int]]:
-    """
-    What the teacher reads: each query after the full prompt. Raises a `ValueError` where the context is too short.
-    """
-    prompts = [renderer.full(query) for query in queries]
-    check_prompts(base, prompts, max_answer_length)
-    return prompts
 
 
 class BEDistillTrainer(RowTrainer):
@@ -385,22 +375,6 @@ class BEDistillTrainer(RowTrainer):
             eos = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
             answer = self._tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"] + eos
         return answer[: args.max_answer_length]
-
-    def student_answers(
-        self, queries: list, name: str = "default", on_progress: Callable[[int, int], None] | None = None
-    ) -> list[Answer]:
-        """
-        What the student writes by now, with the settings of the teacher's answers. A training that goes on from its rows
-        (`init=None`) with these token ids in the column `answer` is on-policy.
-
-        Args:
-            queries (`list`): what to answer, after [BE].
-            name (`str`, *optional*, defaults to `"default"`): of several prompts, whose [BE].
-            on_progress (`Callable[[int, int], None]`, *optional*): called with the queries answered and their total.
-        """
-        base = self.accelerator.unwrap_model(self.model).get_base_model()
-        prompts = [self.renderers[name].be(query) for query in queries]
-        return generate_answers(base, prompts, self._answer_settings(self.args), self._pad, on_progress=on_progress)
 
     def provenance(self) -> dict | None:
         if self._named:

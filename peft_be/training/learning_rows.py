@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
-from ..base_weights import check_plain
 from ..tuner import BETokenModel
-
-
-def check_base_model(model: PreTrainedModel) -> None:
-    """Raises a `ValueError` for what no adapter can be put on: anything but a plain causal LM of transformers."""
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"A trainer of rows needs a loaded causal LM of transformers, or a PeftModel with a BE_TOKEN adapter, not "
-            f"{type(model).__name__}."
-        )
-    check_plain(model)
 
 
 def check_learning_rows(model: PeftModel, kind: str) -> str:

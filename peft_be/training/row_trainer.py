@@ -16,10 +16,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
-from ..hub import push_adapters
-from ..memory import freed_memory_kept
-from ..quantised import keep_backward
-from ..tuner.card import CARD_FILE
+from ..adapters.card import CARD_FILE
+from ..adapters.hub import push_adapters
+from ..machine.memory import freed_memory_kept
+from ..machine.quantised import keep_backward
 from .learning_rows import RowsMove, check_learning_rows, rows_of
 
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..files import shown
-
 
 BE_KEY, AE_KEY = "be_token_embedding.weight", "be_token_ae_embedding.weight"
 # More rows than any prompt has tokens, and larger ids than any vocabulary: beyond them, numbers are damaged
@@ -33,38 +31,36 @@ def check_fields(config) -> None:
 
     k, ids = config.num_be_tokens, config.be_token_ids
     if not number(k, 0, MAX_ROWS + 1):
-        raise ValueError(
-            f"num_be_tokens must not be negative, and be a whole number up to {MAX_ROWS}, got {shown(k)}."
-        )
+        raise ValueError(f"num_be_tokens must not be negative, and be a whole number up to {MAX_ROWS}, got {k!r:.60}.")
     if ids is not None and not isinstance(ids, (list, tuple)):
-        raise ValueError(f"be_token_ids must be a list of token ids, got {shown(ids)}.")
+        raise ValueError(f"be_token_ids must be a list of token ids, got {ids!r:.60}.")
     for token_id in [*(ids or []), *([] if config.ae_token_id is None else [config.ae_token_id])]:
         if not number(token_id, 0, MAX_SIZE):
-            raise ValueError(f"Token ids must be non-negative integers below {MAX_SIZE}, got {shown(token_id)}.")
+            raise ValueError(f"Token ids must be non-negative integers below {MAX_SIZE}, got {token_id!r:.60}.")
     for name in ("hidden_size", "vocab_size"):
         value = getattr(config, name)
         if value is not None and not number(value, 1, MAX_SIZE):
-            raise ValueError(f"{name} must be a positive whole number, got {shown(value)}.")
+            raise ValueError(f"{name} must be a positive whole number, got {value!r:.60}.")
     scale = config.embed_scale
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < abs(scale) < math.inf:
-        raise ValueError(f"embed_scale must be a finite number other than 0, got {shown(scale)}.")
+        raise ValueError(f"embed_scale must be a finite number other than 0, got {scale!r:.60}.")
     for name in ("use_ae_token", "save_ae_token"):
         if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name} must be true or false, got {shown(getattr(config, name))}.")
+            raise ValueError(f"{name} must be true or false, got {getattr(config, name)!r:.60}.")
     for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
         value = getattr(config, name)
         if value is not None and not isinstance(value, (str, os.PathLike)):
-            raise ValueError(f"{name} must be a text, got {shown(value)}.")
+            raise ValueError(f"{name} must be a text, got {value!r:.60}.")
     targets = config.target_modules
     if targets is not None and not isinstance(targets, (str, list, tuple, set)):
-        raise ValueError(f"target_modules must be a text or a list of texts, got {shown(targets)}.")
+        raise ValueError(f"target_modules must be a text or a list of texts, got {targets!r:.60}.")
     if config.provenance is not None and not isinstance(config.provenance, dict):
-        raise ValueError(f"provenance must be an object, got {shown(config.provenance)}.")
+        raise ValueError(f"provenance must be an object, got {config.provenance!r:.60}.")
     training = (config.provenance or {}).get("training", {})
     if not isinstance(training, dict) or not all(
         isinstance(value, (int, float, type(None))) for value in training.values()
     ):
-        raise ValueError(f"provenance must have an object of numbers as its training, got {shown(training)}.")
+        raise ValueError(f"provenance must have an object of numbers as its training, got {training!r:.60}.")
 
 
 def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:

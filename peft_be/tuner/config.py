@@ -4,10 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peft.config import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import safe_open
 
-from .card import write_card
 from .checks import check_fields, foreign_tensors
 from .registration import SAVED_NAME, add_enum_member
 from .token_ids import find_unused_token_ids
@@ -180,8 +179,7 @@ class BETokenConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """
-        Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out. Beside saved
-        rows, the model card is written, too: PEFT has written an empty form by then.
+        Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out.
 
         Raises:
             `ValueError`: the file of rows holds anything else, such as a table that PEFT was asked to save. It is
@@ -199,8 +197,6 @@ class BETokenConfig(PeftConfig):
                     "at its default, and train on a base model without other adapters."
                 )
         super(BETokenConfig, saved).save_pretrained(save_directory, **kwargs)
-        if any((Path(save_directory) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
-            write_card(save_directory, saved)
 
 
 def active_config(model) -> BETokenConfig:

@@ -9,7 +9,7 @@ from peft import get_peft_model
 
 from peft_be import BETokenConfig, load_model
 
-from ..serving.test_merged import save_adapter
+from ..exports import save_adapter
 from ..tiny import save_tiny_llama
 
 

@@ -64,8 +64,8 @@ def test_reference_computes_the_losses_of_the_package(smollm2, smollm2_tokenizer
 def test_reference_takes_the_shipped_ae_row(smollm2, smollm2_tokenizer, capsys):
     from reference import Reference
 
+    from peft_be.adapters.ae_row import load_ae_row, shipped_ae
     from peft_be.models import SMOLLM2_REPO
-    from peft_be.training.ae_row import load_ae_row, shipped_ae
 
     random = Reference(smollm2, smollm2_tokenizer, PROMPT, QUERIES, 4, seed=1)
     assert "random" in capsys.readouterr().out

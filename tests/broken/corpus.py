@@ -23,15 +23,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import peft_be
 from peft_be import BETokenConfig
+from peft_be.adapters.ae_row import load_ae_row
 from peft_be.cli.info import info
 from peft_be.data import load_corpus
 from peft_be.evaluation.tasks import load_task
-from peft_be.manifest import load_manifest
+from peft_be.runs.manifest import load_manifest
 from peft_be.teacher import AnswerSettings, cached_answers
-from peft_be.training.ae_row import load_ae_row
 
+from ..gguf_file import save_gguf
 from ..prompting.chat_tokenizers import build_tokenizer
-from ..serving.test_gguf import save_gguf
 from . import mutations as m
 
 

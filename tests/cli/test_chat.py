@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from peft_be import PromptRenderer
 
-from ..serving.test_merged import save_adapter
+from ..exports import save_adapter
 from ..tiny import save_tiny_llama
 
 

@@ -5,10 +5,9 @@ import shutil
 
 import pytest
 
-from ..test_adapter_folder import save_lora
-from ..tiny import save_tiny_llama, tiny_llama
+from ..tiny import save_lora, save_tiny_llama, tiny_llama
 from .conftest import PROMPT
-from .test_bad_input import fails
+from .outcomes import fails
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ..serving.test_merged import save_adapter
+from ..exports import save_adapter
 from ..tiny import save_tiny_llama
 
 

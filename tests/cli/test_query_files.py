@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from .conftest import PROMPT, QUERIES
-from .test_bad_input import fails
+from .outcomes import fails
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -67,9 +67,9 @@ def test_files_are_refused_before_a_model_is_loaded(cli, job, monkeypatch, name,
         raise AssertionError("a model was loaded")
 
     for module in (
-        "peft_be.compress.load_model",
-        "peft_be.models.load_adapter",
-        "peft_be.baselines.compare.load_model",
+        "peft_be.adapters.load.load_model",
+        "peft_be.adapters.load.load_adapter",
+        "peft_be.comparison.compare.load_model",
     ):
         monkeypatch.setattr(module, load)
     path = job.folder / name

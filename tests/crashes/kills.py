@@ -31,8 +31,8 @@ if __name__ == "__main__":
 from safetensors import safe_open  # noqa: E402
 
 from peft_be import compress_prompt, compress_prompts, pretrain_ae  # noqa: E402
-from peft_be.baselines.compare import compare_methods  # noqa: E402
-from peft_be.manifest import PromptJob  # noqa: E402
+from peft_be.comparison.compare import compare_methods  # noqa: E402
+from peft_be.runs.manifest import PromptJob  # noqa: E402
 
 from ..prompting.chat_tokenizers import build_tokenizer  # noqa: E402
 from ..tiny import save_tiny_llama  # noqa: E402
@@ -58,7 +58,7 @@ def run_pretrain_ae(folder: Path, shared: Path, **options) -> None:
 
 
 def run_compress(folder: Path, shared: Path, **options) -> None:
-    stages = {"ae": shared / "ae", "kd_weight": 0.9, "reconstruction_steps": 7, "on_policy_rounds": 1}
+    stages = {"ae": shared / "ae", "kd_weight": 0.9, "reconstruction_steps": 7}
     compress_prompt(PROMPT, QUERIES, folder, model=str(shared / "tiny"), **stages, **STEPS, **options)
 
 

@@ -8,8 +8,8 @@ from datasets import Dataset
 
 from peft_be.data import load_corpus, load_queries, query_key, split_queries
 from peft_be.evaluation.tasks import load_task
-from peft_be.manifest import load_manifest
 from peft_be.prompting import load_prompt
+from peft_be.runs.manifest import load_manifest
 
 
 ROWS = [

@@ -10,10 +10,10 @@ import torch
 from peft import get_peft_model
 
 from peft_be import BETokenConfig, PromptRenderer, audit_leakage
+from peft_be.adapters.card import CARD_FILE
 from peft_be.evaluation.audit import ATTACKS, Attack, LeakMeter, Output
 from peft_be.evaluation.audit.forms import Forms
 from peft_be.evaluation.audit.metrics import NGRAM, ngrams, recurring, telling_first, words
-from peft_be.tuner.card import CARD_FILE
 
 
 PROMPT = (

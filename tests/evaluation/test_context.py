@@ -6,15 +6,15 @@ from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from peft_be import BETokenConfig, bench_inference, evaluate_fidelity
-from peft_be.baselines import StandIn
-from peft_be.baselines.compare import compare_methods
+from peft_be.comparison.compare import compare_methods
 from peft_be.evaluation import stream_answer
 from peft_be.evaluation.latency import time_requests
+from peft_be.evaluation.stand_in import StandIn
 from peft_be.evaluation.tasks import GSM8K, DialoguePerplexity, evaluate_task
-from peft_be.serving.comparison import PromptComparison
+from peft_be.serving.side_by_side import PromptComparison
 from peft_be.teacher import AnswerSettings, answer_states, generate_answers, share_prefix
 
-from ..serving.test_merged import save_adapter
+from ..exports import save_adapter
 from ..tiny import save_tiny_llama, tiny_llama
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from peft_be import PromptRenderer, load_adapter
 
-from ..serving.test_merged import save_adapter
+from ..exports import save_adapter
 from ..tiny import save_tiny_llama
 
 

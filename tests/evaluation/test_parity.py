@@ -9,7 +9,7 @@ import yaml
 from peft import get_peft_model
 
 from peft_be import BETokenConfig, PromptRenderer, load_model
-from peft_be.baselines import StandIn
+from peft_be.evaluation.stand_in import StandIn
 from peft_be.evaluation.tasks import BBH, GSM8K, evaluate_task, load_task
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from peft_be import PromptRenderer
-from peft_be.baselines import StandIn
+from peft_be.evaluation.stand_in import StandIn
 from peft_be.evaluation.tasks import (
     BBH,
     GSM8K,

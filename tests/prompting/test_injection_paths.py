@@ -9,12 +9,13 @@ from datasets import Dataset
 from test_hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 
 from peft_be import BEDistillConfig, BEDistillTrainer, PromptEmbeds, PromptRenderer, load_model
-from peft_be.training.be_distill_trainer import teacher_prompts
+from peft_be.teacher import teacher_prompts
 
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.serving.test_merged import save_adapter  # noqa: E402
 from tests.tiny import save_tiny_llama  # noqa: E402
+
+from ..exports import save_adapter
 
 
 THINKING = "message['content'].split('</think>')[-1] if message['role'] == 'assistant' else message['content']"

@@ -4,38 +4,13 @@ import json
 
 import pytest
 import torch
-from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
-from peft_be.prompting import chat_template_fingerprint, tokenizer_fingerprint
+from peft_be import PromptRenderer, export_merged, load_adapter, load_model
 from peft_be.serving.tokens import with_default_system
 
+from ..exports import CHAT, TOOLS, logits, named_templates, save_adapter
 from ..tiny import save_tiny_llama
-
-
-def save_adapter(base, folder, k=1, slot="system", scale=60.0):
-    """An adapter whose rows are as long as hidden states, as trained ones are."""
-    model, tokenizer = load_model(base)
-    table = model.get_input_embeddings()
-    config = BETokenConfig.for_tokenizer(tokenizer, table.num_embeddings, k, slot=slot)
-    config.provenance = {
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "chat_template_sha256": chat_template_fingerprint(tokenizer),
-    }
-    model = get_peft_model(model, config)
-    torch.manual_seed(k)
-    model.base_model.set_rows("default", scale * torch.randn(k, table.embedding_dim) * table.weight.std())
-    model.save_pretrained(folder)
-    return folder
-
-
-def logits(model, ids):
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits[0]
-
-
-CHAT = [{"role": "user", "content": "What do you see?"}]
 
 
 # A random model's hidden states have nothing in common that an output row could hold against
@@ -104,17 +79,6 @@ def test_the_default_is_the_system_message_of_chats_without_one(smollm2_tokenize
     assert render(CHAT) == render([{"role": "system", "content": tokens["a"].text}, *CHAT])
     other = [{"role": "system", "content": "Be brief."}, *CHAT]
     assert render(other) == smollm2_tokenizer.apply_chat_template(other, add_generation_prompt=True, return_dict=False)
-
-
-def named_templates(tokenizer, tmp_path):
-    """A copy of a tokenizer with several named templates."""
-    copy = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    tools = "{% for tool in tools %}{{ tool.function.name }} {% endfor %}" + tokenizer.chat_template
-    copy.chat_template = {"default": tokenizer.chat_template, "tool_use": tools}
-    return copy
-
-
-TOOLS = [{"type": "function", "function": {"name": "get_tide", "description": "", "parameters": {}}}]
 
 
 @pytest.mark.parametrize("default", [None, "a"])

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from peft_be import PromptRenderer, load_prompt
-from peft_be.models import load_adapter
-from peft_be.serving.comparison import PromptComparison
+from peft_be.adapters.load import load_adapter
+from peft_be.serving.side_by_side import PromptComparison
 
+from ..exports import PROMPTS, save_adapter
 from ..tiny import save_tiny_llama
-from .test_comparison import PROMPTS
-from .test_merged import save_adapter
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")

@@ -13,8 +13,8 @@ import torch
 from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
 from peft_be.serving.vllm import PromptDirectory, PromptEmbeds, encode
 
+from ..exports import save_adapter
 from ..tiny import save_tiny_llama
-from .test_merged import save_adapter
 
 
 QUERY = [

@@ -23,33 +23,8 @@ from peft_be.training.be_distill_trainer import CALIBRATION_QUERY
 from peft_be.training.budget import steps_in_time
 from peft_be.training.init import initial_rows
 
+from ..stages import FAST, PROMPT, QUERIES, peft_model, trainer
 from ..tiny import save_tiny_llama
-
-
-PROMPT = (
-    "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
-)
-QUERIES = ["Who are you?", "What do you see?", "Is it cold?", "Tell me about the storm.", "Where is the boat?"]
-FAST = {"max_steps": 3, "eval_steps": 3, "save_steps": 3, "max_answer_length": 6, "per_device_train_batch_size": 2}
-
-
-def peft_model(base, k=1, ae=True):
-    ids = list(range(3, 3 + k))
-    config = BETokenConfig(
-        task_type="CAUSAL_LM", num_be_tokens=k, be_token_ids=ids, use_ae_token=ae, ae_token_id=15 if ae else None
-    )
-    model = get_peft_model(base, config)
-    if ae:
-        model.base_model.set_ae_row("default", torch.linspace(-0.1, 0.1, 32)[None])
-    return model
-
-
-def trainer(model, tokenizer, tmp_path, **kwargs):
-    queries = Dataset.from_dict({"query": QUERIES})
-    args = BEDistillConfig(str(tmp_path / "out"), **{**FAST, **kwargs})
-    return BEDistillTrainer(
-        model, args, PROMPT, train_dataset=queries, eval_dataset=queries.select([0]), processing_class=tokenizer
-    )
 
 
 def rows_of(model):
@@ -369,7 +344,7 @@ def test_an_unwrapped_model_gets_a_trained_ae_row_or_none(tiny_model, smollm2_to
     shipped.save_pretrained(tmp_path / "ae")
     expected = shipped.base_model.get_ae_row("default")
     base = shipped.unload()
-    monkeypatch.setattr("peft_be.training.adapter.shipped_ae", lambda model: tmp_path / "ae")
+    monkeypatch.setattr("peft_be.adapters.create.shipped_ae", lambda model: tmp_path / "ae")
     run = trainer(base, smollm2_tokenizer, tmp_path, kd_weight=0.5)
     assert run.model.base_model.get_ae_row("default").equal(expected)
     assert trainer(run.model.unload(), smollm2_tokenizer, tmp_path, kd_weight=1.0)._reconstruction == {}

@@ -6,7 +6,7 @@ from peft import get_peft_model
 from tuner_helpers import make_model
 
 from peft_be import BETokenConfig
-from peft_be.tuner.card import TAGS, add_scores
+from peft_be.adapters.card import TAGS, add_scores
 
 
 TRAINING = {"steps": 600, "train_queries": 300, "validation_queries": 30, "validation_kl": 0.12345}

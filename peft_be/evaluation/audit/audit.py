@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ...context import check_length
 from ...losses import OutputHead
+from ...machine.versions import machine_of, versions
+from ...prompting.context import check_length
 from ...teacher import AnswerSettings, generate_answers, share_prefix
 from ...tuner import active_config
-from ...versions import machine_of, versions
 from ..fidelity import OnProgress, reconstruction_embeddings, reconstruction_scores
 from .attacks import ATTACKS, BE, Attack
 from .forms import SIDES, Forms

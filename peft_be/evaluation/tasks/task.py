@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...baselines import StandIn
 from ...checks import COUNT, check_number
-from ...context import check_prompts
+from ...prompting.context import check_prompts
 from ...teacher import AnswerSettings, SharedPrefix, generate_answers, share_prefix
+from ..stand_in import StandIn
 
 
 class Task(ABC):

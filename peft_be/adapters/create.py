@@ -1,0 +1,63 @@
+"""A new adapter on a base model, and the [AE] row that it needs where P is to be reconstructed."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..tuner import BETokenConfig
+from .ae_row import load_ae_row, shipped_ae
+from .base_weights import check_plain
+
+
+def find_ae_row(
+    ae: str | os.PathLike | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model_name: str,
+    reconstructs: bool,
+) -> torch.Tensor | None:
+    """The [AE] row `[1, d]` of a backbone, from the folder `ae` or as shipped; `None` where nothing is reconstructed."""
+    if not reconstructs:
+        if ae is not None:
+            raise ValueError(
+                "An [AE] row was given, and nothing uses it: set kd_weight below 1, or reconstruction_steps."
+            )
+        return None
+    directory = ae or shipped_ae(model)
+    if directory is None:
+        raise ValueError(
+            f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
+            "pretrain-ae and pass it as ae (to a trainer: in an adapter, by set_ae_row), or distil only (kd_weight=1)."
+        )
+    return load_ae_row(directory, model, tokenizer)
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_be_tokens: int = 1,
+    ae_row: torch.Tensor | None = None,
+    slot: str = "system",
+) -> PeftModel:
+    """The model with a new adapter of `num_be_tokens` rows, which has an [AE] row too if one is given."""
+    check_base_model(model)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, ae_row is not None, slot=slot)
+    peft_model = get_peft_model(model, config)
+    if ae_row is not None:
+        peft_model.base_model.set_ae_row("default", ae_row)
+    return peft_model
+
+
+def check_base_model(model: PreTrainedModel) -> None:
+    """Raises a `ValueError` for what no adapter can be put on: anything but a plain causal LM of transformers."""
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"A trainer of rows needs a loaded causal LM of transformers, or a PeftModel with a BE_TOKEN adapter, not "
+            f"{type(model).__name__}."
+        )
+    check_plain(model)

@@ -1,0 +1,40 @@
+"""What the configuration of an adapter records of its making."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..figures import gap_closed
+from ..machine.versions import versions
+from ..prompting import chat_template_fingerprint, tokenizer_fingerprint
+from .base_weights import check_plain, weights_fingerprint
+
+
+def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """
+    What rows belong to: the base model's revision, fingerprints of weights, tokenizer and template, and the versions
+    used.
+    """
+    check_plain(model, rows_allowed=True)
+    return {
+        "base_model_revision": getattr(model.config, "_commit_hash", None),
+        "base_weights": weights_fingerprint(model),
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+        "chat_template_sha256": chat_template_fingerprint(tokenizer) if tokenizer.chat_template else None,
+        "versions": versions(),
+    }
+
+
+def stage_name(kd_weight: float) -> str:
+    return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
+
+
+def best_figures(metric: str, value: float, step: int, kl_no_prompt: float | None) -> dict:
+    """
+    What a report says of the rows that were kept: the value by which they were chosen and its step, and of a KL, that
+    of no prompt on the same queries and the gap closed.
+    """
+    figures = {metric: value, "step": step}
+    if metric == "kl" and kl_no_prompt is not None:
+        figures |= {"kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap_closed(value, kl_no_prompt)}
+    return figures

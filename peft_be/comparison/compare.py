@@ -1,0 +1,287 @@
+"""Methods side by side: trained on the same queries under the same budget, scored on the same held-out ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import DynamicCache, PreTrainedModel
+
+from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_number
+from ..data import as_queries, query_key, split_queries
+from ..evaluation.fidelity import FidelityScorer
+from ..evaluation.latency import time_requests
+from ..evaluation.stand_in import Prompt, StandIn
+from ..evaluation.tasks import Task, evaluate_task
+from ..figures import gap_closed
+from ..files import append_record, read_json, read_records
+from ..machine.versions import machine_of, versions
+from ..models import DEFAULT_MODEL, load_model
+from ..prompting import PromptRenderer
+from ..prompting.context import check_prompts
+from ..prompting.fingerprints import sha256
+from ..runs.folder import RunFolder, failure
+from ..runs.report import warn_of_few_queries
+from ..runs.settings import default_settings
+from ..teacher import teacher_prompts, weights_sha256
+from ..training.callbacks import OnProgress
+from .methods.method import Job, Method
+from .methods.registry import make_method
+from .report.report import html_report, markdown_table
+
+
+# Held out where no test queries are given
+NUM_TEST_QUERIES = 24
+SPLIT_SEED = 42
+
+
+class ComparisonFolder(RunFolder):
+    """The folder of a comparison: `results.json` and its reports, and `training/cells.jsonl` while it is unfinished."""
+
+    RESULT = "results.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Not while a method has failed: a resumed comparison tries it again."""
+        if not super().is_finished:
+            return False
+        methods = read_json(self.directory / self.RESULT, "result", dict).get("methods") or []
+        return not any(method.get("error") for method in methods)
+
+    @property
+    def cells_file(self) -> Path:
+        return self.work / "cells.jsonl"
+
+    def cells(self) -> list[dict]:
+        """The finished runs. A damaged record counts as none, and its method runs again."""
+        return [cell for cell in read_records(self.cells_file) if {"method", "seed", "kl"} <= cell.keys()]
+
+
+def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
+    """What `results.json` says of a method: what all its runs share, and the runs."""
+    runs = [run for (name, _), run in done.items() if name == spec]
+    shared = {name: runs[0][name] for name in ("tokens", "bytes")} if runs else {"tokens": None, "bytes": None}
+    own = [{name: value for name, value in run.items() if name not in ("method", *shared)} for run in runs]
+    zero = next((run["kl"] for (name, _), run in done.items() if name == "none"), None)
+    for run in own:
+        run["kl_gap_closed"] = gap_closed(run["kl"], zero)
+    return {"name": spec, "trains": method.trains, **shared, "runs": own, "error": error}
+
+
+def run_method(
+    spec: str, settings: dict, job: Job, scorer: FidelityScorer, queries: list, task: Task | None = None
+) -> dict:
+    """
+    Make one method's stand-in and score it.
+
+    Args:
+        spec (`str`): the method, see [`make_method`].
+        settings (`dict`): its further arguments.
+        job ([`Job`]): what it is given.
+        scorer ([`FidelityScorer`]): of `queries` after P.
+        queries (`list`): held-out queries.
+        task ([`Task`], *optional*): what to score the stand-in on, too.
+
+    Returns:
+        `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
+            nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
+            `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries),
+            `train_curve` (`[step, mean loss of distillation since the last entry]`), `norm`
+            (`[step, mean length of the rows]`) and `reconstruction`; and `task`, its `score` and `stderr`.
+    """
+    start = time.perf_counter()
+    stand_in = make_method(spec, **settings).fit(job)
+    seconds = time.perf_counter() - start
+    with stand_in.placed(job.model, job.tokenizer) as render:
+        prompts = [render(query) for query in queries]
+        fidelity = scorer.score(prompts, stand_in.prefix, spec)
+        ttft_ms, kv_bytes = request_cost(job.model, prompts[0], stand_in)
+    score = None if task is None else task_score(task, job, stand_in)
+    steps = [entry["step"] for entry in stand_in.log]
+    return {
+        **asdict(fidelity),
+        "tokens": stand_in.num_tokens(job.tokenizer),
+        "bytes": stand_in.num_bytes(),
+        "ttft_ms": ttft_ms,
+        "kv_bytes": kv_bytes,
+        "fit_seconds": seconds,
+        "steps": max(steps, default=None),
+        "curve": series(stand_in.log, "eval_kl"),
+        "curve_no_prompt": next((value for _, value in series(stand_in.log, "eval_no_prompt_kl")), None),
+        "train_curve": series(stand_in.log, "kd_loss"),
+        "norm": series(stand_in.log, "be_norm"),
+        "reconstruction": stand_in.reconstruction,
+        "task": score,
+    }
+
+
+def task_score(task: Task, job: Job, stand_in: StandIn) -> dict:
+    result = evaluate_task(task, job.model, job.tokenizer, stand_in)
+    return {"score": result["score"], "stderr": result["standard_error"], "metrics": result["metrics"]}
+
+
+def series(log: list[dict], name: str) -> list[list[float]]:
+    return [[entry["step"], entry[name]] for entry in log if name in entry]
+
+
+def request_cost(model: PreTrainedModel, prompt: list[int], stand_in: StandIn, repeats: int = 3) -> tuple[float, int]:
+    """Milliseconds to the first token of one request, the median of `repeats` after a warm-up, and bytes of its KV."""
+    cache = None
+    if stand_in.prefix is not None:
+        cache = DynamicCache(config=model.config)
+        for layer, (keys, values) in enumerate(zip(stand_in.prefix.keys, stand_in.prefix.values)):
+            cache.update(keys[None], values[None], layer)
+    timings = [time_requests(model, [prompt], prefix=cache) for _ in range(repeats + 1)][1:]
+    return statistics.median(timing.ttft_ms for timing in timings), timings[0].kv_bytes
+
+
+def compare_methods(
+    prompt: Prompt,
+    queries: Iterable,
+    output_dir: str | os.PathLike,
+    methods: list[str],
+    *,
+    model: str = DEFAULT_MODEL,
+    test_queries: Iterable | None = None,
+    seeds: tuple[int, ...] = (42,),
+    max_steps: int | None = None,
+    max_minutes: float | None = None,
+    max_answer_length: int = 64,
+    task: Task | None = None,
+    name: str = "prompt",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict:
+    """
+    Train and score methods that replace a prompt by something shorter, all under one budget.
+
+    Every method is given the same training and validation queries; seeds change what else is random. The full prompt answers
+    the test queries once, and every method is scored on these answers. No prompt is always among the methods, as the zero
+    of the KL gap. Where time is the budget, the teacher's work on the training queries comes first and is nobody's.
+
+    Args:
+        prompt (`str` or `list[dict]`): P.
+        queries (`Iterable`): what users may ask, in any form that [`as_queries`] takes.
+        output_dir (`str` or `os.PathLike`): folder for `results.json`, `report.html` and `table.md`; a finished run of a method
+            is kept there until all are done.
+        methods (`list[str]`): see [`make_method`].
+        model (`str`, *optional*, defaults to `"smollm2"`): `smollm2`, a folder, a GGUF file or a Hub id.
+        test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are
+            fewer.
+        seeds (`tuple[int, ...]`, *optional*, defaults to `(42,)`): one run of each method for each; one in all for methods
+            without anything random.
+        max_steps (`int`, *optional*): training steps of each run; `None` is each method's own default.
+        max_minutes (`float`, *optional*): minutes of training of each run; `None` sets no limit.
+        max_answer_length (`int`, *optional*, defaults to `64`): longest answer, in tokens, in training and scoring.
+        task ([`Task`], *optional*): a task to score every method on, too.
+        name (`str`, *optional*, defaults to `"prompt"`): what the report calls P.
+        resume (`bool`, *optional*, defaults to `False`): go on with the interrupted run in `output_dir`.
+        overwrite (`bool`, *optional*, defaults to `False`): replace an earlier run in `output_dir`, as in [`compress_prompt`].
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called with what is being done, the work done, its
+            total, and the latest values.
+
+    Returns:
+        `dict`: what `results.json` holds. A method that failed has its `error` there; `resume=True` tries it again.
+
+    Raises:
+        `ValueError`: an unknown method, no seed, too few queries, or a resumed run with other settings.
+        `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
+        `KeyboardInterrupt`: Ctrl-C; finished runs are kept, and `resume=True` goes on.
+    """
+    methods = list(dict.fromkeys(["full", "none", *methods]))
+    made = {spec: make_method(spec) for spec in methods}
+    if not seeds:
+        raise ValueError("A comparison needs at least one seed.")
+    for seed in seeds:
+        check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
+    check_number("max_answer_length", max_answer_length, COUNT, whole=True)
+    if max_steps is not None:
+        check_number("max_steps", max_steps, COUNT, whole=True)
+    if max_minutes is not None:
+        check_number("max_minutes", max_minutes, POSITIVE)
+    queries = as_queries(queries)
+    if test_queries is None:
+        distinct = list({query_key(query): query for query in queries}.values())
+        test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation
+    splits = split_queries(queries, test_queries, seed=SPLIT_SEED)
+    warn_of_few_queries({name: splits})
+    settings = {
+        "prompt": sha256(prompt),
+        "queries": sha256([splits.train, splits.validation, splits.test]),
+        "model": model,
+        "methods": methods,
+        "seeds": list(seeds),
+        "max_steps": max_steps,
+        "max_minutes": max_minutes,
+        "max_answer_length": max_answer_length,
+        "task": task and {"name": type(task).__name__, "items": sha256([task.queries, task.references])},
+    }
+    defaults = default_settings(settings, compare_methods)
+    with ComparisonFolder(output_dir, settings, resume, overwrite, defaults) as folder:
+        if folder.is_finished:
+            return read_json(folder.directory / folder.RESULT, "result", dict)
+        base, tokenizer = load_model(model)
+        folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
+        renderer = PromptRenderer(tokenizer, prompt)
+
+        if task is not None:  # found before the methods are trained
+            prompts = [renderer.full(query) for query in task.queries]
+            check_prompts(base, prompts, task.answer_lengths(tokenizer))
+
+        def job(spec: str, seed: int) -> Job:
+            directory = folder.work / f"{spec.replace(':', '-')}-{seed}"
+            budget = {"max_steps": max_steps, "max_minutes": max_minutes, "max_answer_length": max_answer_length}
+            return Job(base, tokenizer, prompt, splits, directory, seed=seed, on_progress=on_progress, **budget)
+
+        done = {(cell["method"], cell["seed"]): cell for cell in folder.cells()}
+        errors = {}
+        if any(method.trains for method in made.values()):
+            for split in ("train", "validation"):
+                job("teacher", SPLIT_SEED).teacher_answers(split)
+        full = teacher_prompts(base, renderer, splits.test, max_answer_length)
+        report = on_progress and (lambda what, done, total: on_progress(what, done, total, {}))
+        scorer = FidelityScorer(base, tokenizer, full, max_answer_length, on_progress=report)
+        for spec, method in made.items():
+            for seed in seeds if method.is_random else seeds[:1]:
+                if (spec, seed) in done or spec in errors:
+                    continue
+                own = job(spec, seed)
+                try:
+                    run = run_method(spec, {}, own, scorer, splits.test, task)
+                except Exception as error:
+                    errors[spec] = failure(error)
+                    continue
+                done[spec, seed] = {"method": spec, "seed": seed, **run}
+                append_record(folder.cells_file, done[spec, seed])
+                shutil.rmtree(own.directory, ignore_errors=True)
+        results = {
+            "settings": folder.settings,
+            "model": model,
+            "prompt": {"name": name, "tokens": len(renderer.prompt_ids)},
+            "num_queries": {split: len(getattr(splits, split)) for split in ("train", "validation", "test")},
+            "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
+            "max_answer_length": max_answer_length,
+            "budget": {"max_steps": max_steps, "max_minutes": max_minutes},
+            "seeds": list(seeds),
+            "task": task and type(task).__name__,
+            "task_lower_is_better": task is not None and task.lower_is_better,
+            "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],
+            "full_answers": scorer.texts,
+            "methods": [summary(spec, made[spec], done, errors.get(spec)) for spec in methods],
+            "machine": machine_of(base),
+            "versions": versions(),
+        }
+        folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
+        folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
+        # What has failed can be tried again, and finds the work of the others
+        if errors:
+            folder.publish(results)
+        else:
+            folder.finish(results)
+        return results

@@ -1,0 +1,95 @@
+"""What stands in for a prompt: another text, learned rows, or learned keys and values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..adapters.create import add_adapter
+from ..prompting import PromptRenderer
+from ..teacher import SharedPrefix
+
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass
+class StandIn:
+    """
+    What a method puts instead of P: a shorter prompt, learned rows, or learned keys and values; with nothing set, no
+    prompt at all.
+
+    Attributes:
+        prompt (`str` or `list[dict]`, *optional*): a prompt, read where P would be.
+        rows (`torch.Tensor` of shape `[k, d]`, *optional*): learned input embeddings.
+        slot (`str`, *optional*, defaults to `"system"`): where the rows stand, as in [`BETokenConfig`].
+        prefix ([`SharedPrefix`], *optional*): learned keys and values of all that stands in front of the user's turn.
+        reconstruction (`dict`, *optional*): how much of P a method brings back that learned to, see [`reconstruction_scores`].
+        log (`list[dict]`, *optional*): the log of the training.
+    """
+
+    prompt: Prompt | None = None
+    rows: torch.Tensor | None = None
+    slot: str = "system"
+    prefix: SharedPrefix | None = None
+    reconstruction: dict | None = None
+    log: list[dict] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def placed(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[Callable[[str | list[dict]], list[int]]]:
+        """
+        Context in which `model`, not wrapped by PEFT, reads the stand-in. Gives a function from a query to ids; with
+        learned keys and values, the first `prefix.length` ids stand for these.
+        """
+        if self.rows is not None:
+            peft_model = add_adapter(model, tokenizer, len(self.rows), None, self.slot).eval()
+            peft_model.base_model.set_rows("default", self.rows)
+            try:
+                yield PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer).be
+            finally:
+                peft_model.unload()
+        elif self.prefix is not None:
+            ids = [tokenizer.pad_token_id or 0] * self.prefix.length
+            users_turn = render_users_turn(model, tokenizer)
+            yield lambda query: ids + users_turn(query)
+        elif self.prompt is not None:
+            yield PromptRenderer(tokenizer, self.prompt).full
+        else:
+            yield PromptRenderer(tokenizer).no_prompt
+
+    def num_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Positions in the context that stand for P."""
+        if self.rows is not None:
+            return len(self.rows)
+        if self.prefix is not None:
+            return self.prefix.length
+        return 0 if self.prompt is None else len(PromptRenderer(tokenizer, self.prompt).prompt_ids)
+
+    def num_bytes(self) -> int:
+        """What has to be kept beside the base model: float32 numbers, or UTF-8 text."""
+        if self.rows is not None:
+            return 4 * self.rows.numel()
+        if self.prefix is not None:
+            return 4 * sum(states.numel() for states in self.prefix.keys + self.prefix.values)
+        messages = [{"content": self.prompt}] if isinstance(self.prompt, str) else self.prompt or []
+        return sum(len(message["content"].encode()) for message in messages)
+
+
+def render_users_turn(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str | list[dict]], list[int]]:
+    """A function from a query to the ids of the conversation without any system turn or anything else in front of it."""
+    stand_in = model.get_input_embeddings().num_embeddings  # an id that no text has
+    renderer = PromptRenderer(tokenizer, be_token_ids=[stand_in], slot="prefix")
+
+    def render(query: str | list[dict]) -> list[int]:
+        ids = renderer.be(query)
+        return ids[ids.index(stand_in) + 1 :]
+
+    return render

@@ -1,0 +1,53 @@
+"""The settings of a run, as its folder records them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import fields
+
+from transformers import TrainingArguments
+
+
+# Fields of a configuration that say where things are kept, and change no result
+PLACES = ("answer_cache_dir", "output_dir", "report_to")
+
+
+def default_settings(settings: dict, function: Callable, config_class: type | None = None) -> dict:
+    """
+    The values that the settings of a run have where nobody chose them. A run records them, so that an
+    update with other defaults does not change it half-way.
+
+    Args:
+        settings (`dict`): the settings of a run.
+        function (`Callable`): the job, whose arguments have defaults.
+        config_class (`type`, *optional*): its configuration, of which only the fields count that the
+            class itself declares.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    empty = inspect.Parameter.empty
+    defaults = {p.name: p.default for p in parameters if p.name in settings and p.default is not empty}
+    if config_class is not None:
+        own = [f for f in fields(config_class) if f.name in config_class.__annotations__ and f.name not in PLACES]
+        defaults |= {f.name: f.default for f in own}
+    return defaults
+
+
+def config_args(settings: dict, config_class: type) -> dict:
+    """Those of a run's settings that are fields of a configuration."""
+    return {f.name: settings[f.name] for f in fields(config_class) if f.name in settings}
+
+
+def as_json(settings: dict) -> dict:
+    """Settings as they come back from a file."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def check_steps(args: TrainingArguments) -> None:
+    """
+    Raises a `ValueError` without a number of steps. To make `args` has checked all other settings, before anything is
+    loaded.
+    """
+    if args.max_steps < 1:  # what transformers reads as: train for epochs
+        raise ValueError(f"max_steps must be at least 1, got {args.max_steps}.")

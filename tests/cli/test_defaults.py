@@ -1,0 +1,26 @@
+"""The defaults that the help shows are those that hold."""
+
+import pytest
+from typer.main import get_command
+
+from peft_be import AEConfig, BEDistillConfig
+from peft_be.cli.main import app
+
+
+# Where the option has another name than the field
+FIELDS = {"batch_size": "per_device_train_batch_size"}
+
+
+@pytest.mark.parametrize(
+    "name, config", [("compress", BEDistillConfig), ("compress-many", BEDistillConfig), ("pretrain-ae", AEConfig)]
+)
+def test_help_shows_the_defaults_of_the_configuration(name, config, tmp_path):
+    fields = vars(config(str(tmp_path)))
+    shown = {
+        FIELDS.get(parameter.name, parameter.name): parameter.show_default
+        for parameter in get_command(app).commands[name].params
+        if parameter.default is None and isinstance(parameter.show_default, str)
+    }
+    assert len(shown) > 2
+    for field, default in shown.items():
+        assert float(default.partition(" ")[0]) == fields[field], field
