@@ -237,7 +237,7 @@ Input embeddings of `{base}`, trained with [PEFT](https://github.com/huggingface
 ## Use
 
 ```python
-import peft_be  # registers BE_TOKEN with PEFT; without it, loading ends in KeyError: 'BE_TOKEN ...'
+import peft_be  # registers BE_TOKEN with PEFT; without it, loading ends in KeyError: 'BE_TOKEN'
 import torch
 
 model, tokenizer = peft_be.load_adapter("{repository}")

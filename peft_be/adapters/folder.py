@@ -9,7 +9,7 @@ from pathlib import Path
 from ..files import read_json
 from ..tuner import BETokenConfig
 from ..tuner.checks import read_rows
-from ..tuner.registration import SAVED_NAME
+from ..tuner.registration import EARLIER_NAME
 from .card import CARD_FILE
 
 
@@ -48,7 +48,7 @@ def read_config(directory: str | os.PathLike) -> BETokenConfig:
     except ValueError as error:
         raise ValueError(f"{str(error).rstrip('.')}: it is damaged, train or download the adapter again.") from error
     method = values.get("peft_type")
-    if method not in (SAVED_NAME, "BE_TOKEN"):
+    if method not in (EARLIER_NAME, "BE_TOKEN"):
         if not isinstance(method, str):
             raise ValueError(
                 f"The adapter configuration '{path}' is damaged (its peft_type is missing): train or download it "

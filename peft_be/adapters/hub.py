@@ -183,7 +183,7 @@ Each folder holds an adapter made with [PEFT](https://github.com/huggingface/pef
 (Behavior-Equivalent token, [arXiv 2511.23271](https://arxiv.org/abs/2511.23271)):
 
 ```python
-import peft_be  # registers BE_TOKEN with PEFT: without it, loading ends in KeyError: 'BE_TOKEN ...'
+import peft_be  # registers BE_TOKEN with PEFT: without it, loading ends in KeyError: 'BE_TOKEN'
 
 model, tokenizer = peft_be.load_adapter("{repo}/{first}")
 ```

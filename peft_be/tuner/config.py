@@ -8,7 +8,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import safe_open
 
 from .checks import check_fields, foreign_tensors
-from .registration import SAVED_NAME, add_enum_member
+from .registration import add_enum_member
 from .token_ids import find_unused_token_ids
 
 
@@ -172,10 +172,6 @@ class BETokenConfig(PeftConfig):
     def saves_ae_token(self) -> bool:
         """Whether a saved adapter contains the [AE] row."""
         return self.use_ae_token and (self.save_ae_token or self.num_be_tokens == 0)
-
-    def to_dict(self) -> dict:
-        """The configuration as plain JSON, with a `peft_type` that says what PEFT needs to read it."""
-        return {**super().to_dict(), "peft_type": SAVED_NAME}
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """

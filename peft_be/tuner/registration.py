@@ -9,9 +9,8 @@ from peft.mapping import (
 from peft.utils import PeftType, register_peft_method
 
 
-# The method's name in saved configurations. PEFT looks it up before anything else, so that without this package every loader of
-# PEFT and transformers ends in a KeyError with this text
-SAVED_NAME = "BE_TOKEN (import peft_be first: it registers this method with PEFT)"
+# The method's name in configurations that were saved before the first release, which must keep loading
+EARLIER_NAME = "BE_TOKEN (import peft_be first: it registers this method with PEFT)"
 
 
 def add_enum_member(enum_cls, name: str):
@@ -63,4 +62,4 @@ def register_be_token(config_cls, model_cls) -> None:
         mapping.pop(peft_type, None)
     # transformers derives the prefix from the name (`be_token_`); `register_peft_method` does the same.
     register_peft_method(name="be_token", config_cls=config_cls, model_cls=model_cls)
-    PEFT_TYPE_TO_CONFIG_MAPPING[SAVED_NAME] = config_cls
+    PEFT_TYPE_TO_CONFIG_MAPPING[EARLIER_NAME] = config_cls

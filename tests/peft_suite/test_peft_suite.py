@@ -84,9 +84,6 @@ NEEDS_HUB = "The test loads adapters from the Hub, which need a network and belo
 EMBEDDING_LEARNS = (
     "The test asserts that the output of the input embedding requires no gradient. PEFT skips it for trainable tokens."
 )
-SAVED_NAME_IS_A_HINT = (
-    "The test reads the method's raw name, which says in a saved file that peft_be must be imported."
-)
 OTHER_METHODS = "The test is specific to other methods and skips itself for all others."
 
 TestPeftConfig = retarget(

@@ -55,9 +55,10 @@ def test_every_field_has_a_help_text():
 def test_config_is_plain_json(tmp_path):
     BETokenConfig().save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert saved["peft_type"].startswith("BE_TOKEN (import peft_be first") and saved["target_modules"] is None
+    assert saved["peft_type"] == "BE_TOKEN" and saved["target_modules"] is None
 
 
-def test_a_configuration_with_the_bare_name_loads(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "BE_TOKEN", "be_token_ids": [7]}))
+def test_a_configuration_with_the_earlier_name_loads(tmp_path):
+    name = "BE_TOKEN (import peft_be first: it registers this method with PEFT)"
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": name, "be_token_ids": [7]}))
     assert PeftConfig.from_pretrained(tmp_path).be_token_ids == [7]
