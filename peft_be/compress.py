@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .base_weights import check_plain
-from .checks import COUNT, NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
+from .checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_names, check_number
 from .context import check_length
 from .data import QuerySplits, query_key, split_queries
 from .files import read_json
@@ -31,6 +31,7 @@ from .training.rounds import train_rounds
 from .training.run import RunFolder, report_to, train
 from .training.settings import PLACES, config_args, default_settings
 from .tuner import BETokenConfig
+from .tuner.checks import MAX_ROWS
 from .tuner.config import SLOTS
 
 
@@ -40,6 +41,7 @@ from .tuner.config import SLOTS
 RECIPE = {"kd_weight": 1.0, "temperature": 1.0, "reconstruction_interval": 32}
 # Fewer training or validation queries get a warning: fewer than these, and less than was ever measured
 FEW_QUERIES, FEW_VALIDATION = 50, 12
+NUM_BE_TOKENS = Range(low=1, high=MAX_ROWS)
 
 
 @dataclass
@@ -143,7 +145,7 @@ def compress_prompt(
     check_names(training_args, BEDistillConfig)
     checked = BEDistillConfig(str(output_dir), seed=seed, **{**RECIPE, **training_args})
     check_steps(checked)
-    check_number("num_be_tokens", num_be_tokens, COUNT, whole=True)
+    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
     check_choice("slot", slot, SLOTS)
     check_number("reconstruction_steps", reconstruction_steps, NOT_NEGATIVE, whole=True)
     check_number("on_policy_rounds", on_policy_rounds, NOT_NEGATIVE, whole=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checks import COUNT, check_choice, check_names, check_number
-from .compress import RECIPE, check_steps, load_base, training_report, warn_of_few_queries
+from .compress import NUM_BE_TOKENS, RECIPE, check_steps, load_base, training_report, warn_of_few_queries
 from .context import check_length
 from .data import QuerySplits, query_column, split_queries
 from .files import read_json, write_json
@@ -98,8 +98,8 @@ def compress_prompts(
     """
     check_job_names([job.name for job in jobs])
     check_names(training_args, BEDistillConfig)
-    for name, value in {"group_size": group_size, "num_be_tokens": num_be_tokens}.items():
-        check_number(name, value, COUNT, whole=True)
+    check_number("group_size", group_size, COUNT, whole=True)
+    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
     check_choice("slot", slot, SLOTS)
     # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
     needed = {"eval_strategy": "steps", "save_total_limit": None, "load_best_model_at_end": False}
