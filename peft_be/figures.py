@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 
+# A KL below this is told as 0.0000: that of sums in another order, or of a prompt that is not there
+NO_KL = 5e-5
+
+
 def gap_closed(kl: float, kl_no_prompt: float | None) -> float | None:
     """
     The share of the way from no prompt to the full prompt: 1 is the full prompt's behaviour, 0 that of no prompt.
-    `None` where the prompt changes nothing, or its KL is not known.
+    `None` where the prompt changes nothing (below `NO_KL` nats a token), or its KL is not known.
     """
-    return 1 - kl / kl_no_prompt if kl_no_prompt else None
+    return None if kl_no_prompt is None or kl_no_prompt < NO_KL else 1 - kl / kl_no_prompt
 
 
 def kl_sentence(kl: float, kl_no_prompt: float | None, num_queries: int, which: str = "validation") -> str:
     """A KL, the one of no prompt on the same queries, and the gap that is closed, without a full stop."""
     queries = f"{num_queries} {which} quer{'y' if num_queries == 1 else 'ies'}"
     text = f"KL to the full prompt on {queries}: {kl:.4f} nats a token"
+    if kl_no_prompt is None:
+        return text
     gap = gap_closed(kl, kl_no_prompt)
-    return text if gap is None else f"{text}, {kl_no_prompt:.4f} without a prompt: gap closed {gap:.3f}"
+    worth = "there is no gap to close" if gap is None else f"gap closed {gap:.3f}"
+    return f"{text}, {kl_no_prompt:.4f} without a prompt: {worth}"
 
 
 def best_sentence(report: dict) -> str:

@@ -17,6 +17,9 @@ def pretrain_ae(
     max_steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 200,
     learning_rate: Annotated[Optional[float], typer.Option(help="Of AdamW.", show_default="0.01")] = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Passages a step.", show_default="4")] = None,
+    min_passage_length: Annotated[
+        Optional[int], typer.Option(min=1, help="Shorter texts are left out, in tokens.", show_default="64")
+    ] = None,
     max_passage_length: Annotated[
         Optional[int], typer.Option(min=1, help="Longer texts are cut, in tokens.", show_default="256")
     ] = None,
@@ -32,6 +35,7 @@ def pretrain_ae(
         "max_steps": max_steps,
         "learning_rate": learning_rate,
         "per_device_train_batch_size": batch_size,
+        "min_passage_length": min_passage_length,
         "max_passage_length": max_passage_length,
     }
     texts = load_corpus(corpus)

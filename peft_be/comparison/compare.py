@@ -232,7 +232,7 @@ def compare_methods(
 
         if task is not None:  # found before the methods are trained
             prompts = [renderer.full(query) for query in task.queries]
-            check_prompts(base, prompts, task.answer_lengths(tokenizer))
+            check_prompts(base, prompts, task.answer_lengths(tokenizer), task.queries)
 
         def job(spec: str, seed: int) -> Job:
             directory = folder.work / f"{spec.replace(':', '-')}-{seed}"

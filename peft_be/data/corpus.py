@@ -56,5 +56,9 @@ def passages(
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     distinct = dict.fromkeys(tuple(ids[:max_length]) for ids in encoded if len(ids) >= min_length)
     if not distinct:
-        raise ValueError(f"No text of the corpus has {min_length} tokens: give longer texts or lower the minimum.")
+        longest = max(map(len, encoded), default=0)
+        raise ValueError(
+            f"No text of the corpus has {min_length} tokens (the longest has {longest}): give longer texts, or lower "
+            "min_passage_length (--min-passage-length)."
+        )
     return [list(ids) for ids in distinct]

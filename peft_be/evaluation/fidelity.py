@@ -188,7 +188,7 @@ def evaluate_fidelity(
         "no_prompt": [renderer.no_prompt(query) for query in queries],
         "be": [renderer.be(query) for query in queries],
     }
-    check_prompts(base, [ids for form in prompts.values() for ids in form], max_answer_length)
+    check_prompts(base, full + prompts["no_prompt"] + prompts["be"], max_answer_length, 3 * queries)
     scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
     labels = {"no_prompt": "no prompt", "be": "[BE]"}
     scores = {name: scorer.score(prompts[name], label=labels[name]) for name in prompts}

@@ -106,7 +106,7 @@ def bench_inference(
         "no_prompt": [renderer.no_prompt(query) for query in queries],
         "be": [renderer.be(query) for query in queries],
     }
-    check_prompts(base, full + prompts["no_prompt"] + prompts["be"], new_tokens)
+    check_prompts(base, full + prompts["no_prompt"] + prompts["be"], new_tokens, 3 * queries)
     # The user's turn is not a part of what a server has cached
     shared = common_prefix_length([*full, renderer.full("A"), renderer.full("B")])
     prefix = DynamicCache(config=base.config)

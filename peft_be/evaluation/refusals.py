@@ -147,7 +147,7 @@ def evaluate_refusals(
     texts = {}
     for side, form in (("full", renderer.full), ("no_prompt", renderer.no_prompt), ("be", renderer.be)):
         prompts = [form(request.query) for request in requests]
-        check_prompts(base, prompts, max_answer_length)
+        check_prompts(base, prompts, max_answer_length, [request.query for request in requests])
 
         def report(done: int, total: int, side: str = side) -> None:
             if on_progress:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
+
+from .files import shown
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -40,7 +42,12 @@ def check_length(model: PreTrainedModel, length: int, what: str) -> None:
         )
 
 
-def check_prompts(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int | list[int] = 0) -> None:
+def check_prompts(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    new_tokens: int | list[int] = 0,
+    queries: Sequence[str | list[dict]] | None = None,
+) -> None:
     """
     Check rendered prompts before a model reads them. Beyond its context, a model with learned positions fails in the
     middle of the work, and one with rotary positions answers with something that means nothing.
@@ -49,13 +56,21 @@ def check_prompts(model: PreTrainedModel, prompts: list[list[int]], new_tokens: 
         model ([`~transformers.PreTrainedModel`]): the causal LM.
         prompts (`list[list[int]]`): rendered prompts.
         new_tokens (`int` or `list[int]`, *optional*, defaults to `0`): tokens that may follow each of them.
+        queries (`Sequence[str | list[dict]]`, *optional*): the query in each of them, so that the error can name it.
 
     Raises:
         `ValueError`: a prompt and what follows it exceed the context.
     """
     new_tokens = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
-    longest = max((len(prompt) + new for prompt, new in zip(prompts, new_tokens)), default=0)
-    check_length(model, longest, "the longest query and its answer" if any(new_tokens) else "the longest query")
+    lengths = [len(prompt) + new for prompt, new in zip(prompts, new_tokens)]
+    if not lengths:
+        return
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    query = "the longest query"
+    if queries is not None:
+        text = queries[longest] if isinstance(queries[longest], str) else queries[longest][-1]["content"]
+        query += f" ({shown(text)})"
+    check_length(model, lengths[longest], f"{query} and its answer" if any(new_tokens) else query)
 
 
 def fit_dialogue(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..adapters.create import add_adapter, find_ae_row
 from ..adapters.load import load_base
 from ..adapters.provenance import best_figures, stage_name
-from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
+from ..checks import NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json
 from ..models import DEFAULT_MODEL
@@ -29,7 +29,7 @@ from ..tuner import BETokenConfig
 from ..tuner.config import SLOTS
 from .folder import RunFolder
 from .report import training_report, warn_of_few_queries
-from .settings import PLACES, check_steps, config_args, default_settings
+from .settings import NUM_BE_TOKENS, PLACES, check_steps, config_args, default_settings
 from .train import report_to, train
 
 
@@ -128,7 +128,7 @@ def compress_prompt(
     check_names(training_args, BEDistillConfig)
     checked = BEDistillConfig(str(output_dir), seed=seed, **training_args)
     check_steps(checked)
-    check_number("num_be_tokens", num_be_tokens, COUNT, whole=True)
+    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
     check_choice("slot", slot, SLOTS)
     check_number("reconstruction_steps", reconstruction_steps, NOT_NEGATIVE, whole=True)
     if max_minutes is not None:

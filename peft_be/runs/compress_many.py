@@ -30,7 +30,7 @@ from ..tuner.config import SLOTS
 from .folder import RunFolder, failure
 from .manifest import PromptJob, check_job_names
 from .report import training_report, warn_of_few_queries
-from .settings import PLACES, check_steps, config_args, default_settings
+from .settings import NUM_BE_TOKENS, PLACES, check_steps, config_args, default_settings
 from .train import PATIENCE, report_to, train
 
 
@@ -99,8 +99,8 @@ def compress_prompts(
     """
     check_job_names([job.name for job in jobs])
     check_names(training_args, BEDistillConfig)
-    for name, value in {"group_size": group_size, "num_be_tokens": num_be_tokens}.items():
-        check_number(name, value, COUNT, whole=True)
+    check_number("group_size", group_size, COUNT, whole=True)
+    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
     check_choice("slot", slot, SLOTS)
     # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
     needed = {"eval_strategy": "steps", "save_total_limit": None, "load_best_model_at_end": False}

@@ -16,7 +16,7 @@ MAX_NAME_LENGTH = 128
 # What Windows takes for a device, with any ending
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 # Keys of a row in a manifest
-_NEEDED, _OPTIONAL = {"name", "prompt", "queries"}, {"test_queries", "query_field"}
+_NEEDED, _OPTIONAL = ("name", "prompt", "queries"), ("test_queries", "query_field")
 
 
 @dataclass
@@ -68,13 +68,7 @@ def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, s
     path, rows = Path(path), []
     for where, row in read_table(path, "manifest"):
         row = {key: value for key, value in row.items() if value not in (None, "")}  # cells of a table may be empty
-        if not _NEEDED <= row.keys() <= _NEEDED | _OPTIONAL or not all(
-            isinstance(value, str) for value in row.values()
-        ):
-            raise ValueError(
-                f"{capitalised(where)} must be an object with name, prompt, queries and optionally test_queries and "
-                "query_field, all of them texts."
-            )
+        _check_row(row, capitalised(where))
         rows.append(row)
     try:
         check_job_names([row["name"] for row in rows])
@@ -89,6 +83,25 @@ def load_manifest(path: str | os.PathLike) -> tuple[list[PromptJob], dict[str, s
         except (ValueError, OSError) as error:
             errors[row["name"]] = str(error)
     return jobs, errors
+
+
+def _check_row(row: dict, where: str) -> None:
+    """Raises a `ValueError` for a row of a manifest with a key too many or too few, or a value that is no text."""
+    unknown = [key for key in row if key not in _NEEDED + _OPTIONAL]
+    missing = [key for key in _NEEDED if key not in row]
+    no_text = [key for key, value in row.items() if not isinstance(value, str)]
+    if unknown:
+        fault = f"has the unknown {'keys' if len(unknown) > 1 else 'key'} {', '.join(map(shown, unknown))}"
+    elif missing:
+        fault = f"lacks {', '.join(missing)}"
+    elif no_text:
+        fault = f"has no text as {', '.join(no_text)}"
+    else:
+        return
+    raise ValueError(
+        f"{where} {fault}: a prompt is an object with {', '.join(_NEEDED)} and optionally {' and '.join(_OPTIONAL)}, all "
+        "of them texts. Settings hold for all prompts: give them as options of the command."
+    )
 
 
 def check_job_names(names: list[str]) -> None:

@@ -9,9 +9,13 @@ from dataclasses import fields
 
 from transformers import TrainingArguments
 
+from ..checks import Range
+from ..tuner.checks import MAX_ROWS
+
 
 # Fields of a configuration that say where things are kept, and change no result
 PLACES = ("answer_cache_dir", "output_dir", "report_to")
+NUM_BE_TOKENS = Range(low=1, high=MAX_ROWS)
 
 
 def default_settings(settings: dict, function: Callable, config_class: type | None = None) -> dict:

@@ -333,5 +333,5 @@ def teacher_prompts(
     What the teacher reads: each query after the full prompt. Raises a `ValueError` where the context is too short.
     """
     prompts = [renderer.full(query) for query in queries]
-    check_prompts(base, prompts, max_answer_length)
+    check_prompts(base, prompts, max_answer_length, queries)
     return prompts

@@ -11,11 +11,6 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
     """Runs a script in this process; returns the report that it wrote."""

@@ -70,7 +70,7 @@ def test_what_does_not_fit_into_the_context(cli, job):
     for command in ("eval", "bench"):
         options = ["--prompt", job.folder / "prompt.txt", "--queries", queries, "--json", job.folder / "figures.json"]
         code, _, err = cli(command, job.folder / "out", *options)
-        assert code == 1 and "context is 512" in err and "Traceback" not in err
+        assert code == 1 and "context is 512" in err and "('sea sea sea" in err and "Traceback" not in err
         assert not (job.folder / "figures.json").exists()
 
 

@@ -88,3 +88,5 @@ def test_passages(smollm2_tokenizer, tmp_path):
     ids = passages(load_corpus(tmp_path / "c.jsonl"), smollm2_tokenizer, min_length=20, max_length=50)
     assert [len(p) for p in ids] == [50, 50]  # the duplicate and the short one are gone
     assert 1 not in ids[1]  # a special token's spelling is text
+    with pytest.raises(ValueError, match=r"longest has 2\).*lower min_passage_length \(--min-passage-length\)"):
+        passages(["short", "very short"], smollm2_tokenizer, min_length=3)

@@ -1,5 +1,7 @@
 """Beyond the model's context: refused in a sentence wherever a sequence is sent to a model, before the work."""
 
+import re
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -46,10 +48,13 @@ def adapter(base, smollm2_tokenizer):
 
 @pytest.mark.parametrize("prompt, query", [(LONG, QUESTION), (PROMPT, LONG)])
 def test_evaluation_and_bench(adapter, smollm2_tokenizer, prompt, query):
-    with pytest.raises(ValueError, match="context is 512"):
-        evaluate_fidelity(adapter, smollm2_tokenizer, prompt, [QUESTION, query], max_answer_length=4)
-    with pytest.raises(ValueError, match="context is 512"):
-        bench_inference(adapter, smollm2_tokenizer, prompt, [query], (1,), new_tokens=2, repeats=2)
+    dialogue = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+    named = rf"with the longest query \('{re.escape(query[:50])}.*\) and its answer it is \d+ tokens long, .* context is 512"
+    for asked in (query, [*dialogue, {"role": "user", "content": query}]):
+        with pytest.raises(ValueError, match=named):
+            evaluate_fidelity(adapter, smollm2_tokenizer, prompt, ["A", asked], max_answer_length=4)
+        with pytest.raises(ValueError, match=named):
+            bench_inference(adapter, smollm2_tokenizer, prompt, [asked], (1,), new_tokens=2, repeats=2)
 
 
 def test_the_answer_has_to_fit_too(base, smollm2_tokenizer):

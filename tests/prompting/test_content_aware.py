@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import pytest
 from chat_tokenizers import CHATML, LLAMA2, MISTRAL, build_tokenizer
-from test_hostile import of
+from hostile import of
 
 from peft_be.prompting import PromptRenderer
 

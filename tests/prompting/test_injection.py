@@ -1,8 +1,8 @@
 """Hostile strings on every template that TRL ships: none reaches a learned row or a special token of any kind."""
 
 import pytest
+from hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 from test_content_aware import ONLY_PARTS, TEMPLATES, tokenizer_for
-from test_hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 
 from peft_be.prompting import PromptRenderer
 

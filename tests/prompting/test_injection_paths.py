@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from test_hostile import forbidden_ids, more_hostile_strings, of, spellings_of
+from hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 
 from peft_be import BEDistillConfig, BEDistillTrainer, PromptEmbeds, PromptRenderer, load_model
 from peft_be.teacher import teacher_prompts

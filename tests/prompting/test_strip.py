@@ -2,7 +2,7 @@
 
 import pytest
 from chat_tokenizers import FAMILIES, build_tokenizer, template_source
-from test_hostile import forbidden_ids, more_hostile_strings, of, spellings_of
+from hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 
 from peft_be import strip_special_tokens
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from peft_be import PromptJob, PromptRenderer, compress_prompt, compress_prompts
 from peft_be.data import QuerySplits, split_queries
 from peft_be.evaluation.fidelity import FidelityScorer
+from peft_be.figures import best_sentence, gap_closed, kl_sentence
 
 from ..stages import PROMPT
 
@@ -46,14 +47,24 @@ def test_the_kl_of_no_prompt_is_that_of_the_validation_queries(model, smollm2_to
         assert entry["eval_no_prompt_kl"] == best["kl_no_prompt"]
         assert entry["eval_gap_closed"] == pytest.approx(1 - entry["eval_kl"] / best["kl_no_prompt"])
     assert json.loads((tmp_path / "out" / "training.json").read_text())["best"] == best
-    from peft_be.figures import best_sentence
-
     sentence = f"on 3 validation queries: {best['kl']:.4f} nats a token, {best['kl_no_prompt']:.4f} without a prompt"
     assert f"{sentence}: gap closed {best['kl_gap_closed']:.3f}" in best_sentence(report)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert f"gap closed {best['kl_gap_closed']:.3f}" in card.text
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert metrics == {name: round(best[name], 4) for name in ("kl", "kl_no_prompt", "kl_gap_closed")}
+
+
+@pytest.mark.parametrize("kl", [0.0, 3e-6, 0.25])
+def test_no_gap_is_told_where_the_prompt_changes_nothing(kl):
+    told = kl_sentence(kl, 4.9e-5, 3)
+    assert (
+        told
+        == f"KL to the full prompt on 3 validation queries: {kl:.4f} nats a token, 0.0000 without a prompt: there is no gap to close"
+    )
+    assert gap_closed(kl, 4.9e-5) is None is gap_closed(kl, 0.0)
+    assert kl_sentence(kl, 0.5, 3).endswith(f"0.5000 without a prompt: gap closed {1 - 2 * kl:.3f}")
+    assert kl_sentence(kl, None, 3).endswith(f"{kl:.4f} nats a token")
 
 
 def test_a_share_of_an_answer_is_compared_with_the_same_share(model, smollm2_tokenizer, tmp_path):

@@ -234,8 +234,13 @@ def test_manifest(tmp_path):
     assert list(errors) == ["b"] and "missing.txt" in errors["b"]
     for text, message in (
         ("{", "not JSON"),
-        ('{"name": "a"}', "must be an object"),
-        ('{"name": "a", "prompt": "p.txt", "queries": "q.txt", "lr": 1}', "must be an object"),
+        ('{"name": "a"}', "Line 1 of .* lacks prompt, queries: .* object with name, prompt, queries"),
+        ('{"name": "a", "prompt": "p.txt", "queries": 3}', "no text as queries"),
+        (
+            '{"name": "a", "prompt": "p.txt", "queries": "q.txt", "lr": 1}',
+            "unknown key 'lr': .* name, prompt, queries and",
+        ),
+        ('{"name": "a", "query": "q.txt", "lr": "1"}', "unknown keys 'query', 'lr': .* test_queries and query_field"),
         ("", "no prompts"),
     ):
         manifest.write_text(text)

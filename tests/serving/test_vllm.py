@@ -4,10 +4,9 @@ import base64
 import io
 import os
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
+import servers
 import torch
 
 from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
@@ -151,13 +150,8 @@ def vllm_server():
     """Starts vLLM servers with the interpreter that PEFT_BE_VLLM names: vLLM has its own environment (`make vllm`)."""
     if not os.environ.get("PEFT_BE_VLLM"):
         pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
-    sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
-    try:
-        from servers import vllm_server
-    finally:
-        sys.path.pop(0)
     options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32")
-    return lambda model, *more: vllm_server(os.environ["PEFT_BE_VLLM"], model, *options, *more)
+    return lambda model, *more: servers.vllm_server(os.environ["PEFT_BE_VLLM"], model, *options, *more)
 
 
 QUESTIONS = ["Who are you?", "Where is the rum?", "What do you see on the horizon, captain?"]

@@ -209,7 +209,7 @@ def evaluate_task(
     """
     with stand_in.placed(model, tokenizer) as render:
         prompts = [render(query) for query in task.queries]
-        check_prompts(model, prompts, task.answer_lengths(tokenizer))
+        check_prompts(model, prompts, task.answer_lengths(tokenizer), task.queries)
         return task.run(model, tokenizer, prompts, stand_in.prefix or share_prefix(model, prompts), batch_size)
 
 
