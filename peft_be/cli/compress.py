@@ -9,6 +9,8 @@ from .common import bold, quoted, resumable, say
 from .options import (
     AE,
     QUERY_FILES,
+    Init,
+    InitText,
     KDWeight,
     LearningRate,
     MaxAnswerLength,
@@ -36,6 +38,8 @@ def compress(
     ae: AE = None,
     num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows.")] = 1,
     slot: Slot = "system",
+    init: Init = None,
+    init_text: InitText = None,
     kd_weight: KDWeight = None,
     temperature: Temperature = None,
     learning_rate: LearningRate = None,
@@ -59,6 +63,8 @@ def compress(
     from ..runs.compress import compress_prompt
 
     training_args = {
+        "init": init,
+        "init_text": init_text,
         "kd_weight": kd_weight,
         "temperature": temperature,
         "learning_rate": learning_rate,

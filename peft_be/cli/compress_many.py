@@ -9,6 +9,8 @@ from rich.table import Table
 from .common import bold, console, resumable, say
 from .options import (
     AE,
+    Init,
+    InitText,
     KDWeight,
     LearningRate,
     MaxAnswerLength,
@@ -36,6 +38,8 @@ def compress_many(
     ae: AE = None,
     num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows of each prompt.")] = 1,
     slot: Slot = "system",
+    init: Init = None,
+    init_text: InitText = None,
     group_size: Annotated[int, typer.Option(min=1, help="Prompts that learn together.")] = 8,
     kd_weight: KDWeight = None,
     temperature: Temperature = None,
@@ -54,6 +58,8 @@ def compress_many(
     from ..runs.manifest import load_manifest
 
     training_args = {
+        "init": init,
+        "init_text": init_text,
         "kd_weight": kd_weight,
         "temperature": temperature,
         "learning_rate": learning_rate,

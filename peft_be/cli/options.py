@@ -31,6 +31,15 @@ KDWeight = Annotated[
 ]
 Temperature = Annotated[Optional[float], typer.Option(help="tau of Eq. 3; the paper has 2.", show_default="1.0")]
 LearningRate = Annotated[Optional[float], typer.Option(help="In units of the start rows' RMS.", show_default="0.05")]
+Init = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Where the rows start: neutral (You), prompt (P's first tokens, which can be read from the adapter), "
+        "text, random, or auto: neutral for one row, prompt for several.",
+        show_default="auto",
+    ),
+]
+InitText = Annotated[Optional[str], typer.Option(help="The text of --init text.")]
 MaxSteps = Annotated[Optional[int], typer.Option(min=1, help="Number of steps.", show_default="600")]
 MaxAnswerLength = Annotated[
     Optional[int], typer.Option(min=1, help="Longest answer of the teacher, in tokens.", show_default="64")

@@ -69,9 +69,9 @@ class BEDistillConfig(SFTConfig):
             `teacher` in `output_dir`.
         init (`str`, *optional*, defaults to `"auto"`):
             Where the rows start: `"auto"`, `"neutral"`, `"prompt"`, `"text"` or `"random"`, see [`initial_rows`]. `None` goes
-            on from the adapter's rows.
+            on from the adapter's rows. From rows that start from P's first tokens, these can be read after the training.
         init_text (`str`, *optional*):
-            The text of `init="text"`.
+            The text of `init="text"`, which no other `init` takes.
         init_scale (`float`, *optional*):
             Factor on the start rows. `None` measures [`residual_growth`], which makes them as long as the hidden states
             between the layers; `1.0` leaves them as long as embeddings are.
@@ -136,6 +136,10 @@ class BEDistillConfig(SFTConfig):
             raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
         if self.init == "text" and (not isinstance(self.init_text, str) or not self.init_text.strip()):
             raise ValueError(f"init='text' needs a text that is not empty, got init_text={self.init_text!r}.")
+        if self.init_text is not None and self.init not in (None, "text"):
+            raise ValueError(
+                f"init_text is for init='text', and init is '{self.init}': change init, or leave out init_text."
+            )
         if self.learning_rate is None:
             self.learning_rate = 0.05 if self.full_matrix else 0.2
         # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction

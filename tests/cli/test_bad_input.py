@@ -68,6 +68,10 @@ def test_queries(cli, job, name, content, words):
         ({"kd_weight": 0.9, "ae": "/no/such/folder"}, ["no [AE] adapter"]),
         ({"ae": "some-folder"}, ["nothing uses it", "kd_weight below 1"]),
         ({"slot": "suffix"}, ["slot must be one of"]),
+        ({"init": "word"}, ["Unknown init 'word'", "auto, neutral, prompt, text, random"]),
+        ({"init": "text"}, ["init='text' needs a text"]),
+        ({"init": "text", "init_text": " "}, ["init='text' needs a text"]),
+        ({"init_text": "You are"}, ["init_text is for init='text'"]),
     ],
 )
 def test_settings(cli, job, changes, words):

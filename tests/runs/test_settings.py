@@ -60,6 +60,7 @@ BAD_DISTILLATION = {
     "answer_top_p": [0.0, 1.01, NAN],
     "answer_batch_size": [0],
     "init": ["word", "text"],  # a text that is missing
+    "init_text": ["You are"],  # a text that `init` does not read
     "init_scale": [0.0, -1.0, NAN, INF],
     "full_matrix": [1],
 }
@@ -99,7 +100,8 @@ def test_the_ae_row(tmp_path, name, value):
 def test_what_is_allowed(tmp_path):
     config = BEDistillConfig(
         str(tmp_path), max_steps=-1, warmup_steps=0.1, eval_steps=0.5, max_grad_norm=0, learning_rate=1, weight_decay=0,
-        save_total_limit=None, init=None, max_kd_tokens=1, report_to=["none"], tf32=None, answer_cache_dir=tmp_path,
+        save_total_limit=None, init=None, init_text="You", max_kd_tokens=1, report_to=["none"], tf32=None,
+        answer_cache_dir=tmp_path,
     )  # fmt: skip
     assert config.learning_rate == 1
 
