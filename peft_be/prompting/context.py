@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
-from .files import shown
+from ..files import shown
 
 
 def context_length(model: PreTrainedModel) -> int | None:
