@@ -17,18 +17,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from peft_be.files import read_json_lines
 from peft_be.machine.memory import release_freed_memory
 from peft_be.machine.versions import machine, versions
 
 
 # Not part of a measurement's settings
 _NOT_SETTINGS = ("json", "only", "resume", "vllm")
-
-
-def json_lines(path: Path) -> list[dict]:
-    """The records of a file of JSON lines."""
-    return [record for _, record in read_json_lines(path, "file")]
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,10 +1,10 @@
 """
-The cells of the paper's tables, for `benchmarks/study.py`: see README.md beside this file.
+The cells of the paper's tables, for `research/study.py`: see README.md beside this file.
 
 Example:
 
     python examples/paper/cells.py --model meta-llama/Llama-3.2-1B-Instruct --ae llama-1b-ae --prompts prompts > cells.jsonl
-    python benchmarks/study.py cells.jsonl results.jsonl
+    python research/study.py cells.jsonl results.jsonl
 """
 
 from __future__ import annotations

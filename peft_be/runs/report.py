@@ -26,7 +26,7 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
         warnings.warn(
             f"There {'is' if train == 1 else 'are'} only {train} training quer{'y' if train == 1 else 'ies'}{of}: "
             "expect an adapter that follows the prompt on what these ask, and less on anything else. The fewest that "
-            "were measured are 173, from which a task kept 68 % of its score, and 91 % from 432 (docs/study.md). Give "
+            "were measured are 173, from which a task kept 68 % of its score, and 91 % from 432 (research/log.md). Give "
             "a few hundred.",
             stacklevel=1,
         )
@@ -35,7 +35,7 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
         warnings.warn(
             f"Only {validation} quer{'y is' if validation == 1 else 'ies are'} held out for validation{of}: a KL on "
             "so few depends on single answers. Even on 19, eight rows seemed to close up to 0.37 more of the gap than "
-            "they did on other queries (docs/study.md). Trust peft-be eval with held-out queries instead.",
+            "they did on other queries (research/log.md). Trust peft-be eval with held-out queries instead.",
             stacklevel=1,
         )
 

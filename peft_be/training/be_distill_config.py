@@ -25,7 +25,7 @@ RANGES = {
 class BEDistillConfig(SFTConfig):
     r"""
     Configuration class for the [`BEDistillTrainer`], stages 1 and 2 of the paper (sections 2.2 and 2.3). Its defaults
-    are the recipe that came nearest to the full prompt in the same time (docs/results.md);
+    are the recipe that came nearest to the full prompt in the same time (research/log.md);
     [`~peft_be.comparison.methods.PaperBE`] has the paper's.
 
     Includes only the parameters that are specific to the two stages, and those whose defaults differ from
@@ -35,7 +35,7 @@ class BEDistillConfig(SFTConfig):
         kd_weight (`float`, *optional*, defaults to `1.0`):
             lambda of Eq. 4. `0.0` is stage 1 alone (reconstruction, Eq. 2; no queries needed), `1.0` is stage 2 alone
             (distillation, Eq. 3; no [AE] needed), anything between is Algorithm 1: both stages together. The paper has
-            0.9; stage 2 alone comes nearer to the full prompt in the same time (docs/results.md).
+            0.9; stage 2 alone comes nearer to the full prompt in the same time (research/log.md).
         temperature (`float`, *optional*, defaults to `1.0`):
             tau of Eq. 3. The paper has 2.
         beta (`float`, *optional*, defaults to `0.0`):

@@ -48,7 +48,7 @@ CALIBRATION_QUERY = "What would you like to talk about today, and why?"
 # Answers shown before the training
 PREVIEWS = 3
 # A prompt whose absence changes less is hardly there: its own examples or paragraphs in another order changed 0.003 to
-# 0.017 nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (docs/study.md)
+# 0.017 nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (research/log.md)
 LITTLE_KL = 0.02
 
 

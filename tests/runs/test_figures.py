@@ -126,7 +126,7 @@ def test_few_queries(counts, words):
         warn_of_few_queries({"a": splits(*counts)})
     assert len(caught) == len(words)
     for warning, text in zip(caught, words):
-        assert text in str(warning.message) and "docs/study.md" in str(warning.message)
+        assert text in str(warning.message) and "research/log.md" in str(warning.message)
 
 
 def test_enough_queries():

@@ -15,9 +15,9 @@ fails does not keep the others from running. The table is made from the results 
 
 Example:
 
-    python benchmarks/study.py benchmarks/recipe.jsonl docs/results/recipe.jsonl
-    python benchmarks/study.py --table docs/results/recipe.jsonl
-    python benchmarks/study.py --answers docs/results/prompts.jsonl
+    python research/study.py research/recipe.jsonl research/results/recipe.jsonl
+    python research/study.py --table research/results/recipe.jsonl
+    python research/study.py --answers research/results/prompts.jsonl
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from common import json_lines
+from records import json_lines
 
 from peft_be.comparison.compare import SPLIT_SEED, run_method
 from peft_be.comparison.methods import Job

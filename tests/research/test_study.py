@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 
-STUDY = Path(__file__).parent.parent.parent / "benchmarks" / "study.py"
+STUDY = Path(__file__).parent.parent.parent / "research" / "study.py"
 
 
 @pytest.fixture

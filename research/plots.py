@@ -4,7 +4,7 @@ Charts of a study, as SVG files, from its results alone: one for each comparison
 Example:
 
     pip install matplotlib
-    python benchmarks/plots.py docs/results/prompts.jsonl docs/images
+    python research/plots.py research/results/prompts.jsonl research/images
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ What is chosen here is measured on validation queries only. Finished runs are sk
 
 Example:
 
-    python benchmarks/prompts.py shared/data benchmarks/prompts
-    python benchmarks/ideas.py docs/results/ideas.jsonl --prompts benchmarks/prompts/role-jack-sparrow --seeds 42 43
-    python benchmarks/ideas.py docs/results/ideas.jsonl --table
+    python research/prompts.py shared/data research/prompts
+    python research/ideas.py research/results/ideas.jsonl --prompts research/prompts/role-jack-sparrow --seeds 42 43
+    python research/ideas.py research/results/ideas.jsonl --table
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import json_lines
 from datasets import Dataset
+from records import json_lines
 
 from peft_be import BEDistillConfig, BEDistillTrainer
 from peft_be.adapters.create import add_adapter

@@ -11,8 +11,8 @@ the scenarios of tau-bench, as they are, since it has no first messages of users
 
 Example:
 
-    python benchmarks/prompts.py shared/data benchmarks/prompts
-    python benchmarks/study.py benchmarks/prompts.jsonl docs/results/prompts.jsonl
+    python research/prompts.py shared/data research/prompts
+    python research/study.py research/prompts.jsonl research/results/prompts.jsonl
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from common import json_lines
+from records import json_lines
 
 from peft_be.evaluation.tasks import BBH, DialoguePerplexity
 

@@ -3,12 +3,12 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 
-from .conftest import BENCHMARKS
 
-
+PLOTS = Path(__file__).parents[2] / "research" / "plots.py"
 ONE, OTHER = (
     {"variant": "a, be, 10 min", "seed": 42, "kl_gap_closed": 0.5},
     {"variant": "a, soft-prompt:1, 10 min", "seed": 42, "kl_gap_closed": -0.5},
@@ -22,7 +22,7 @@ def draw(tmp_path, monkeypatch):
         folder.mkdir(exist_ok=True)
         results.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
         monkeypatch.setattr(sys, "argv", ["plots.py", str(results), str(folder)])
-        runpy.run_path(str(BENCHMARKS / "plots.py"), run_name="__main__")
+        runpy.run_path(str(PLOTS), run_name="__main__")
         return {path.stem: path.read_bytes() for path in folder.iterdir()}
 
     return draw
