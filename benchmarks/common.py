@@ -17,17 +17,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from peft_be.machine.clock import synchronize
 from peft_be.machine.memory import release_freed_memory
 from peft_be.machine.versions import machine, versions
 
 
 # Not part of a measurement's settings
 _NOT_SETTINGS = ("json", "only", "resume", "vllm")
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def timed(device: torch.device, work: Callable, *args) -> tuple[Any, float]:
@@ -48,7 +44,8 @@ def quartiles(values: list[float]) -> dict[str, float]:
 @torch.no_grad()
 def start_of_peak(model: PreTrainedModel) -> int:
     """
-    Memory of this process with the whole model in it and nothing else, in bytes; [`peak`] counts from here on.
+    Memory of this process with the whole model in it and nothing else, or on a GPU what is allocated by now, in bytes;
+    [`peak`] counts from here on.
 
     Weights are mapped from their file and become resident when they are first read, which must not count as the memory of
     what is measured: a forward over one token reads them all. What loading needed and freed must not count as the model's:
@@ -57,8 +54,8 @@ def start_of_peak(model: PreTrainedModel) -> int:
     model(input_ids=torch.tensor([[0]], device=model.device), use_cache=False)
     release_freed_memory()
     if model.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        synchronize(model.device)
+        torch.cuda.reset_peak_memory_stats(model.device)
     elif sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to what is resident
     return peak(model.device)
@@ -73,6 +70,11 @@ def peak(device: torch.device) -> int:
         # Not `ru_maxrss`: a process inherits that from the one that starts it
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def default_device() -> torch.device:
+    """Where [`load_model`] puts a model."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def in_own_process(script: str, options: dict[str, Any]) -> int:

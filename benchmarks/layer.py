@@ -16,18 +16,14 @@ dominate the small figures. The largest size needs 8 GB of memory.
 
 import argparse
 import gc
-import json
-import platform
 import statistics
-import time
 
-import peft
 import torch
+from common import default_device, timed, write_report
 from peft import TrainableTokensConfig
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
-from peft_be.machine.versions import machine
 from peft_be.tuner import BETokenConfig, BETokenEmbedding
 
 
@@ -43,27 +39,22 @@ def make_modules(vocab_size: int, dim: int, token_id: int, device: str) -> dict[
 
 def time_step(name: str, module: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> float:
     """Seconds of one forward and backward."""
+
+    def step() -> None:
+        output = module(x)
+        if name == "frozen":
+            # Takes the gradient without the copy that `backward` makes for a leaf.
+            torch.autograd.grad(output.requires_grad_(True), output, gradient)
+        else:
+            output.backward(gradient)
+
     if name == "trainable":
         module.weight.requires_grad_(True)
-    synchronize(x.device)
-    start = time.perf_counter()
-    output = module(x)
-    if name == "frozen":
-        # Takes the gradient without the copy that `backward` makes for a leaf.
-        torch.autograd.grad(output.requires_grad_(True), output, gradient)
-    else:
-        output.backward(gradient)
-    synchronize(x.device)
-    seconds = time.perf_counter() - start
+    _, seconds = timed(x.device, step)
     module.zero_grad(set_to_none=True)
     if name == "trainable":
         module.weight.requires_grad_(False)
     return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(vocab_size: int, dim: int, args: argparse.Namespace) -> dict:
@@ -94,7 +85,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens in a sequence")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default=str(default_device()))
     parser.add_argument("--threads", type=int, help="threads on the CPU, by default what torch chooses")
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
     args = parser.parse_args()
@@ -110,21 +101,14 @@ def main() -> None:
             result = measure(vocab_size, dim, args)
             results.append(result)
             ms = result["ms"]
-            cells = (f"{ms[n]['median']:.2f} [{ms[n]['q1']:.2f}, {ms[n]['q3']:.2f}]" for n in names)
             ratios = [ms["be_token"]["median"] / ms[other]["median"] for other in ("trainable", "frozen")]
+            result["be_to_trainable"], result["be_to_frozen"] = ratios
+            cells = (f"{ms[n]['median']:.2f} [{ms[n]['q1']:.2f}, {ms[n]['q3']:.2f}]" for n in names)
             line = f"{vocab_size:>7} {dim:>5}" + "".join(f"{cell:>30}" for cell in cells)
             print(f"{line}   {ratios[0]:.3f}, {ratios[1]:.2f}", flush=True)
             gc.collect()
 
-    if args.json:
-        report = {
-            "args": {key: value for key, value in vars(args).items() if key != "json"},
-            **machine(torch.device(args.device)),
-            "versions": {"torch": torch.__version__, "peft": peft.__version__, "python": platform.python_version()},
-            "results": results,
-        }
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
+            write_report(args, torch.device(args.device), results=results)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ Queries are cut or repeated to one length and have gold answers of exactly `--an
 axis compute batches of one shape and the teacher need not write.
 
 The trainers of an axis are built first, each on a model of its own, and step by turns: medians and quartiles. Vocabularies
-other than the model's belong to random models of the same architecture. Peak memory is that of a process of its own, above
-the loaded model, the teacher's work included. On the vocabulary's axis it is measured for three more steps on the same batches:
+other than the model's belong to random models of the same architecture. Peak memory is counted above the loaded model, the
+teacher's work included; on the CPU, it is that of a process of its own. On the vocabulary's axis it is measured for three more steps on the same batches:
 
 - `ours, checkpointing`: with `gradient_checkpointing=True`;
 - `plain`: the step as it is mostly written: the teacher's forward over prompt, query and answer, its logits for the answer's
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import in_own_process, peak, quartiles, start_of_peak, timed, write_report
+from common import default_device, in_own_process, peak, quartiles, start_of_peak, timed, write_report
 from reference import DEMO, prompt_of_length, text_of_length
 from training import Ours
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -56,7 +56,7 @@ def make_model(args: argparse.Namespace):
     config = AutoConfig.from_pretrained(path)
     if args.vocab_size in (None, config.vocab_size):
         return load_model(args.model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(default_device())
     config.vocab_size = args.vocab_size
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_config(config, dtype=fastest_dtype(device))
@@ -173,8 +173,25 @@ def time_axis(name: str, values: list[int], args: argparse.Namespace) -> list[di
         ]
 
 
+def measured_peak(side: str, point: argparse.Namespace) -> int:
+    """Bytes above the loaded model that two steps need, the teacher's work included."""
+    model, tokenizer = make_model(point)
+    before = start_of_peak(model)
+    with tempfile.TemporaryDirectory() as folder, freed_memory_kept(model.device):
+        job = make_side(side, model, tokenizer, point, folder)
+        for _ in range(2):
+            job.step()
+        return peak(model.device) - before
+
+
 def peak_memory(side: str, point: argparse.Namespace) -> int:
-    """Bytes above the loaded model, in a process of its own."""
+    """
+    Bytes above the loaded model. On the CPU in a process of its own, for a process keeps freed memory; a GPU's memory is
+    counted by torch, tensor by tensor.
+    """
+    if default_device().type == "cuda":
+        gc.collect()
+        return measured_peak(side, point)
     names = ("model", "prompt_tokens", "answer_length", "num_be_tokens", "batch_size", "queries", "seed")
     options = {name: getattr(point, name) for name in names}
     if point.vocab_size is not None:
@@ -227,16 +244,10 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.only:
-        model, tokenizer = make_model(args)
-        before = start_of_peak(model)
-        with tempfile.TemporaryDirectory() as folder, freed_memory_kept(model.device):
-            job = make_side(args.only, model, tokenizer, args, folder)
-            for _ in range(2):
-                job.step()
-            print(peak(model.device) - before)
+        print(measured_peak(args.only, args))
         return
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     report: dict[str, list[dict]] = {}
     for axis in args.axes:
         name, values = AXES[axis][0], getattr(args, f"{axis}_values")

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from common import in_own_process, peak, start_of_peak, timed, write_report
+from common import default_device, in_own_process, peak, start_of_peak, timed, write_report
 from datasets import Dataset
 from peft import CartridgeConfig, get_peft_model, initialize_kv_prefix_from_text
 from reference import DEMO, Reference, prompt_of_length
@@ -112,7 +112,7 @@ class Ours:
 
     def bare_step(self, inputs: dict) -> None:
         hidden = final_hidden_states(self.trainer.model, inputs)
-        cross_entropy(*predicting(hidden, inputs["labels"]), self.trainer._head).mean().backward()
+        cross_entropy(*predicting(hidden, inputs), self.trainer._head).mean().backward()
         self.trainer.optimizer.zero_grad()
 
 
@@ -267,7 +267,7 @@ def main() -> None:
             print(peak(model.device) - before)
         return
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     results = []
     for length in args.prompt_tokens:
         result = measure(length, args)

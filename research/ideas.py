@@ -46,26 +46,26 @@ class HiddenStatesFirst(BEDistillTrainer):
     def _answer_losses(self, model, inputs):
         if self.state.global_step >= self.args.max_steps // 4:
             return super()._answer_losses(model, inputs)
-        student, _ = predicting(final_hidden_states(model, inputs), inputs["labels"])
+        student, _ = predicting(final_hidden_states(model, inputs), inputs)
         teacher = inputs["teacher_hidden"].float()
         distance = (student.float() - teacher).square().sum(-1) / teacher.square().sum(-1)
-        return distance, inputs["prompt"]
+        return distance
 
 
 class FirstTokens(BEDistillTrainer):
     def _answer_losses(self, model, inputs):
-        losses, numbers = super()._answer_losses(model, inputs)
+        losses = super()._answer_losses(model, inputs)
         is_answer = inputs["labels"][:, 1:] != -100
         weights = torch.where(is_answer.cumsum(1)[is_answer] <= 8, 3.0, 1.0)
-        return losses * weights / weights.mean(), numbers
+        return losses * weights / weights.mean()
 
 
 class LargerHalf(BEDistillTrainer):
     larger, smaller = 1.5, 0.5
 
     def _answer_losses(self, model, inputs):
-        losses, numbers = super()._answer_losses(model, inputs)
-        return losses * torch.where(losses > losses.median(), self.larger, self.smaller), numbers
+        losses = super()._answer_losses(model, inputs)
+        return losses * torch.where(losses > losses.median(), self.larger, self.smaller)
 
 
 class SmallerHalf(LargerHalf):

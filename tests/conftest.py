@@ -24,11 +24,16 @@ CHROMIUM_ARGUMENTS = (
 
 
 def pytest_collection_modifyitems(config, items):
+    skipped = {}
     if not config.getoption("-m"):
-        skip = pytest.mark.skip(reason="slow: run with -m slow")
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(skip)
+        skipped["slow"] = "slow: run with -m slow"
+    # `benchmarks/gpu.sh --cpu` tries the tests themselves, not the GPU
+    if not torch.cuda.is_available() and not os.environ.get("PEFT_BE_GPU_TESTS_ON_CPU"):
+        skipped["gpu"] = "needs a GPU"
+    for item in items:
+        for name, reason in skipped.items():
+            if name in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

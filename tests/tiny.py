@@ -3,7 +3,7 @@
 import torch
 
 
-def tiny_llama(tokenizer, width=32, padding=0, tied=True):
+def tiny_llama(tokenizer, width=32, padding=0, tied=True, context=512):
     """`padding` rows stand in the embedding behind those of the tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -15,7 +15,7 @@ def tiny_llama(tokenizer, width=32, padding=0, tied=True):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,

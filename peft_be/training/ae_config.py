@@ -33,10 +33,15 @@ class AEConfig(SFTConfig):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16; the base model's dtype rules."})
     logging_steps: float = field(default=5, metadata={"help": "Log every so many steps."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are no numbers in the log."}
+    )
     report_to: str = field(default="none", metadata={"help": "Where to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
 
     def __post_init__(self):
         check_training_args(self, {"min_passage_length": COUNT, "max_passage_length": COUNT})
+        if self.accelerator_config is None:  # batches are on their way to a GPU while it computes
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()

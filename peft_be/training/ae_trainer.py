@@ -93,6 +93,6 @@ class AETrainer(RowTrainer):
         return {**self._origin, "stages": ["stage 0"], "training": {"steps": self.state.global_step}}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        hidden, labels = predicting(final_hidden_states(model, inputs), inputs["labels"])
+        hidden, labels = predicting(final_hidden_states(model, inputs), inputs)
         loss = cross_entropy(hidden, labels, self._head).mean()
         return (loss, {}) if return_outputs else loss

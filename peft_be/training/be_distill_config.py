@@ -120,6 +120,9 @@ class BEDistillConfig(SFTConfig):
         default=2, metadata={"help": "Checkpoints to keep; the best one is kept, too."}
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the rows that validated best."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are no numbers in the log."}
+    )
     report_to: str = field(default="none", metadata={"help": "Where to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
@@ -147,4 +150,6 @@ class BEDistillConfig(SFTConfig):
             "kl" if self.kd_weight > 0 else "reconstruction_loss"
         )
         self.greater_is_better = False if self.greater_is_better is None else self.greater_is_better
+        if self.accelerator_config is None:  # batches are on their way to a GPU while it computes
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         super().__post_init__()

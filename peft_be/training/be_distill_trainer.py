@@ -423,7 +423,12 @@ class BEDistillTrainer(RowTrainer):
             seed=self.args.seed,
             is_learning=lambda number: list(self.renderers)[number] not in self.stopped,
         )
-        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
         return self.accelerator.prepare(loader)
 
     def _clip_grad_norm(self, model):
@@ -454,10 +459,10 @@ class BEDistillTrainer(RowTrainer):
         names = list(self.renderers)
         losses: dict[str, torch.Tensor] = {}
         if args.kd_weight > 0:
-            kd, numbers = self._answer_losses(model, inputs)
+            kd = self._answer_losses(model, inputs)
             if args.scale_by_temperature_squared:
                 kd = kd * args.temperature**2
-            means = {names[number]: kd[numbers == number].mean() for number in inputs["prompt"].unique().tolist()}
+            means = {names[number]: kd[tokens].mean() for number, tokens in inputs["tokens_of"].items()}
             losses = {name: args.kd_weight * value for name, value in self._checked("kd_loss", means).items()}
         # Alone, reconstruction is what every step is for
         interval = args.reconstruction_interval if args.kd_weight > 0 else 1
@@ -476,7 +481,9 @@ class BEDistillTrainer(RowTrainer):
         Log a part of the loss, as a mean over the prompts, and stop before a broken one reaches the rows: several prompts
         go on without the broken one.
         """
-        values = {name: loss.item() for name, loss in losses.items() if name not in self.failed}
+        own = {name: loss.detach() for name, loss in losses.items() if name not in self.failed}
+        # The one time that a step waits for a GPU, however many the prompts
+        values = dict(zip(own, torch.stack(list(own.values())).tolist())) if own else {}
         for name, value in values.items():
             if not math.isfinite(value):
                 self.stopped.add(name)
@@ -491,18 +498,17 @@ class BEDistillTrainer(RowTrainer):
             self._metrics["train"][what].append(sum(finite) / len(finite))
         return {name: loss for name, loss in losses.items() if name not in self.failed}
 
-    def _answer_losses(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """What training asks of the N answer tokens of a batch, and the numbers of their prompts, both `[N]`."""
+    def _answer_losses(self, model, inputs) -> torch.Tensor:
+        """What training asks of the answer tokens of a batch, `[N]`."""
         if not self.args.hard_labels:
             return self._kd_losses(model, inputs, self.args.temperature, self.args.beta)
-        student, labels = predicting(final_hidden_states(model, inputs), inputs["labels"])
-        return cross_entropy(student, labels, self._head), inputs["prompt"]
+        student, labels = predicting(final_hidden_states(model, inputs), inputs)
+        return cross_entropy(student, labels, self._head)
 
-    def _kd_losses(self, model, inputs, temperature: float, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summands of Eq. 3 for the N answer tokens of a batch, and the numbers of their prompts, both `[N]`."""
-        student, _ = predicting(final_hidden_states(model, inputs), inputs["labels"])
-        losses = divergence(student, inputs["teacher_hidden"], self._head, temperature, beta)
-        return losses, inputs["prompt"]
+    def _kd_losses(self, model, inputs, temperature: float, beta: float) -> torch.Tensor:
+        """The summands of Eq. 3 for the answer tokens of a batch, `[N]`."""
+        student, _ = predicting(final_hidden_states(model, inputs), inputs)
+        return divergence(student, inputs["teacher_hidden"], self._head, temperature, beta)
 
     def _reconstruction_loss(self, model, name: str) -> torch.Tensor:
         """
@@ -510,7 +516,7 @@ class BEDistillTrainer(RowTrainer):
         independent of P's length, and is what the authors' scripts compute.
         """
         inputs = self._reconstruction[name]
-        hidden, labels = predicting(final_hidden_states(model, inputs), inputs["labels"])
+        hidden, labels = predicting(final_hidden_states(model, inputs), inputs)
         return cross_entropy(hidden, labels, self._head).mean()
 
     @torch.no_grad()
@@ -529,8 +535,11 @@ class BEDistillTrainer(RowTrainer):
             precision = torch.float if self.args.device.type == "mps" else torch.double
             metric, sums = "kl", torch.zeros(2, len(self.renderers), dtype=precision, device=self.args.device)
             for inputs in self.get_eval_dataloader(eval_dataset):
-                kl, numbers = self._kd_losses(model, self._prepare_inputs(inputs), temperature=1.0, beta=0.0)
-                sums.index_add_(1, numbers, torch.stack([kl.to(precision), torch.ones_like(kl, dtype=precision)]))
+                inputs = self._prepare_inputs(inputs)
+                kl = self._kd_losses(model, inputs, temperature=1.0, beta=0.0)
+                sums.index_add_(
+                    1, inputs["prompt"], torch.stack([kl.to(precision), torch.ones_like(kl, dtype=precision)])
+                )
             total, count = self.accelerator.reduce(sums, reduction="sum")
             values = dict(zip(self.renderers, (total / count).tolist()))
         else:

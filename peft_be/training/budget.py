@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..machine.clock import synchronize
+
 
 if TYPE_CHECKING:
     from .be_distill_trainer import BEDistillTrainer
@@ -29,7 +31,9 @@ def sample_batches(loader: Iterable) -> list:
 def seconds_of(loss: Callable[[], torch.Tensor]) -> float:
     """What a loss costs, with its gradients."""
     start = time.perf_counter()
-    loss().backward()
+    value = loss()
+    value.backward()
+    synchronize(value.device)
     return time.perf_counter() - start
 
 

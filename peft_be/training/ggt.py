@@ -56,14 +56,14 @@ class GGT(torch.optim.Optimizer):
     def _step(self, rows: torch.Tensor, state: dict, group: dict) -> None:
         gradient = rows.grad.float()
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.long)
+            state["step"] = 0
             state["mean"] = torch.zeros_like(gradient)
             state["gradients"] = gradient.new_zeros(len(rows), group["history"], rows.shape[-1])
-        state["gradients"][:, state["step"].item() % group["history"]] = gradient
+        state["gradients"][:, state["step"] % group["history"]] = gradient
         state["step"] += 1
         state["mean"].lerp_(gradient, 1 - group["betas"][0])
 
-        step, history, decay = state["step"].item(), group["history"], group["betas"][1]
+        step, history, decay = state["step"], group["history"], group["betas"][1]
         age = (step - 1 - torch.arange(history, device=rows.device)) % history
         weights = decay**age * (age < step)
         kept = (weights / weights.sum()).sqrt()[:, None] * state["gradients"]  # [k, history, d], C = kept^T kept

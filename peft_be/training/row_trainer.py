@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,8 +226,10 @@ class RowTrainer(SFTTrainer):
 @dataclass
 class RowCollator:
     """
-    Makes a batch of rows with `input_ids` and `labels`. For each labelled token in row order there is `teacher_hidden`, and
-    `prompt`, the number of the prompt that it belongs to, if the rows have them.
+    Makes a batch of rows with `input_ids` and `labels`. For each of its N labelled tokens, in row order, there is
+    `predicting`, the position that predicts it, counted through the whole batch, and, if the rows have them,
+    `teacher_hidden` and `prompt`, the number of the prompt that it belongs to. `tokens_of` says the same the other way
+    round: for each prompt, which of the N tokens are its own. Both are found here since a GPU would have to be waited for.
 
     Rows are padded on the right. That needs no attention mask: after the last real token, causal attention hides the
     padding from every token that counts. Leaving the mask out keeps the fast causal kernels.
@@ -245,6 +248,11 @@ class RowCollator:
         # No token is predicted by the row in front of its own
         labels = [[-100, *row["labels"][1:]] for row in rows]
         ids = [list(row["input_ids"]) for row in rows]
+        width = max(map(len, ids))
+        starts = [0, *itertools.accumulate(map(len, ids))] if self.padding_free else range(0, width * len(ids), width)
+        predicting = [
+            start + i - 1 for start, row in zip(starts, labels) for i, label in enumerate(row) if label != -100
+        ]
         if self.padding_free:
             batch = {
                 "input_ids": torch.tensor([sum(ids, [])]),
@@ -252,14 +260,15 @@ class RowCollator:
                 "position_ids": torch.cat([torch.arange(len(row)) for row in ids])[None],
             }
         else:
-            width = max(map(len, ids))
             batch = {
                 "input_ids": torch.tensor([row + [self.pad_token_id] * (width - len(row)) for row in ids]),
                 "labels": torch.tensor([row + [-100] * (width - len(row)) for row in labels]),
             }
+        batch["predicting"] = torch.tensor(predicting, dtype=torch.long)
         if "prompt" in rows[0]:
             counts = torch.tensor([sum(label != -100 for label in row) for row in labels])
-            batch["prompt"] = torch.tensor([row["prompt"] for row in rows]).repeat_interleave(counts)
+            batch["prompt"] = numbers = torch.tensor([row["prompt"] for row in rows]).repeat_interleave(counts)
+            batch["tokens_of"] = {n: (numbers == n).nonzero().flatten() for n in numbers.unique().tolist()}
         if "teacher_hidden" in rows[0]:
             batch["teacher_hidden"] = torch.cat([row["teacher_hidden"] for row in rows])
         return batch
@@ -278,7 +287,7 @@ def final_hidden_states(model: torch.nn.Module, inputs: dict[str, torch.Tensor])
     """
     ids = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
     # The position as an index: for a slice, torch on CPU copies lm_head (see `copy_head_input`)
-    kept = torch.tensor([0], device=ids["input_ids"].device)
+    kept = torch.zeros(1, dtype=torch.long, device=ids["input_ids"].device)
     with _attention_kernel(model, ids["input_ids"]):
         outputs = model(**ids, output_hidden_states=True, logits_to_keep=kept, use_cache=False)
     return outputs.hidden_states[-1]
@@ -297,7 +306,7 @@ def _attention_kernel(model: torch.nn.Module, ids: torch.Tensor) -> contextlib.A
     return contextlib.nullcontext()
 
 
-def predicting(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hidden states `[N, d]` that predict a label, and those labels `[N]`, in row order."""
-    mask = labels[:, 1:] != -100
-    return hidden[:, :-1][mask], labels[:, 1:][mask]
+def predicting(hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a batch of [`RowCollator`], the hidden states `[N, d]` that predict a label, and those labels `[N]`, in row order."""
+    positions = inputs["predicting"]
+    return hidden.flatten(0, 1)[positions], inputs["labels"].flatten()[positions + 1]

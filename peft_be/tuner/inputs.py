@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .layer import BETokenEmbedding
+from .layer import BETokenEmbedding, at_hand
 
 
 def add_input_checks(model: nn.Module) -> None:
@@ -67,8 +67,8 @@ def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
     cache = kwargs.get("past_key_values")
     if getattr(cache, "get_seq_length", int)() > 0:
         return
-    # Elsewhere than on the CPU the check waits for the device, which one input is worth
-    layer.expects_be = ids.device.type == "cpu"
+    # A check that has to wait for the device is worth it once
+    layer.expects_be = at_hand(ids)
     name = layer.find_unused_adapter(ids)
     if name is None:
         return
@@ -100,7 +100,7 @@ def _check_generation(model: nn.Module, arguments: dict) -> None:
     ids = arguments.get("inputs", options.get("input_ids"))
     if not isinstance(layer, BETokenEmbedding) or not isinstance(ids, torch.Tensor) or ids.is_floating_point():
         return
-    if ids.device.type != "cpu" and not layer.disable_adapters:  # where the layer itself does not wait to see ids
+    if not at_hand(ids) and not layer.disable_adapters:  # where the layer itself does not wait to see ids
         layer.check_owners(ids)
     configs = (arguments.get("generation_config"), model.generation_config)
     sources = [options, *(vars(config) for config in configs if config is not None)]

@@ -13,6 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from .config import BETokenConfig
 
 
+def at_hand(ids: torch.Tensor) -> bool:
+    """Whether the values of `ids` can be looked at for nothing. Elsewhere than on the CPU, one would wait for the device."""
+    return ids.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class BETokenEmbedding(nn.Module, BaseTunerLayer):
     """
     An embedding in which a few ids are read from learned rows instead of the table.
@@ -179,7 +184,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         embeds = self._embed_ordinary(x.masked_fill(hit, 0), *args, **kwargs)
         rows = torch.cat([self.all_rows(name) for name in adapter_names]).to(x.device)
         slots = match.byte().argmax(-1)  # the first match, thus a row of the given adapters if there is one
-        if torch.compiler.is_compiling() or x.device.type != "cpu":
+        if not at_hand(x):
             return self._place_rows(embeds, rows, hit, slots)
 
         positions = hit.nonzero(as_tuple=True)
@@ -236,10 +241,9 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
             raise ValueError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
         every_id = torch.cat(list(self.be_token_ids.values())).to(x.device)
         special = torch.isin(x, every_id)
-        if on_cpu and not special.any():  # what is true of most tokens that are generated
+        if at_hand(x) and not special.any():  # what is true of most tokens that are generated
             return self.base_layer(x, *args, **kwargs)
 
         # All adapters in one go: a table of their ids, one row for each adapter and one without ids for the base
@@ -257,7 +261,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         hit = match.any(-1)
         # Special ids of adapters that are not the row's: beyond the vocabulary the base embedding has nothing for them
         foreign = special & ~hit & has_rows
-        if on_cpu and foreign.any():
+        if at_hand(x) and foreign.any():
             batch_row, position = foreign.nonzero()[0].tolist()
             token_id = x[batch_row, position].item()
             other = next(name for name, ids in self.be_token_ids.items() if token_id in ids)

@@ -9,7 +9,7 @@ from peft import get_peft_model
 
 from peft_be.losses import OutputHead, cross_entropy, divergence
 from peft_be.prompting.reconstruction import reconstruction_example
-from peft_be.training.row_trainer import final_hidden_states, predicting
+from peft_be.training.row_trainer import RowCollator, final_hidden_states, predicting
 from peft_be.tuner import BETokenConfig
 
 
@@ -49,11 +49,9 @@ def test_reference_computes_the_losses_of_the_package(smollm2, smollm2_tokenizer
     kl = divergence(student_hidden, teacher, head, temperature=TAU).mean()
     log_t = F.log_softmax(head.logits(teacher) / TAU, dim=-1)
     entropy = -(log_t.exp() * log_t).sum(-1).mean()
-    ids, labels = reconstruction_example(
-        smollm2_tokenizer, config.be_token_ids, config.ae_token_id, reference.prompt_ids
-    )
-    hidden = final_hidden_states(model, {"input_ids": torch.tensor([ids])})
-    expected = cross_entropy(*predicting(hidden, torch.tensor([labels])), head).mean()
+    row = reconstruction_example(smollm2_tokenizer, config.be_token_ids, config.ae_token_id, reference.prompt_ids)
+    inputs = RowCollator(0)([dict(zip(("input_ids", "labels"), row))])
+    expected = cross_entropy(*predicting(final_hidden_states(model, inputs), inputs), head).mean()
     assert kd.item() == pytest.approx(TAU**2 * (kl + entropy).item(), rel=1e-4)
     assert reconstruction.item() == pytest.approx(expected.item(), rel=1e-4)
     (TAU**2 * kl + expected).backward()

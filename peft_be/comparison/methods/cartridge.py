@@ -113,7 +113,7 @@ class Cartridge(Method):
 
         def kl(batch: dict) -> torch.Tensor:
             batch = {name: tensor.to(job.model.device) for name, tensor in batch.items()}
-            student, _ = predicting(final_hidden_states(model, batch), batch["labels"])
+            student, _ = predicting(final_hidden_states(model, batch), batch)
             return divergence(student, batch["teacher_hidden"], head)
 
         @torch.no_grad()
