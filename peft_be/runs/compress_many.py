@@ -24,8 +24,9 @@ from ..prompting import PromptRenderer
 from ..prompting.context import check_length
 from ..prompting.fingerprints import sha256
 from ..teacher import teacher_cache_dir, teacher_prompts, weights_sha256
-from ..training import BEDistillConfig, BEDistillTrainer
-from ..training.callbacks import EachPromptsBest, OnProgress
+from ..training import BEDistillConfig
+from ..training.callbacks import OnProgress
+from ..training.many_prompts import EachPromptsBest, ManyPromptsTrainer
 from ..tuner.config import SLOTS
 from .folder import RunFolder, failure
 from .manifest import PromptJob, check_job_names
@@ -236,7 +237,7 @@ class _Batch:
         }
         trainer = None
         try:
-            trainer = BEDistillTrainer(
+            trainer = ManyPromptsTrainer(
                 peft_model,
                 BEDistillConfig(str(work), **args),
                 {job.name: job.prompt for job, _ in group},
@@ -273,7 +274,7 @@ class _Batch:
     def _write(
         self,
         single: PeftModel,
-        trainer: BEDistillTrainer,
+        trainer: ManyPromptsTrainer,
         best: EachPromptsBest,
         name: str,
         splits: QuerySplits,

@@ -13,7 +13,7 @@ from ..prompting.reconstruction import reconstruction_example
 from ..tuner import BETokenConfig
 from .ae_config import AEConfig
 from .learning_rows import check_learning_rows
-from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
+from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting, tokenizer_of
 
 
 class AETrainer(RowTrainer):
@@ -29,8 +29,8 @@ class AETrainer(RowTrainer):
             Passages, in a column `text`.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Held-out passages, in a column `text`.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The model's tokenizer. If `None`, it is loaded by the model's name.
         callbacks (`list[~transformers.TrainerCallback]`, *optional*):
             Callbacks in addition to the default ones.
 
@@ -62,6 +62,7 @@ class AETrainer(RowTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         args = args or AEConfig("ae")
+        processing_class = tokenizer_of(model, processing_class)
         if not isinstance(model, PeftModel):
             check_base_model(model)
             set_seed(args.seed)  # the row starts at random

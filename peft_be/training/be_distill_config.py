@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
-from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_training_args
+from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_training_args
 from .init import INITS
 
 
+# Its name among the optimizers of transformers
+GGT_NAME = "ggt"
 RANGES = {
     "answer_batch_size": COUNT,
     "answer_temperature": NOT_NEGATIVE,
@@ -75,12 +78,12 @@ class BEDistillConfig(SFTConfig):
         init_scale (`float`, *optional*):
             Factor on the start rows. `None` measures [`residual_growth`], which makes them as long as the hidden states
             between the layers; `1.0` leaves them as long as embeddings are.
-        full_matrix (`bool`, *optional*, defaults to `True`):
-            Train with [`GGT`] instead of the optimizer `optim`; betas and weight decay are `optim`'s and play no part
-            then.
+        optim (`str`, *optional*, defaults to `"ggt"`):
+            `"ggt"` is [`GGT`], whose betas are its own and which has no weight decay; or any optimizer that
+            [`~transformers.TrainingArguments`] knows, such as `"adamw_torch"`.
         learning_rate (`float`, *optional*):
             The highest learning rate, in units of the start rows' root mean square: what a step adds to a row's numbers.
-            `None` is 0.05 for [`GGT`] and 0.2 for `optim`, whose steps point in worse directions and partly cancel.
+            `None` is 0.05 for [`GGT`] and 0.2 for other optimizers, whose steps point in worse directions and partly cancel.
     """
 
     kd_weight: float = field(default=1.0, metadata={"help": "lambda of Eq. 4: 0 is stage 1 alone, 1 stage 2 alone."})
@@ -103,7 +106,7 @@ class BEDistillConfig(SFTConfig):
     init_text: str | None = field(default=None, metadata={"help": "The text of init='text'."})
     init_scale: float | None = field(default=None, metadata={"help": "Factor on the start rows; None measures one."})
 
-    full_matrix: bool = field(default=True, metadata={"help": "Train with GGT instead of `optim`."})
+    optim: str = field(default=GGT_NAME, metadata={"help": "ggt, or an optimizer of transformers."})
     learning_rate: float | None = field(default=None, metadata={"help": "In units of the start rows' RMS."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
     warmup_steps: float = field(default=10, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
@@ -135,6 +138,7 @@ class BEDistillConfig(SFTConfig):
             raise ValueError(f"beta lies between 0 (forward KL) and 1 (reverse KL), got {self.beta}.")
         if self.num_answers > 1 and self.answer_temperature == 0:
             raise ValueError("num_answers above 1 needs sampling: set answer_temperature above 0.")
+        check_choice("optim", self.optim, (GGT_NAME, *(name.value for name in OptimizerNames)))
         if self.init not in (None, *INITS):
             raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
         if self.init == "text" and (not isinstance(self.init_text, str) or not self.init_text.strip()):
@@ -144,7 +148,7 @@ class BEDistillConfig(SFTConfig):
                 f"init_text is for init='text', and init is '{self.init}': change init, or leave out init_text."
             )
         if self.learning_rate is None:
-            self.learning_rate = 0.05 if self.full_matrix else 0.2
+            self.learning_rate = 0.05 if self.optim == GGT_NAME else 0.2
         # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction
         self.metric_for_best_model = self.metric_for_best_model or (
             "kl" if self.kd_weight > 0 else "reconstruction_loss"
@@ -152,4 +156,9 @@ class BEDistillConfig(SFTConfig):
         self.greater_is_better = False if self.greater_is_better is None else self.greater_is_better
         if self.accelerator_config is None:  # batches are on their way to a GPU while it computes
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+        with_ggt = self.optim == GGT_NAME
+        if with_ggt:  # which transformers does not know, and would refuse
+            self.optim = "adamw_torch"
         super().__post_init__()
+        if with_ggt:
+            self.optim = GGT_NAME

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from torch.utils.data import DataLoader
+from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from ..adapters.create import add_adapter, check_base_model, find_ae_row
@@ -23,33 +18,17 @@ from ..losses import OutputHead, cross_entropy, divergence
 from ..prompting import PromptRenderer, is_prompt_of, prompt_fingerprint
 from ..prompting.context import check_length
 from ..prompting.reconstruction import reconstruction_example
-from ..teacher import (
-    Answer,
-    AnswerSettings,
-    SharedPrefix,
-    answer_divergences,
-    cached_answers,
-    generate_answers,
-    share_prefix,
-    teacher_prompts,
-)
-from .be_distill_config import BEDistillConfig
+from ..tuner import BETokenConfig
+from .be_distill_config import GGT_NAME, BEDistillConfig
 from .ggt import GGT
 from .init import initial_rows, residual_growth
 from .learning_rows import check_learning_rows
-from .prompt_batches import PromptBatchSampler
-from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting
+from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting, tokenizer_of
+from .teaching import Teaching
 
-
-logger = logging.getLogger(__name__)
 
 # What the length of hidden states is measured on. It belongs to the backbone: prompts change it by a few per cent
 CALIBRATION_QUERY = "What would you like to talk about today, and why?"
-# Answers shown before the training
-PREVIEWS = 3
-# A prompt whose absence changes less is hardly there: its own examples or paragraphs in another order changed 0.003 to
-# 0.017 nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (research/log.md)
-LITTLE_KL = 0.02
 
 
 class BEDistillTrainer(RowTrainer):
@@ -62,42 +41,36 @@ class BEDistillTrainer(RowTrainer):
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The causal LM. If it is not wrapped yet, an adapter with one [BE] row is put on it, and, where `kd_weight` is
-            below 1, with the [AE] row that the package ships for this backbone.
+            The causal LM. If it is not wrapped yet, an adapter is put on it: that of `peft_config`, or one with a single
+            [BE] row; where `kd_weight` is below 1, with the [AE] row that the package ships for this backbone.
         args ([`BEDistillConfig`], *optional*):
             Configuration. If `None`, a default one is used.
-        prompt (`str`, `list[dict]` or `dict[str, str | list[dict]]`):
-            P: a system text, or the chat messages in front of the user's turn. Or several prompts by name, which are
-            trained together: the adapter's [BE] rows are dealt out to them in this order, the same number to each, every
-            step takes a batch of each prompt's queries, and each prompt's rows become what they would have become
-            alone (see [`compress_prompts`], which also chooses each prompt's checkpoint).
+        prompt (`str` or `list[dict]`):
+            P: a system text, or the chat messages in front of the user's turn.
         train_dataset ([`~datasets.Dataset`] or `Iterable`, *optional*):
             Queries, in a column `query` or in any other form that [`as_queries`] takes, and, in an optional column
             `answer`, given answers to distil on instead of the teacher's own: texts, token ids, or `None` where the
-            teacher is to answer. With several prompts, a column `prompt_name` says whose query it is. Not needed if
-            `kd_weight=0`.
+            teacher is to answer. Not needed if `kd_weight=0`.
         eval_dataset ([`~datasets.Dataset`] or `Iterable`, *optional*):
             Held-out queries, with the same columns. Their KL chooses the checkpoint. Not needed if `kd_weight=0`.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The model's tokenizer. If `None`, it is loaded by the model's name.
+        peft_config ([`BETokenConfig`], *optional*):
+            The adapter for a model that is not wrapped yet.
         callbacks (`list[~transformers.TrainerCallback]`, *optional*):
             Callbacks in addition to the default ones.
         on_teacher_progress (`Callable[[str, int, int], None]`, *optional*):
             Called with `"train"` or `"validation"`, the number of its queries that the teacher has answered, and of all.
 
     Attributes:
-        renderers (`dict[str, PromptRenderer]`): for each prompt, how its queries are written; a single prompt's name is
-            `"default"`.
-        failed (`dict[str, str]`): of several prompts, those that were given up since their loss was not finite, and why.
-        no_prompt_kl (`dict[str, float]`): for each prompt, the KL without a prompt on its validation queries; empty
-            without queries.
-        stopped (`set[str]`): of several prompts, those that take no further part in the training.
+        renderers (`dict[str, PromptRenderer]`): how queries are written, by the prompt's name, which is `"default"`.
+        no_prompt_kl (`dict[str, float]`): the KL without a prompt on the validation queries, likewise; empty without
+            queries.
 
     Raises:
         `ValueError`: an empty prompt, no queries though `kd_weight > 0`, a prompt that leaves no room in the context for
-            query and answer, no [AE] row though `kd_weight < 1`, a number of [BE] rows that several prompts cannot
-            share, or rows that could not learn, or not alone: a frozen, disabled or merged adapter, or an adapter of
-            another method.
+            query and answer, no [AE] row though `kd_weight < 1`, or rows that could not learn, or not alone: a frozen,
+            disabled or merged adapter, or an adapter of another method.
 
     Example:
 
@@ -106,7 +79,7 @@ class BEDistillTrainer(RowTrainer):
 
         >>> trainer = BEDistillTrainer(
         ...     model,
-        ...     BEDistillConfig("pirate", kd_weight=1.0),
+        ...     BEDistillConfig("pirate"),
         ...     prompt="You are Jack Sparrow, ...",
         ...     train_dataset=Dataset.from_dict({"query": train_queries}),
         ...     eval_dataset=Dataset.from_dict({"query": held_out_queries}),
@@ -121,6 +94,9 @@ class BEDistillTrainer(RowTrainer):
     _name = "BE distillation"
     _learns = "[BE]"
 
+    # Whether there are several prompts, by name
+    _named = False
+
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
@@ -129,92 +105,106 @@ class BEDistillTrainer(RowTrainer):
         train_dataset: Dataset | Iterable | None = None,
         eval_dataset: Dataset | Iterable | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: BETokenConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         on_teacher_progress: Callable[[str, int, int], None] | None = None,
     ):
         args = args or BEDistillConfig("be")
         if prompt is None:
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
+        queries = {"train": train_dataset, "validation": eval_dataset}
         if args.kd_weight > 0:
-            datasets = train_dataset, eval_dataset
-            train_dataset, eval_dataset = (None if given is None else query_dataset(given) for given in datasets)
-        if not isinstance(model, PeftModel):
-            check_base_model(model)
-            reconstructs = args.kd_weight < 1 and args.use_ae_token
-            ae_row = find_ae_row(None, model, processing_class, model.name_or_path, reconstructs)
-            model = add_adapter(model, processing_class, ae_row=ae_row)
+            queries = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
+        self._tokenizer = tokenizer_of(model, processing_class)
+        model = self._with_adapter(model, args, peft_config)
         self._adapter = check_learning_rows(model, self._learns)
         config = model.peft_config[self._adapter]
-        ae_token_id = config.ae_token_id if args.use_ae_token else None
-        if args.kd_weight < 1 and args.use_ae_token and ae_token_id is None:
-            raise ValueError(
-                "Reconstruction (kd_weight below 1) needs a trained [AE] row: create the adapter with use_ae_token=True "
-                "and set the row, or train with kd_weight=1."
-            )
-        self._tokenizer = processing_class
-        self._on_teacher_progress = on_teacher_progress
-        self._named = isinstance(prompt, dict)
-        self._prompts = prompts = prompt if self._named else {"default": prompt}
-        if not prompts or config.num_be_tokens % len(prompts):
-            raise ValueError(
-                f"{len(prompts)} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
-            )
-        self._rows_per_prompt = config.num_be_tokens // len(prompts)
-        self.renderers = {}
-        for i, (name, text) in enumerate(prompts.items()):
-            ids = config.be_token_ids[i * self._rows_per_prompt : (i + 1) * self._rows_per_prompt]
-            # The rows may come from another prompt, and are about to stand for this one
-            own = replace(config, num_be_tokens=len(ids), be_token_ids=ids, provenance=None)
-            self.renderers[name] = PromptRenderer.for_adapter(own, processing_class, text)
-        self.failed: dict[str, str] = {}
-        # Prompts that take no further part in the training: callbacks may add to it
-        self.stopped: set[str] = set()
-        base = model.get_base_model()
-        base.to(args.device)
-        self._head = OutputHead(base)
-        self._origin = origin(base, processing_class)
+        base = model.get_base_model().to(args.device)
+        self._head, self._origin = OutputHead(base), origin(base, self._tokenizer)
+        self._collator = RowCollator(self._tokenizer.pad_token_id or 0, has_flash_attention(base))
+        self._prompts = prompt if self._named else {"default": prompt}
+        self.renderers = self._make_renderers(config)
         earlier = config.provenance or {}
         goes_on = args.init is None and not self._named and is_prompt_of(config, prompt)
         self._earlier_stages = earlier["stages"] if goes_on else []
-        self._pad = processing_class.pad_token_id or 0
-        self._collator = RowCollator(self._pad, has_flash_attention(base))
-        if args.init is not None:
-            model.base_model.set_rows(self._adapter, self._start_rows(base, args))
-            config.provenance = None  # that of other rows
-        self._start_rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
-        if not 0 < self._start_rms < math.inf:
-            raise FloatingPointError(
-                f"The start rows have a root mean square of {self._start_rms}, and nothing can learn from there: the "
-                "model's embeddings are damaged, or init=None goes on from rows that were never set."
-            )
-        self._reconstruction = {}
-        if args.kd_weight < 1:
-            for name, renderer in self.renderers.items():
-                row = reconstruction_example(processing_class, renderer.be_token_ids, ae_token_id, renderer.prompt_ids)
-                check_length(base, len(row[0]), "its reconstruction")
-                batch = self._collator([dict(zip(("input_ids", "labels"), row))])
-                self._reconstruction[name] = {key: tensor.to(args.device) for key, tensor in batch.items()}
-        self._teacher_hidden = {"train": [], "validation": []}
-        self.no_prompt_kl: dict[str, float] = {}
-        self._previews: list[tuple[str | list, list[int]]] = []
-        if args.kd_weight == 0:
-            # The one training example of stage 1 is in compute_loss: the rows here only count the steps
-            rows = {"input_ids": [[self._pad]], "labels": [[-100]], "length": [1], "prompt": [0]}
-            train_dataset = eval_dataset = Dataset.from_dict(rows)
+        self._start_rms = self._start(model, args)
+        self._reconstruction = self._reconstruction_batches(base, config, args)
+        self._teaching = Teaching(base, self._head, self._tokenizer, args, on_teacher_progress)
+        if args.kd_weight > 0:
+            rows = self._teaching.rows(self.renderers, queries, self._named)
+            self._num_queries = {split: len(dataset) for split, dataset in queries.items()}
         else:
-            queries = train_dataset, eval_dataset
-            train_dataset, eval_dataset = self._teach(base, *queries, args)
-            self._num_queries = dict(zip(("train", "validation"), map(len, queries)))
+            # The one training example of stage 1 is in compute_loss: the rows here only count the steps
+            dummy = {"input_ids": [[0]], "labels": [[-100]], "length": [1], "prompt": [0]}
+            rows = dict.fromkeys(queries, Dataset.from_dict(dummy))
         super().__init__(
             model=model,
             args=args,
             data_collator=self._collate,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            train_dataset=rows["train"],
+            eval_dataset=rows["validation"],
+            processing_class=self._tokenizer,
             callbacks=callbacks,
-            optimizer_cls_and_kwargs=(GGT, {"lr": args.learning_rate}) if args.full_matrix else None,
+            optimizer_cls_and_kwargs=(GGT, {"lr": args.learning_rate}) if args.optim == GGT_NAME else None,
         )
+
+    @property
+    def no_prompt_kl(self) -> dict[str, float]:
+        return self._teaching.no_prompt_kl
+
+    @property
+    def learning(self) -> list[str]:
+        """The names of the prompts whose rows still learn."""
+        return list(self.renderers)
+
+    # What is made before the first step
+
+    def _with_adapter(
+        self, model: PreTrainedModel | PeftModel, args: BEDistillConfig, peft_config: BETokenConfig | None
+    ) -> PeftModel:
+        if isinstance(model, PeftModel):
+            if peft_config is not None:
+                raise ValueError(
+                    "The model has an adapter already: pass the base model with `peft_config`, or leave it out."
+                )
+            return model
+        check_base_model(model)
+        reconstructs = args.kd_weight < 1 and args.use_ae_token
+        ae_row = find_ae_row(None, model, self._tokenizer, model.name_or_path, reconstructs)
+        if peft_config is None:
+            return add_adapter(model, self._tokenizer, ae_row=ae_row)
+        model = get_peft_model(model, peft_config)
+        if ae_row is not None and peft_config.use_ae_token:
+            model.base_model.set_ae_row("default", ae_row)
+        return model
+
+    def _make_renderers(self, config: BETokenConfig) -> dict[str, PromptRenderer]:
+        count = len(self._prompts)
+        if not count or config.num_be_tokens % count:
+            raise ValueError(
+                f"{count} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
+            )
+        self._rows_per_prompt = k = config.num_be_tokens // count
+        renderers = {}
+        for i, (name, prompt) in enumerate(self._prompts.items()):
+            ids = config.be_token_ids[i * k : (i + 1) * k]
+            # The rows may come from another prompt, and are about to stand for this one
+            own = replace(config, num_be_tokens=len(ids), be_token_ids=ids, provenance=None)
+            renderers[name] = PromptRenderer.for_adapter(own, self._tokenizer, prompt)
+        return renderers
+
+    def _start(self, model: PeftModel, args: BEDistillConfig) -> float:
+        """Set the rows that training starts from, and return their root mean square."""
+        if args.init is not None:
+            model.base_model.set_rows(self._adapter, self._start_rows(model.get_base_model(), args))
+            model.peft_config[self._adapter].provenance = None  # that of other rows
+        rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
+        if not 0 < rms < math.inf:
+            raise FloatingPointError(
+                f"The start rows have a root mean square of {rms}, and nothing can learn from there: the "
+                "model's embeddings are damaged, or init=None goes on from rows that were never set."
+            )
+        return rms
 
     def _start_rows(self, base: PreTrainedModel, args: BEDistillConfig) -> torch.Tensor:
         table = base.get_input_embeddings().get_base_layer().weight
@@ -228,74 +218,25 @@ class BEDistillTrainer(RowTrainer):
         scale = args.init_scale or residual_growth(base, renderers[0].no_prompt(CALIBRATION_QUERY))
         return scale * torch.cat(rows)
 
-    # What the teacher does, once
-
-    def _teach(
-        self,
-        base: PreTrainedModel,
-        train_dataset: Dataset | None,
-        eval_dataset: Dataset | None,
-        args: BEDistillConfig,
-    ) -> list[Dataset]:
-        """For training and validation, rows `[BE] q answer`, each with the teacher's hidden states for the answer."""
-        datasets = {"train": train_dataset, "validation": eval_dataset}
-        rows: dict[str, list[dict]] = {split: [] for split in datasets}
-        done = dict.fromkeys(datasets, 0)
-        training = base.training
-        base.eval()
-        for number, (name, renderer) in enumerate(self.renderers.items()):
-            own = {split: self._own_queries(dataset, name, split) for split, dataset in datasets.items()}
-            prompts = {
-                split: teacher_prompts(base, renderer, dataset["query"], args.max_answer_length)
-                for split, dataset in own.items()
-            }
-            prefix = share_prefix(base, prompts["train"] + prompts["validation"])
-            for split, dataset in own.items():
-                start = time.perf_counter()
-                report = None
-                if self._on_teacher_progress:
-                    report = partial(self._report_answers, split, done[split], len(datasets[split]))
-                answers = self._answers(base, dataset, prompts[split], prefix, args, report)
-                kept = args.max_kd_tokens
-                answers = [Answer(answer.query, answer.ids[:kept], answer.hidden[:kept]) for answer in answers]
-                if split == "validation":
-                    self._measure_no_prompt(base, name, dataset["query"], answers, args)
-                elif number == 0:
-                    firsts = {answer.query: answer.ids for answer in reversed(answers) if answer.query < PREVIEWS}
-                    self._previews = [(dataset["query"][query], ids) for query, ids in sorted(firsts.items())]
-                for answer in answers:
-                    ids = answer.ids
-                    student = renderer.be(dataset["query"][answer.query])
-                    # The last answer token predicts nothing, but is kept: rows stay what the model will see
-                    row = {"input_ids": student + ids, "labels": [-100] * len(student) + ids}
-                    index = len(rows[split])
-                    rows[split].append(
-                        {**row, "length": len(row["labels"]), "prompt": number, "teacher": [split, str(index)]}
-                    )
-                    self._teacher_hidden[split].append(answer.hidden)
-                done[split] += len(dataset)
-                seconds = time.perf_counter() - start
-                logger.info(f"Teacher: {len(dataset)} {split} queries of prompt '{name}' in {seconds:.0f} s.")
-        base.train(training)
-        return [Dataset.from_list(rows[split]) for split in datasets]
-
-    def _measure_no_prompt(
-        self, base: PreTrainedModel, name: str, queries: list, answers: list[Answer], args: BEDistillConfig
-    ) -> None:
-        """The KL without a prompt on the validation queries: no KL of the rows says anything without it."""
-        prompts = [self.renderers[name].no_prompt(queries[answer.query]) for answer in answers]
-        size = args.per_device_eval_batch_size
-        _, kl = answer_divergences(base, self._head, prompts, answers, size, self._pad)
-        self.no_prompt_kl[name] = value = torch.cat(kl).mean().item()
-        if value < LITTLE_KL:
-            of = f" of '{name}'" if self._named else ""
-            warnings.warn(
-                f"The prompt{of} changes little: without it, the model gives the teacher's answers to the validation "
-                f"queries with a KL of {value:.4f} nats a token. Another order of a prompt's parts changes as much "
-                f"({LITTLE_KL} at the most, where it was measured), so there is little for [BE] to learn. The model "
-                "may be too weak to follow the prompt, or the queries do not touch on what it says.",
-                stacklevel=1,
+    def _reconstruction_batches(
+        self, base: PreTrainedModel, config: BETokenConfig, args: BEDistillConfig
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """For each prompt, the one example of Eq. 2 as a batch."""
+        if args.kd_weight == 1:
+            return {}
+        if args.use_ae_token and config.ae_token_id is None:
+            raise ValueError(
+                "Reconstruction (kd_weight below 1) needs a trained [AE] row: create the adapter with use_ae_token=True "
+                "and set the row, or train with kd_weight=1."
             )
+        batches = {}
+        for name, renderer in self.renderers.items():
+            ae_token_id = config.ae_token_id if args.use_ae_token else None
+            row = reconstruction_example(self._tokenizer, renderer.be_token_ids, ae_token_id, renderer.prompt_ids)
+            check_length(base, len(row[0]), "its reconstruction")
+            batch = self._collator([dict(zip(("input_ids", "labels"), row))])
+            batches[name] = {key: tensor.to(args.device) for key, tensor in batch.items()}
+        return batches
 
     def preview(self) -> list[dict]:
         """
@@ -305,80 +246,11 @@ class BEDistillTrainer(RowTrainer):
         Returns:
             `list[dict]`: the texts `full` and `no_prompt`, and their `query`. Empty for a training without queries.
         """
-        if not self._previews:
-            return []
-        base = self.accelerator.unwrap_model(self.model).get_base_model()
-        renderer = next(iter(self.renderers.values()))
-        settings = replace(self._answer_settings(self.args), num_answers=1, temperature=0.0, top_p=1.0)
-        prompts = [renderer.no_prompt(query) for query, _ in self._previews]
-        training = base.training
-        without = generate_answers(base.eval(), prompts, settings, self._pad)
-        base.train(training)
-        return [
-            {
-                "query": query if isinstance(query, str) else query[-1]["content"],
-                "full": self._tokenizer.decode(ids, skip_special_tokens=True),
-                "no_prompt": self._tokenizer.decode(answer.ids, skip_special_tokens=True),
-            }
-            for (query, ids), answer in zip(self._previews, without)
-        ]
+        return self._teaching.preview(next(iter(self.renderers.values())))
 
-    def _report_answers(self, split: str, before: int, total: int, earlier: int, done: int, _: int) -> None:
-        self._on_teacher_progress(split, before + earlier + done, total)
-
-    def _own_queries(self, dataset: Dataset | None, name: str, split: str) -> Dataset:
-        """The queries of one prompt."""
-        if dataset is not None and self._named:
-            dataset = dataset.select([i for i, owner in enumerate(dataset["prompt_name"]) if owner == name])
-        if dataset is None or len(dataset) == 0:
-            raise ValueError(f"Distillation (kd_weight above 0) needs {split} queries, and there are none.")
-        return dataset
-
-    def _answers(
-        self,
-        base: PreTrainedModel,
-        dataset: Dataset,
-        prompts: list[list[int]],
-        prefix: SharedPrefix | None,
-        args: BEDistillConfig,
-        on_progress: Callable[[int, int, int], None] | None,
-    ) -> list[Answer]:
-        """The teacher's answers to the queries of one prompt, or the given answers with its hidden states."""
-        given = list(dataset["answer"]) if "answer" in dataset.column_names else [None] * len(dataset)
-        directory = args.answer_cache_dir or Path(args.output_dir) / "teacher"
-        asked = [i for i, answer in enumerate(given) if answer is None]
-        read = [i for i, answer in enumerate(given) if answer is not None]
-        gold = [self._answer_ids(base, given[i], args) for i in read]
-        answers: list[Answer] = []
-        for indices, ids, earlier in ((asked, None, 0), (read, gold, len(asked))):
-            if indices:
-                own, settings = [prompts[i] for i in indices], self._answer_settings(args)
-                report = on_progress and partial(on_progress, earlier)
-                found = cached_answers(base, own, settings, self._pad, directory, ids, prefix, report)
-                answers += [replace(answer, query=indices[answer.query]) for answer in found]
-        return answers
-
-    def _answer_settings(self, args: BEDistillConfig) -> AnswerSettings:
-        return AnswerSettings(
-            max_new_tokens=args.max_answer_length,
-            num_answers=args.num_answers,
-            temperature=args.answer_temperature,
-            top_p=args.answer_top_p,
-            batch_size=args.answer_batch_size,
-            seed=args.seed,
-        )
-
-    def _answer_ids(self, base: PreTrainedModel, answer: str | list[int], args: BEDistillConfig) -> list[int]:
-        """Token ids of a given answer; a text has the end-of-turn token after it."""
-        if isinstance(answer, str):
-            eos = base.generation_config.eos_token_id
-            eos = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
-            answer = self._tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"] + eos
-        return answer[: args.max_answer_length]
+    # What is recorded
 
     def provenance(self) -> dict | None:
-        if self._named:
-            return None
         training = {"steps": self.state.global_step}
         if self.args.kd_weight > 0:
             training |= {f"{split}_queries": number for split, number in self._num_queries.items()}
@@ -406,41 +278,8 @@ class BEDistillTrainer(RowTrainer):
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         if "teacher" in rows[0]:
-            rows = [
-                {**row, "teacher_hidden": self._teacher_hidden[row["teacher"][0]][int(row["teacher"][1])]}
-                for row in rows
-            ]
+            rows = [{**row, "teacher_hidden": self._teaching.hidden[row["teacher"]]} for row in rows]
         return self._collator(rows)
-
-    def get_train_dataloader(self) -> DataLoader:
-        if not self._named or self.args.kd_weight == 0:
-            return super().get_train_dataloader()
-        sampler = PromptBatchSampler(
-            owners=self.train_dataset["prompt"],
-            lengths=self.train_dataset["length"],
-            batch_size=self.args.train_batch_size,
-            num_batches=self.args.max_steps * self.args.gradient_accumulation_steps,
-            seed=self.args.seed,
-            is_learning=lambda number: list(self.renderers)[number] not in self.stopped,
-        )
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
-
-    def _clip_grad_norm(self, model):
-        if not self._named:
-            return super()._clip_grad_norm(model)
-        # Each prompt's rows by themselves: a common norm would let one prompt shrink the steps of the others
-        grad = self.accelerator.unwrap_model(model).base_model.rows_grad(self._adapter)
-        parts = grad.split(self._rows_per_prompt)
-        norms = torch.stack([part.norm() for part in parts])
-        for part, norm in zip(parts, norms):
-            part.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norms.norm()
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -467,36 +306,34 @@ class BEDistillTrainer(RowTrainer):
         # Alone, reconstruction is what every step is for
         interval = args.reconstruction_interval if args.kd_weight > 0 else 1
         if args.kd_weight < 1 and self.state.global_step % interval == 0:
-            learning = losses if args.kd_weight > 0 else [name for name in names if name not in self.failed]
+            learning = losses if args.kd_weight > 0 else self.learning
             values = {name: self._reconstruction_loss(model, name) for name in learning}
             for name, value in self._checked("reconstruction_loss", values).items():
                 losses[name] = losses.get(name, 0.0) + (1 - args.kd_weight) * interval * value
         # A sum, since no row takes part in two prompts' losses: each has the gradient it would have alone
         start = torch.zeros((), device=args.device, requires_grad=True)
-        loss = sum((value for name, value in losses.items() if name not in self.failed), start=start)
+        loss = sum((value for name, value in losses.items() if name in self.learning), start=start)
         return (loss, {}) if return_outputs else loss
 
     def _checked(self, what: str, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """
-        Log a part of the loss, as a mean over the prompts, and stop before a broken one reaches the rows: several prompts
-        go on without the broken one.
-        """
-        own = {name: loss.detach() for name, loss in losses.items() if name not in self.failed}
+        """Log a part of the loss, as a mean over the prompts, and give prompts up before a broken one reaches their rows."""
+        own = {name: loss.detach() for name, loss in losses.items() if name in self.learning}
         # The one time that a step waits for a GPU, however many the prompts
         values = dict(zip(own, torch.stack(list(own.values())).tolist())) if own else {}
         for name, value in values.items():
             if not math.isfinite(value):
-                self.stopped.add(name)
-                self.failed[name] = (
-                    f"The {what.replace('_', ' ')} is {value} at step {self.state.global_step}: lower the learning rate, or "
-                    "use a wider dtype for the base model."
+                self._give_up(
+                    name,
+                    f"The {what.replace('_', ' ')} is {value} at step {self.state.global_step}: lower the learning "
+                    "rate, or use a wider dtype for the base model.",
                 )
-        if len(self.failed) == len(self.renderers):
-            raise FloatingPointError(next(reversed(self.failed.values())))
-        finite = [value for name, value in values.items() if name not in self.failed]
+        finite = [value for name, value in values.items() if name in self.learning]
         if finite:
             self._metrics["train"][what].append(sum(finite) / len(finite))
-        return {name: loss for name, loss in losses.items() if name not in self.failed}
+        return {name: loss for name, loss in losses.items() if name in self.learning}
+
+    def _give_up(self, name: str, reason: str) -> None:
+        raise FloatingPointError(reason)
 
     def _answer_losses(self, model, inputs) -> torch.Tensor:
         """What training asks of the answer tokens of a batch, `[N]`."""
@@ -523,7 +360,7 @@ class BEDistillTrainer(RowTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
         KL at temperature 1, mean over the held-out answers' tokens; without queries, the reconstruction loss. With several
-        prompts, that of each, `eval_kl_NAME`, and their mean. Beside the KL of the validation queries, that of no
+        prompts, that of each, `eval_kl_NAME`, and their mean. With the KL of the validation queries come that of no
         prompt on them, and the gap closed.
         """
         model = self._wrap_model(self.model, training=False)
@@ -545,22 +382,25 @@ class BEDistillTrainer(RowTrainer):
         else:
             metric = "reconstruction_loss"
             values = {name: self._reconstruction_loss(model, name).item() for name in self.renderers}
-        learning = [value for name, value in values.items() if name not in self.failed]
-        metrics = {f"{metric_key_prefix}_{metric}": sum(learning) / len(learning)}
-        if self._named:
-            metrics |= {f"{metric_key_prefix}_{metric}_{name}": value for name, value in values.items()}
+        metrics = self._metrics_of(metric, values)
         if metric == "kl" and eval_dataset is None:
             # Not named like the KL of a prompt, which may be called "no_prompt"
-            none = [self.no_prompt_kl[name] for name in values if name not in self.failed]
-            metrics[f"{metric_key_prefix}_no_prompt_kl"] = sum(none) / len(none)
-            gap = gap_closed(metrics[f"{metric_key_prefix}_kl"], metrics[f"{metric_key_prefix}_no_prompt_kl"])
+            none = [self.no_prompt_kl[name] for name in self.learning]
+            metrics["no_prompt_kl"] = sum(none) / len(none)
+            gap = gap_closed(metrics["kl"], metrics["no_prompt_kl"])
             if gap is not None:
-                metrics[f"{metric_key_prefix}_gap_closed"] = gap
+                metrics["gap_closed"] = gap
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         model.train(was_training)
         return metrics
+
+    def _metrics_of(self, metric: str, values: dict[str, float]) -> dict[str, float]:
+        """What a validation tells of its result for each prompt."""
+        learning = [values[name] for name in self.learning]
+        return {metric: sum(learning) / len(learning)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The rows' norm: one that runs away leaves the range of what the model has seen

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
@@ -45,6 +45,24 @@ def base_configs_kept(model: PeftModel) -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+def tokenizer_of(
+    model: PreTrainedModel | PeftModel, processing_class: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer that a trainer was given, or that of the model's name, as in TRL.
+
+    Raises:
+        `ValueError`: none was given, and none can be loaded.
+    """
+    if processing_class is not None:
+        return processing_class
+    name = getattr(model, "name_or_path", None)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers raises many types where a folder or a name has no tokenizer
+        raise ValueError(f"No tokenizer can be loaded for the model '{name}': pass it as processing_class.") from error
 
 
 class EpochLengthSampler(LengthGroupedSampler):

@@ -24,6 +24,7 @@ from peft_be.adapters.create import add_adapter
 from peft_be.losses import OutputHead
 from peft_be.teacher import AnswerSettings, answer_divergences, generate_answers, share_prefix
 from peft_be.training.ggt import GGT
+from peft_be.training.many_prompts import ManyPromptsTrainer
 
 from ..tiny import save_tiny_llama
 
@@ -54,7 +55,8 @@ def make_trainer(model, tokenizer, folder, prompt=PROMPT, **changes):
         queries = {"query": QUERIES * len(prompt), "prompt_name": [name for name in prompt for _ in QUERIES]}
     datasets = [Dataset.from_dict({name: column[::n] for name, column in queries.items()}) for n in (1, 4)]
     args = BEDistillConfig(str(folder), **{**FAST, **changes})
-    return BEDistillTrainer(model, args, prompt, *datasets, processing_class=tokenizer)
+    trainer = ManyPromptsTrainer if isinstance(prompt, dict) else BEDistillTrainer
+    return trainer(model, args, prompt, *datasets, processing_class=tokenizer)
 
 
 def with_adapter(base, tokenizer, k=1):
@@ -84,7 +86,7 @@ def test_the_teachers_shared_prefix(model, tokenizer, record_property):
         {"kd_weight": 0.9},
         {"kd_weight": 1.0},
         {"kd_weight": 0.9, "gradient_checkpointing": True},
-        {"kd_weight": 1.0, "full_matrix": False},
+        {"kd_weight": 1.0, "optim": "adamw_torch"},
     ],
     ids=["stage 1", "joint", "stage 2", "checkpointing", "AdamW"],
 )

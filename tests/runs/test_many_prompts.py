@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from peft_be import PromptJob, compress_prompt, compress_prompts
 from peft_be.runs.manifest import load_manifest
-from peft_be.training import BEDistillConfig, BEDistillTrainer
-from peft_be.training.prompt_batches import PromptBatchSampler
+from peft_be.training import BEDistillConfig
+from peft_be.training.many_prompts import ManyPromptsTrainer, PromptBatchSampler
 from peft_be.training.row_trainer import EpochLengthSampler
 
 
@@ -70,7 +70,7 @@ def assert_like_alone(results, folder, load, args, tolerance):
 )
 def test_each_prompt_becomes_what_it_becomes_alone(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch, changes):
     if "learning_rate" in changes:
-        for module in ("training.run", "compress_many"):
+        for module in ("runs.compress_many", "runs.train"):
             monkeypatch.setattr(f"peft_be.{module}.PATIENCE", 1)
     args = {**ARGS, **changes}
     results = compress_prompts(JOBS, tmp_path / "many", model=tiny_model, tokenizer=smollm2_tokenizer, **args)
@@ -119,7 +119,7 @@ def test_with_reconstruction_each_prompt_has_the_gradient_it_has_alone(tiny_mode
             {"query": [q for j in jobs for q in j.queries], "prompt_name": [j.name for j in jobs for _ in j.queries]}
         )
         args = BEDistillConfig(str(tmp_path), kd_weight=0.7, max_answer_length=6, per_device_train_batch_size=4)
-        run = BEDistillTrainer(
+        run = ManyPromptsTrainer(
             model, args, {j.name: j.prompt for j in jobs}, queries, queries, processing_class=smollm2_tokenizer
         )
         run.compute_loss(model, run._prepare_inputs(next(iter(run.get_train_dataloader())))).backward()
@@ -172,14 +172,14 @@ def test_prompts_that_cannot_be_compressed_do_not_stop_the_others(tiny_model, sm
 
 
 def test_a_prompt_whose_loss_breaks_does_not_stop_the_others(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
-    original = BEDistillTrainer._kd_losses
+    original = ManyPromptsTrainer._kd_losses
 
     def broken(self, model, inputs, temperature, beta):
         losses = original(self, model, inputs, temperature, beta)
         return losses.masked_fill(inputs["prompt"] == 1, float("nan")) if self.state.global_step == 4 else losses
 
     whole = compress_prompts(JOBS, tmp_path / "whole", model=tiny_model, tokenizer=smollm2_tokenizer, **ARGS)
-    monkeypatch.setattr(BEDistillTrainer, "_kd_losses", broken)
+    monkeypatch.setattr(ManyPromptsTrainer, "_kd_losses", broken)
     results = compress_prompts(
         JOBS, tmp_path / "out", model=unwrapped(tiny_model), tokenizer=smollm2_tokenizer, **ARGS
     )
@@ -250,7 +250,7 @@ def test_manifest(tmp_path):
 
 @pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError, ValueError])
 def test_an_error_ends_a_group_and_not_a_run(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch, kind):
-    original = BEDistillTrainer.compute_loss
+    original = ManyPromptsTrainer.compute_loss
 
     def compute_loss(self, *args, **kwargs):
         if "bad" in self.renderers:
@@ -267,7 +267,7 @@ def test_an_error_ends_a_group_and_not_a_run(tiny_model, smollm2_tokenizer, tmp_
         return compress_prompts(jobs, tmp_path / "out", **args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BEDistillTrainer, "compute_loss", compute_loss)
+        patch.setattr(ManyPromptsTrainer, "compute_loss", compute_loss)
         good, bad, other = run()
     assert good.error is other.error is None and bad.directory is None
     assert ("memory" if kind is torch.OutOfMemoryError else "it broke") in bad.error

@@ -62,7 +62,7 @@ BAD_DISTILLATION = {
     "init": ["word", "text"],  # a text that is missing
     "init_text": ["You are"],  # a text that `init` does not read
     "init_scale": [0.0, -1.0, NAN, INF],
-    "full_matrix": [1],
+    "optim": ["sgdd", 3],
 }
 
 

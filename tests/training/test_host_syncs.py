@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from peft_be.adapters.create import add_adapter
+from peft_be.training.many_prompts import ManyPromptsTrainer
 
 
 # Operators that need values on the host to know what comes next, and functions of Python that copy there, or block while
@@ -112,7 +113,7 @@ def watched_steps(trainer) -> list[Counter]:
     [
         # Each is a forward, and one part of the loss
         ({"kd_weight": 1.0}, 1),
-        ({"kd_weight": 0.9}, 2),
+        ({"kd_weight": 0.9, "reconstruction_interval": 1}, 2),
         ({"kd_weight": 0.0}, 1),
         ({"kd_weight": 1.0, "hard_labels": True}, 1),
         ({"kd_weight": 1.0, "gradient_checkpointing": True}, 1),
@@ -133,7 +134,8 @@ def test_a_step_waits_for_its_loss_alone(
         max_answer_length=5, logging_steps=100, **changes,
     )  # fmt: skip
     datasets = [Dataset.from_dict(queries) for _ in range(2)]
-    steps = watched_steps(BEDistillTrainer(model, args, prompts, *datasets, processing_class=smollm2_tokenizer))
+    trainer = ManyPromptsTrainer if k > 1 else BEDistillTrainer
+    steps = watched_steps(trainer(model, args, prompts, *datasets, processing_class=smollm2_tokenizer))
     # Not one for each prompt, but for the reconstruction, each of which has a forward of its own
     forwards = {0.0: k, 0.9: 1 + k, 1.0: 1}[changes["kd_weight"]]
     expected = {

@@ -188,7 +188,7 @@ def test_rows_that_do_not_move_are_no_stage_done(case, tiny_model, tmp_path):
 
 def test_a_learning_rate_of_zero_learns_nothing(distil, tiny_model):
     model = get_peft_model(tiny_model, be_config())
-    run = distil(model, full_matrix=False)
+    run = distil(model, optim="adamw_torch")
     run.args.learning_rate = 0.0
     with pytest.raises(
         ValueError, match="Nothing was learned: in 3 steps with learning rate 0, the rows have not moved"

@@ -168,10 +168,10 @@ def test_several_rows_start_from_the_first_tokens_of_their_prompt(smollm2_tokeni
 
 def test_the_learning_rate_is_what_a_step_adds_in_units_of_the_start(tiny_model, smollm2_tokenizer, tmp_path):
     steady = {"lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 1}
-    for full_matrix, rate in ((True, 0.05), (False, 0.2)):
+    for optim, rate in (("ggt", 0.05), ("adamw_torch", 0.2)):
         model = peft_model(tiny_model, ae=False)
-        folder = tmp_path / str(full_matrix)
-        run = trainer(model, smollm2_tokenizer, folder, kd_weight=1.0, full_matrix=full_matrix, **steady)
+        folder = tmp_path / optim
+        run = trainer(model, smollm2_tokenizer, folder, kd_weight=1.0, optim=optim, **steady)
         start = model.base_model.get_rows("default")
         run.train()
         moved = model.base_model.get_rows("default") - start

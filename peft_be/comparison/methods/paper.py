@@ -28,7 +28,7 @@ class PaperBE(LearnedRows):
         "init_scale": 1.0,
         "slot": "prefix",
         "per_device_train_batch_size": 1,
-        "full_matrix": False,
+        "optim": "adamw_torch",
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
     }
