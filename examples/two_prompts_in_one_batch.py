@@ -21,8 +21,8 @@ renderers = {n: peft_be.PromptRenderer.for_adapter(model.peft_config[n], tokeniz
 rows = [renderers[name].be(question) for name, question in zip(names, questions)]
 width = max(map(len, rows))
 pad = tokenizer.pad_token_id
-ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
+mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
 # Each adapter has token ids of its own: without its name here, a prompt that was made for another one is an error
 out = model.generate(input_ids=ids, attention_mask=mask, adapter_names=names, max_new_tokens=32, do_sample=False)
 for name, question, answer in zip(names, questions, out[:, width:]):

@@ -242,7 +242,7 @@ import torch
 
 model, tokenizer = peft_be.load_adapter("{repository}")
 renderer = peft_be.PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
-ids = torch.tensor([renderer.be("A question?")])
+ids = torch.tensor([renderer.be("A question?")], device=model.device)
 answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=128)
 print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
 ```

@@ -45,6 +45,13 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def paths_of_a_gpu(monkeypatch):
+    """On the CPU, too, the tuner takes the ways that do not wait for a device."""
+    for module in ("layer", "inputs"):
+        monkeypatch.setattr(f"peft_be.tuner.{module}.at_hand", lambda ids: False)
+
+
 @pytest.fixture
 def device():
     return DEVICE

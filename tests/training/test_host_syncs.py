@@ -1,5 +1,6 @@
 """
-Where a training step would wait for a GPU, found without one: whatever asks for the values of a tensor is noted.
+What a training step would do on a GPU, found without one. Above all where it would wait: whatever asks for the values of a
+tensor is noted.
 
 On a GPU, such a question stops Python until all that was asked of the device is done, and leaves the device without work
 until Python has caught up. `tests/gpu` asks CUDA itself.
@@ -18,6 +19,9 @@ from transformers import TrainerCallback
 
 from peft_be import AEConfig, AETrainer, BEDistillConfig, BEDistillTrainer
 from peft_be.adapters.create import add_adapter
+from peft_be.losses import OutputHead
+from peft_be.teacher import SharedPrefix
+from peft_be.teacher.answers import answer_states
 from peft_be.training.many_prompts import ManyPromptsTrainer
 
 
@@ -167,3 +171,42 @@ def test_what_waits_is_found():
         for number, ask in enumerate(asked, start=1):
             ask()
             assert found.total() >= number
+
+
+def test_all_that_a_step_makes_is_where_the_model_is(
+    tiny_model, smollm2_tokenizer, tmp_path, as_on_a_gpu, monkeypatch
+):
+    """On the device `meta`, which holds no values, an operator still refuses tensors of two devices."""
+    meta = torch.device("meta")
+    model = add_adapter(tiny_model, smollm2_tokenizer, 2, torch.linspace(-0.1, 0.1, 32)[None])
+    queries = {"query": QUERIES * 2, "prompt_name": [name for name in PROMPTS for _ in QUERIES]}
+    args = BEDistillConfig(str(tmp_path), max_steps=STEPS, max_answer_length=5, kd_weight=0.9)
+    datasets = [Dataset.from_dict(queries) for _ in range(2)]
+    trainer = BEDistillTrainer(model, args, PROMPTS, *datasets, processing_class=smollm2_tokenizer)
+    batch = trainer._collate(list(trainer.train_dataset))
+
+    model._apply(lambda tensor: tensor.to(meta))
+    assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {meta}
+    monkeypatch.setattr(type(args), "device", property(lambda self: meta))
+    trainer._head = OutputHead(model.get_base_model())
+    trainer._reconstruction = {name: moved(inputs, meta) for name, inputs in trainer._reconstruction.items()}
+    # Three that ask for values
+    monkeypatch.setattr(trainer, "_checked", lambda what, losses: losses)
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
+    model.get_input_embeddings().expects_be = False
+
+    trainer.compute_loss(model, moved(batch, meta)).backward()
+    trainer._clip_grad_norm(model)
+    trainer.create_optimizer().step()
+    mixed = torch.tensor([[20, 21, 22], [23, 24, 25]], device=meta)
+    assert model.eval()(input_ids=mixed, adapter_names=["default", "__base__"]).logits.device == meta
+    assert trainer._kd_losses(model, moved(batch, meta), 1.0, 0.0).device == meta
+    # A shared prefix, as the teacher reads answers after it
+    base, prompts = model.get_base_model(), [[*range(20, 60), 70 + i] for i in range(2)]
+    monkeypatch.setattr("peft_be.teacher.answers.check_finite", lambda states: None)
+    answers = answer_states(base, prompts, [[1, 2], [3]], prefix=SharedPrefix(base, prompts[0][:40]))
+    assert answers[0].hidden.device == meta
+
+
+def moved(batch: dict, device: torch.device) -> dict:
+    return {name: moved(part, device) if isinstance(part, dict) else part.to(device) for name, part in batch.items()}
