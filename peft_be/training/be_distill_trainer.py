@@ -112,6 +112,8 @@ class BEDistillTrainer(RowTrainer):
         args = args or BEDistillConfig("be")
         if prompt is None:
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
+        if isinstance(prompt, dict) != self._named:
+            raise ValueError("A prompt is for BEDistillTrainer, and several by name are for ManyPromptsTrainer.")
         queries = {"train": train_dataset, "validation": eval_dataset}
         if args.kd_weight > 0:
             queries = {split: None if given is None else query_dataset(given) for split, given in queries.items()}

@@ -182,7 +182,7 @@ def test_all_that_a_step_makes_is_where_the_model_is(
     queries = {"query": QUERIES * 2, "prompt_name": [name for name in PROMPTS for _ in QUERIES]}
     args = BEDistillConfig(str(tmp_path), max_steps=STEPS, max_answer_length=5, kd_weight=0.9)
     datasets = [Dataset.from_dict(queries) for _ in range(2)]
-    trainer = BEDistillTrainer(model, args, PROMPTS, *datasets, processing_class=smollm2_tokenizer)
+    trainer = ManyPromptsTrainer(model, args, PROMPTS, *datasets, processing_class=smollm2_tokenizer)
     batch = trainer._collate(list(trainer.train_dataset))
 
     model._apply(lambda tensor: tensor.to(meta))

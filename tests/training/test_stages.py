@@ -22,6 +22,7 @@ from peft_be import (
 from peft_be.training.be_distill_trainer import CALIBRATION_QUERY
 from peft_be.training.budget import steps_in_time
 from peft_be.training.init import initial_rows
+from peft_be.training.many_prompts import ManyPromptsTrainer
 
 from ..stages import FAST, PROMPT, QUERIES, peft_model, trainer
 from ..tiny import save_tiny_llama
@@ -370,3 +371,27 @@ def test_nothing_is_uploaded_that_names_a_local_base(smollm2_tokenizer, tmp_path
     model, _ = load_model(str(save_tiny_llama(tmp_path / "base", smollm2_tokenizer)))
     with pytest.raises(ValueError, match="nobody else has"):
         trainer(model, smollm2_tokenizer, tmp_path, kd_weight=1.0, push_to_hub=True, hub_model_id="me/keeper")
+
+
+def test_an_adapter_by_its_configuration(tiny_model, smollm2_tokenizer, tmp_path):
+    config = BETokenConfig(task_type="CAUSAL_LM", num_be_tokens=3, slot="prefix", be_token_ids=[5, 6, 7])
+    queries = Dataset.from_dict({"query": QUERIES})
+    arguments = {"prompt": PROMPT, "train_dataset": queries, "eval_dataset": queries.select([0])}
+    args = BEDistillConfig(str(tmp_path), **FAST)
+    # Without a tokenizer, that of the model's name is loaded
+    tiny_model.name_or_path = smollm2_tokenizer.name_or_path
+    run = BEDistillTrainer(tiny_model, args, **arguments, peft_config=config)
+    assert run.model.peft_config["default"].be_token_ids == [5, 6, 7]
+    assert run.train_dataset[0]["input_ids"].count(5) == 1 and run.processing_class is not None
+    with pytest.raises(ValueError, match="has an adapter already"):
+        BEDistillTrainer(run.model, args, **arguments, peft_config=config)
+    run.model.get_base_model().name_or_path = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="pass it as processing_class"):
+        BEDistillTrainer(run.model.unload(), args, **arguments)
+
+
+def test_one_prompt_and_several_have_a_trainer_each(tiny_model, smollm2_tokenizer, tmp_path):
+    args = BEDistillConfig(str(tmp_path), **FAST)
+    for trainer_class, prompt in ((BEDistillTrainer, {"keeper": PROMPT}), (ManyPromptsTrainer, PROMPT)):
+        with pytest.raises(ValueError, match="ManyPromptsTrainer"):
+            trainer_class(tiny_model, args, prompt, processing_class=smollm2_tokenizer)
