@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .adapters.hub import push_adapters as push_adapters
     from .adapters.load import load_adapter as load_adapter
     from .adapters.load import load_adapters as load_adapters
+    from .data import QuerySplits as QuerySplits
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
     from .evaluation import audit_leakage as audit_leakage
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from .models import load_model as load_model
     from .prompting import PromptRenderer as PromptRenderer
     from .prompting import load_prompt as load_prompt
+    from .runs.compress import Compression as Compression
     from .runs.compress import compress_prompt as compress_prompt
+    from .runs.compress_many import PromptResult as PromptResult
     from .runs.compress_many import compress_prompts as compress_prompts
     from .runs.manifest import PromptJob as PromptJob
     from .runs.pretrain_ae import pretrain_ae as pretrain_ae
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from .training import AETrainer as AETrainer
     from .training import BEDistillConfig as BEDistillConfig
     from .training import BEDistillTrainer as BEDistillTrainer
+    from .training import ManyPromptsTrainer as ManyPromptsTrainer
     from .tuner import BETokenConfig as BETokenConfig
     from .tuner import BETokenModel as BETokenModel
 
@@ -50,9 +54,13 @@ _LAZY = {
     "BEDistillTrainer": "training",
     "BETokenConfig": "tuner",
     "BETokenModel": "tuner",
+    "Compression": "runs.compress",
+    "ManyPromptsTrainer": "training",
     "PromptDirectory": "serving",
     "PromptEmbeds": "serving",
     "PromptJob": "runs.manifest",
+    "PromptResult": "runs.compress_many",
+    "QuerySplits": "data",
     "PromptRenderer": "prompting",
     "as_queries": "data",
     "audit_leakage": "evaluation",
@@ -63,7 +71,6 @@ _LAZY = {
     "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
     "export_merged": "serving",
-    "strip_special_tokens": "serving",
     "load_adapter": "adapters.load",
     "load_adapters": "adapters.load",
     "load_model": "models",
@@ -71,6 +78,7 @@ _LAZY = {
     "load_queries": "data",
     "pretrain_ae": "runs.pretrain_ae",
     "push_adapters": "adapters.hub",
+    "strip_special_tokens": "serving",
 }
 
 __all__ = list(_LAZY)
