@@ -180,6 +180,7 @@ def compress_prompt(
         # A resumed run keeps the number of steps that it measured, however long its teacher takes now
         on_answers = None if measured else budget.left
         trainer = _distiller(peft_model, tokenizer, prompt, splits, args, on_progress, on_answers)
+        report_to(on_progress, trainer, stage)
         if on_preview:
             on_preview(trainer.preview())
         if budget.seconds is not None:
@@ -187,7 +188,6 @@ def compress_prompt(
                 measured = steps_in_time(trainer, budget.left())
                 run.remember("fitting_steps", {stage: measured})
             trainer.args.max_steps = min(trainer.args.max_steps, measured)
-        report_to(on_progress, trainer, stage)
         logs += train(trainer, stage)
         state, no_prompt_kl = trainer.state, trainer.no_prompt_kl.get("default")
         best = best_figures(

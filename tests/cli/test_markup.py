@@ -87,8 +87,8 @@ def test_any_text_survives_as_the_name_of_a_part(text):
     for terminal in (False, True):
         to = Console(file=io.StringIO(), width=2000, force_terminal=terminal, color_system=None)
         with progress_bars(to) as update:
-            update(text[:20], 1, 2, {})
-        assert text[:20] in to.file.getvalue()
+            update(f"stage 2: {text[:20]}", 1, 2, {})
+        assert f"stage 2: {text[:20]}" in to.file.getvalue()
 
 
 @given(text=TEXTS)
