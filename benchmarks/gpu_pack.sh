@@ -9,7 +9,7 @@
 # this environment: what was tested here runs there.
 #
 # PYTHON is this environment's interpreter (python3), PYTHON_VERSION the machine's (3.12), PART the size of a part in MiB (55),
-# and EXTRA names more packages that the machine lacks.
+# and EXTRA names more packages that the machine lacks, or files of wheels, such as one of flash-attn.
 set -euo pipefail
 
 pack=${1:?usage: benchmarks/gpu_pack.sh PACK}

@@ -145,7 +145,7 @@ def test_a_budget_is_kept(model, tokenizer, tmp_path, record_property):
     )  # fmt: skip
     record_property("budget_s", 6.0)
     record_property("used_s", done.report["seconds"])
-    assert done.report["steps"] >= 1 and done.report["seconds"] < 12
+    assert done.report["steps"] >= 1 and done.report["seconds"] < 20
 
 
 def test_device_map_auto_trains(tmp_path, tokenizer):
