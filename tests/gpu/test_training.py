@@ -185,7 +185,7 @@ class SyncWatch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         torch.cuda.set_sync_debug_mode("default")
-        found = [w for w in self._log if "synchronizing" in str(w.message)]
+        found = [w for w in self._log if "called a synchronizing" in str(w.message)]
         self._caught.__exit__(None, None, None)
         self.steps.append(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in found))
 
