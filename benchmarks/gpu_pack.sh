@@ -92,5 +92,5 @@ In the same call as the last part:
   tar -C $there -xf <(cat $there/part.*) && python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target $there/site $there/wheels/*.whl
 
 Then, in the same call and in further ones, each of which goes on where the one before it ended:
-  cp $there/out/* "\$OUT/" 2>/dev/null; PYTHONPATH=$there/site bash benchmarks/gpu.sh "\$OUT" 540; cp "\$OUT"/* $there/out/
+  cp $there/out/* "\$OUT/" 2>/dev/null; PYTHONPATH=$there/site bash benchmarks/gpu.sh "\$OUT" 540; code=\$?; cp "\$OUT"/* $there/out/; exit \$code
 END
