@@ -90,7 +90,7 @@ model=smollm2 cells=$root/benchmarks/gpu.jsonl
 if [ -n "$small" ]; then
     export PEFT_BE_GPU_TESTS_ON_CPU=1 CUDA_VISIBLE_DEVICES=
     model=$work/model cells=$work/cells.jsonl
-    "$python" - "$root/benchmarks/gpu.jsonl" "$model" "$cells" >"$log" 2>&1 <<'PY' || { tail "$log"; exit 1; }
+    "$python" - "$root/benchmarks/gpu.jsonl" "$model" "$cells" >>"$log" 2>&1 <<'PY' || { tail "$log"; exit 1; }
 import json, os, pathlib, sys
 
 from transformers import AutoTokenizer
@@ -111,26 +111,28 @@ with cells.open("w") as file:
 PY
 fi
 
+# The limits make 540 seconds. They are guesses, about half as much again as each stage is expected to take on an H100
+
 # 1. Does it run?
 stage tests 110 "$python" -m pytest -q -p no:cacheprovider --rootdir "$root" -m gpu "$root/tests/gpu"
 # 2. The main job
-script demo 130 demo "$work/adapter" --model "$model" \
+script demo 120 demo "$work/adapter" --model "$model" \
     $(tiny --max-steps 4 --max-queries 12 --answer-length 4 --batch-sizes 2 3 --rounds 2)
 # 3. The claims
-script training 75 training --model "$model" --prompt-tokens 300 1100 --queries 64 --rounds 4 --steps-per-round 4 \
+script training 60 training --model "$model" --prompt-tokens 300 1100 --queries 64 --rounds 4 --steps-per-round 4 \
     $(tiny --queries 4 --answer-length 4 --batch-size 2 --rounds 2)
-stage bench 45 "$python" -m peft_be.cli bench "$work/adapter" --model "$model" --prompt "$root/examples/demo/prompt.txt" \
+stage bench 50 "$python" -m peft_be.cli bench "$work/adapter" --model "$model" --prompt "$root/examples/demo/prompt.txt" \
     --queries "$root/examples/demo/test_queries.jsonl" --batch-sizes "$(tiny 1,2 | grep . || echo 1,16,64)" \
-    --json "$work/bench.json" $(tiny --new-tokens 2 --repeats 2)
-script many-8 45 many --model "$model" --prompts 8 --alone 4 \
+    --new-tokens 16 --repeats 4 --json "$work/bench.json" $(tiny --new-tokens 2 --repeats 2)
+script many-8 45 many --model "$model" --prompts 8 --alone 2 \
     $(tiny --prompts 2 --alone 1 --queries 4 --answer-length 4 --steps 2)
-script scaling 45 scaling --model "$model" --axes vocab --vocab-values 49152 262144 --rounds 7 \
+script scaling 50 scaling --model "$model" --axes vocab --vocab-values 49152 262144 --rounds 7 \
     $(tiny --vocab-values 60000 --queries 4 --answer-length 4 --batch-size 2 --rounds 2)
-script layer 20 layer --vocab 49152 262144 --dim 576 4096 $(tiny --vocab 512 1024 --dim 16 --rounds 3 --length 16)
-script many-32 45 many --model "$model" --prompts 32 --alone 2 \
+script layer 15 layer --vocab 49152 262144 --dim 576 4096 $(tiny --vocab 512 1024 --dim 16 --rounds 3 --length 16)
+script many-32 70 many --model "$model" --prompts 32 --alone 2 \
     $(tiny --prompts 3 --alone 1 --queries 4 --answer-length 4 --steps 2)
 # 4. Padding, and FlashAttention if it is there
-script attention 25 attention --model "$model" $(tiny --batch-size 3 --answer-length 4 --rounds 2)
+script attention 20 attention --model "$model" $(tiny --batch-size 3 --answer-length 4 --rounds 2)
 # 5. The study, with the rest of the time
 stage study 3600 "$python" "$root/research/study.py" "$cells" "$work/study.jsonl" --work "$work/study"
 

