@@ -47,7 +47,7 @@ def evaluate(
     from ..files import write_json
     from ..models import load_adapter, read_adapter
     from ..prompting import check_adapter_prompt, load_prompt
-    from ..training.ae_row import load_ae_row, shipped_ae
+    from ..training.ae_row import known_ae_row
     from ..tuner.card import add_scores
 
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
@@ -67,15 +67,14 @@ def evaluate(
     peft_model, tokenizer = load_adapter(
         directory, model, allow_template_change, allow_other_weights=allow_other_weights
     )
-    base = peft_model.get_base_model()
-    ae_directory = ae or shipped_ae(base)
+    ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, allow_other_weights)
     with progress_bars() as on_progress:
         scores, texts = evaluate_fidelity(
             peft_model,
             tokenizer,
             text,
             fresh[:max_queries],
-            ae_row=load_ae_row(ae_directory, base, tokenizer, allow_other_weights) if ae_directory else None,
+            ae_row=ae_row,
             max_answer_length=max_answer_length,
             batch_size=batch_size,
             on_progress=on_progress,
