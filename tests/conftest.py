@@ -1,5 +1,8 @@
+import logging
 import os
 import shutil
+import sys
+import warnings
 
 
 # Nothing in the tests may reach for the network. Read by huggingface_hub when it is imported, thus in front of the rest
@@ -70,6 +73,28 @@ def smollm2(smollm2_dir):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run `peft-be` in this process; returns the exit code and what it printed on both streams."""
+    from peft_be.cli.main import main
+
+    def run(*arguments, columns=400):
+        monkeypatch.setattr(sys, "argv", ["peft-be", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        code = 0
+        with warnings.catch_warnings():
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+            finally:
+                logging.disable(logging.NOTSET)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -58,6 +59,17 @@ def load_ae_row(
     if "base_weights" in provenance and not allow_other_weights:
         check_weights(provenance, weights_fingerprint(model), f"The [AE] row in '{directory}'")
     return row
+
+
+def known_ae_row(
+    ae: str | os.PathLike | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    allow_other_weights: bool = False,
+) -> torch.Tensor | None:
+    """The [AE] row `[1, d]` of a base model, from the folder `ae` or as shipped, or `None`. Raises as [`load_ae_row`]."""
+    directory = ae or shipped_ae(model)
+    return None if directory is None else load_ae_row(directory, model, tokenizer, allow_other_weights)
 
 
 def shipped_ae(model: PreTrainedModel) -> Path | None:

@@ -9,7 +9,7 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tuner import BETokenConfig
-from .ae_row import load_ae_row, shipped_ae
+from .ae_row import known_ae_row
 from .base_weights import check_plain
 
 
@@ -27,13 +27,13 @@ def find_ae_row(
                 "An [AE] row was given, and nothing uses it: set kd_weight below 1, or reconstruction_steps."
             )
         return None
-    directory = ae or shipped_ae(model)
-    if directory is None:
+    row = known_ae_row(ae, model, tokenizer)
+    if row is None:
         raise ValueError(
             f"Reconstruction needs an [AE] row for '{model_name}', and none is shipped: train one with peft-be "
             "pretrain-ae and pass it as ae (to a trainer: in an adapter, by set_ae_row), or distil only (kd_weight=1)."
         )
-    return load_ae_row(directory, model, tokenizer)
+    return row
 
 
 def add_adapter(

@@ -41,7 +41,7 @@ def audit(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Try to read the prompt back from an adapter."""
-    from ..adapters.ae_row import load_ae_row, shipped_ae
+    from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_audit
     from ..adapters.load import load_adapter, read_adapter
     from ..evaluation import audit_leakage
@@ -61,15 +61,14 @@ def audit(
     peft_model, tokenizer = load_adapter(
         directory, model, allow_template_change, allow_other_weights=allow_other_weights
     )
-    base = peft_model.get_base_model()
-    ae_directory = ae or shipped_ae(base)
+    ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, allow_other_weights)
     with progress_bars() as on_progress:
         scores, outputs = audit_leakage(
             peft_model,
             tokenizer,
             text,
             canaries=canary or (),
-            ae_row=load_ae_row(ae_directory, base, tokenizer, allow_other_weights) if ae_directory else None,
+            ae_row=ae_row,
             num_samples=sampled,
             temperature=temperature,
             max_answer_length=max_answer_length,

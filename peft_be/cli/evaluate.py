@@ -40,7 +40,7 @@ def evaluate(
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
-    from ..adapters.ae_row import load_ae_row, shipped_ae
+    from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_scores
     from ..adapters.folder import read_report
     from ..adapters.load import load_adapter, read_adapter
@@ -67,15 +67,14 @@ def evaluate(
     peft_model, tokenizer = load_adapter(
         directory, model, allow_template_change, allow_other_weights=allow_other_weights
     )
-    base = peft_model.get_base_model()
-    ae_directory = ae or shipped_ae(base)
+    ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, allow_other_weights)
     with progress_bars() as on_progress:
         scores, texts = evaluate_fidelity(
             peft_model,
             tokenizer,
             text,
             fresh[:max_queries],
-            ae_row=load_ae_row(ae_directory, base, tokenizer, allow_other_weights) if ae_directory else None,
+            ae_row=ae_row,
             max_answer_length=max_answer_length,
             batch_size=batch_size,
             on_progress=on_progress,

@@ -1,7 +1,4 @@
 import json
-import logging
-import sys
-import warnings
 
 import pytest
 
@@ -50,25 +47,3 @@ class Job:
             elif value is not None:
                 arguments += [option, str(value)]
         return arguments
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run `peft-be` in this process; returns the exit code and what it printed on both streams."""
-    from peft_be.cli.main import main
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["peft-be", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "400")
-        code = 0
-        with warnings.catch_warnings():
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-            finally:
-                logging.disable(logging.NOTSET)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run

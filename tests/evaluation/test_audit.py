@@ -257,25 +257,11 @@ def adapter(tmp_path_factory, smollm2_tokenizer):
     return folder
 
 
-def run(capsys, monkeypatch, *arguments, columns="80"):
-    from peft_be.cli.main import main
-
-    monkeypatch.setattr("sys.argv", ["peft-be", "audit", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", columns)
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_command(adapter, capsys, monkeypatch):
+def test_command(adapter, cli):
     short = ["--sampled", "1", "--max-answer-length", "6", "--canary", CANARY]
     json_file = adapter / "audit.json"
     arguments = [adapter / "out", "--prompt", adapter / "prompt.txt", "--json", json_file, "--card", *short]
-    code, out, err = run(capsys, monkeypatch, *arguments)
+    code, out, err = cli("audit", *arguments, columns=80)
     assert code == 0, err
     assert all(len(line) <= 80 or "┃" not in line for line in out.splitlines())
     assert "longest run of P, words" in out and "0 of 1" in out and "…" not in out and "[BE]" in out
@@ -287,10 +273,10 @@ def test_command(adapter, capsys, monkeypatch):
     # A card is published: figures, and nothing of the prompt
     assert "RAVEN" not in card and "Skarholm" not in card
     size = len(card)
-    assert run(capsys, monkeypatch, *arguments)[0] == 0
+    assert cli("audit", *arguments)[0] == 0
     assert len((adapter / "out" / CARD_FILE).read_text()) == size  # in place of the earlier figures
 
-    code, out, _ = run(capsys, monkeypatch, adapter / "out", "--sampled", "0", "--max-answer-length", "4")
+    code, out, _ = cli("audit", adapter / "out", "--sampled", "0", "--max-answer-length", "4")
     assert code == 0 and "full prompt" not in out and "Words nearest to the rows" in out
 
 
@@ -302,19 +288,19 @@ def test_command(adapter, capsys, monkeypatch):
         (["--sampled", "2", "--temperature", "0"], "temperature above 0"),
     ],
 )
-def test_command_refuses(adapter, capsys, monkeypatch, arguments, sentence):
-    code, _, err = run(capsys, monkeypatch, adapter / "out", "--prompt", adapter / "prompt.txt", *arguments)
+def test_command_refuses(adapter, cli, arguments, sentence):
+    code, _, err = cli("audit", adapter / "out", "--prompt", adapter / "prompt.txt", *arguments)
     assert code == 1 and sentence in err and "Traceback" not in err
 
 
-def test_command_refuses_a_prompt_that_is_not_the_adapters(adapter, tmp_path, capsys, monkeypatch):
+def test_command_refuses_a_prompt_that_is_not_the_adapters(adapter, tmp_path, cli):
     (tmp_path / "other.txt").write_text("You are a pirate.")
     arguments = [adapter / "out", "--prompt", tmp_path / "other.txt", "--sampled", "0", "--max-answer-length", "2"]
-    code, _, err = run(capsys, monkeypatch, *arguments)
+    code, _, err = cli("audit", *arguments)
     assert code == 1 and "another prompt" in err
-    assert run(capsys, monkeypatch, *arguments, "--allow-other-prompt")[0] == 0
+    assert cli("audit", *arguments, "--allow-other-prompt")[0] == 0
 
 
-def test_command_has_nothing_for_the_card_without_a_prompt(adapter, capsys, monkeypatch):
-    code, _, err = run(capsys, monkeypatch, adapter / "out", "--card")
+def test_command_has_nothing_for_the_card_without_a_prompt(adapter, cli):
+    code, _, err = cli("audit", adapter / "out", "--card")
     assert code == 1 and "--prompt or --canary" in err

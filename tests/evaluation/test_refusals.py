@@ -120,14 +120,12 @@ def test_requests_that_can_show_nothing_are_refused(tmp_path):
         load_requests(tmp_path / "none.jsonl")
 
 
-def test_eval_shows_refusals(tmp_path, smollm2_tokenizer, monkeypatch, capsys):
+def test_eval_shows_refusals(tmp_path, smollm2_tokenizer, monkeypatch, cli):
     from peft_be import compress_prompt
-    from peft_be.cli.main import main
 
     from ..tiny import save_tiny_llama
 
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "prompt.txt").write_text("You are a lighthouse keeper, and never talk of [b]money[/b].")
     (tmp_path / "held_out.txt").write_text("Who are you?\n")
     compress_prompt(
@@ -140,11 +138,8 @@ def test_eval_shows_refusals(tmp_path, smollm2_tokenizer, monkeypatch, capsys):
     )
     arguments = ["eval", tmp_path / "out", "--prompt", tmp_path / "prompt.txt", "--queries", tmp_path / "held_out.txt"]
     arguments += ["--json", tmp_path / "scores.json", "--max-answer-length", "4", "--refusals"]
-    monkeypatch.setattr("sys.argv", ["peft-be", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
-    out = capsys.readouterr().out
+    code, out, err = cli(*arguments, columns=80)
+    assert code == 0, err
     assert "requests refused" in out and "too few to tell" in " ".join(out.split())
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["refusals"]["kept"] is None and scores["refusals"]["num_requests"] == 18

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 
 from peft_be import PromptRenderer, export_gguf, load_adapter, load_model
 
-from ..cli.conftest import cli  # noqa: F401
 from ..exports import CHAT, TOOLS, logits, named_templates, save_adapter
 from ..tiny import save_tiny_llama
 
@@ -177,7 +176,7 @@ def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_pa
         assert not renders_alike(smollm2_tokenizer, other)
 
 
-def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):  # noqa: F811
+def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):
     base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
     folder = save_adapter(base, tmp_path / "a")
     whole = save_gguf(base, tmp_path / "base.gguf")

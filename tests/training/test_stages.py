@@ -345,7 +345,7 @@ def test_an_unwrapped_model_gets_a_trained_ae_row_or_none(tiny_model, smollm2_to
     shipped.save_pretrained(tmp_path / "ae")
     expected = shipped.base_model.get_ae_row("default")
     base = shipped.unload()
-    monkeypatch.setattr("peft_be.adapters.create.shipped_ae", lambda model: tmp_path / "ae")
+    monkeypatch.setattr("peft_be.adapters.ae_row.shipped_ae", lambda model: tmp_path / "ae")
     run = trainer(base, smollm2_tokenizer, tmp_path, kd_weight=0.5)
     assert run.model.base_model.get_ae_row("default").equal(expected)
     assert trainer(run.model.unload(), smollm2_tokenizer, tmp_path, kd_weight=1.0)._reconstruction == {}
