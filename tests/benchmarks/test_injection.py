@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from ..exports import save_adapter
 from ..serving.test_gguf import save_gguf
-from ..serving.test_merged import save_adapter
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The output row of")

@@ -1,7 +1,8 @@
 from functools import lru_cache
 
 import pytest
-from chat_tokenizers import build_tokenizer
+
+from .chat_tokenizers import build_tokenizer
 
 
 @pytest.fixture(scope="session")

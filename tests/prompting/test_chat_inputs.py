@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from chat_tokenizers import FAMILIES
 from peft import get_peft_model
 from transformers import pipeline
 
 from peft_be import BETokenConfig, PromptRenderer
+
+from .chat_tokenizers import FAMILIES
 
 
 CHAT = [

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from chat_tokenizers import CHATML, LLAMA2, MISTRAL, build_tokenizer
 from hostile import of
 
 from peft_be.prompting import PromptRenderer
+
+from .chat_tokenizers import CHATML, LLAMA2, MISTRAL, build_tokenizer
 
 
 TRL = Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates"

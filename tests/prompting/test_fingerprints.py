@@ -3,7 +3,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from chat_tokenizers import FAMILIES, build_tokenizer
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -15,6 +14,8 @@ from peft_be.prompting import (
     prompt_fingerprint,
     tokenizer_fingerprint,
 )
+
+from .chat_tokenizers import FAMILIES, build_tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)

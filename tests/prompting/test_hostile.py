@@ -3,11 +3,12 @@
 import unicodedata
 
 import pytest
-from chat_tokenizers import FAMILIES, be_ids, build_tokenizer, template_source
 from hostile import forbidden_ids, hostile_strings, of, spellings_of
 from tokenizers import AddedToken, normalizers
 
 from peft_be.prompting import PromptRenderer
+
+from .chat_tokenizers import FAMILIES, be_ids, build_tokenizer, template_source
 
 
 def decoded(tokenizer, ids):

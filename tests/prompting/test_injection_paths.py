@@ -1,8 +1,5 @@
 """Hostile strings on the ways to a learned row: the rows of a training, and the embeddings of a request."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from datasets import Dataset
@@ -11,11 +8,8 @@ from hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 from peft_be import BEDistillConfig, BEDistillTrainer, PromptEmbeds, PromptRenderer, load_model
 from peft_be.teacher import teacher_prompts
 
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.tiny import save_tiny_llama  # noqa: E402
-
 from ..exports import save_adapter
+from ..tiny import save_tiny_llama
 
 
 THINKING = "message['content'].split('</think>')[-1] if message['role'] == 'assistant' else message['content']"

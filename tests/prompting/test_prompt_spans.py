@@ -1,10 +1,11 @@
 """Which characters of P each token of a rendering stands for."""
 
 import pytest
-from chat_tokenizers import FAMILIES
-from test_renderer import PROMPTS, QUERIES
 
 from peft_be.prompting import PromptRenderer
+
+from .chat_tokenizers import FAMILIES
+from .test_renderer import PROMPTS, QUERIES
 
 
 @pytest.mark.parametrize("query", ["short", "spaces", "dialogue"])

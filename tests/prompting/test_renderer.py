@@ -4,10 +4,11 @@ import random
 import time
 
 import pytest
-from chat_tokenizers import CHATML, FAMILIES, be_ids, build_tokenizer
 from transformers import AutoTokenizer
 
 from peft_be.prompting import PromptRenderer
+
+from .chat_tokenizers import CHATML, FAMILIES, be_ids, build_tokenizer
 
 
 SYSTEM = "You are a pirate.\nAnswer in one sentence, and say 'Arr' first."

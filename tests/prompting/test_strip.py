@@ -1,10 +1,11 @@
 """What engines read in what users write, and what is left of it after `strip_special_tokens`."""
 
 import pytest
-from chat_tokenizers import FAMILIES, build_tokenizer, template_source
 from hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 
 from peft_be import strip_special_tokens
+
+from .chat_tokenizers import FAMILIES, build_tokenizer, template_source
 
 
 BE = ("<|be_a|>", "<|be_b_0|>", "<|be_b_1|>")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_prefix import NOT_SHARED, SHARED, make
 
 from peft_be.teacher import (
     AnswerCache,
@@ -15,6 +14,8 @@ from peft_be.teacher import (
     share_prefix,
 )
 from peft_be.teacher.answers import common_prefix_length
+
+from .test_prefix import NOT_SHARED, SHARED, make
 
 
 PROMPTS = [[*range(5, 45), *tail] for tail in ([50], [60, 61, 62], [70, 71], [80, 81, 82, 83, 84], [90])]

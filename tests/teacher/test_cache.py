@@ -7,11 +7,12 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_answers import PROMPTS, SETTINGS, assert_same
-from test_prefix import SHARED, make
 
 from peft_be.teacher import AnswerCache, cached_answers, generate_answers
 from peft_be.teacher.cache import cache_limit, cached_entries, make_room, teacher_cache_dir
+
+from .test_answers import PROMPTS, SETTINGS, assert_same
+from .test_prefix import SHARED, make
 
 
 def change(path, **tensors):

@@ -1,5 +1,6 @@
 import pytest
-from tuner_helpers import CONFIGS, make_model
+
+from .tuner_helpers import CONFIGS, make_model
 
 
 @pytest.fixture(params=CONFIGS)

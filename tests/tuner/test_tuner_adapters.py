@@ -6,9 +6,10 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from tuner_helpers import VOCAB_SIZE, make_model, make_tokenizer, with_table_rows
 
 from peft_be.tuner import BETokenConfig, BETokenEmbedding
+
+from .tuner_helpers import VOCAB_SIZE, make_model, make_tokenizer, with_table_rows
 
 
 def adapted(model="llama", *, adapter_name="default", **kwargs):

@@ -3,10 +3,11 @@
 import pytest
 from huggingface_hub import ModelCard
 from peft import get_peft_model
-from tuner_helpers import make_model
 
 from peft_be import BETokenConfig
 from peft_be.adapters.card import TAGS, add_scores
+
+from .tuner_helpers import make_model
 
 
 TRAINING = {"steps": 600, "train_queries": 300, "validation_queries": 30, "validation_kl": 0.12345}

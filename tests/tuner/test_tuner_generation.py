@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tuner_helpers import VOCAB_SIZE, make_model, with_table_rows
 
 from peft_be.tuner import BETokenConfig
+
+from .tuner_helpers import VOCAB_SIZE, make_model, with_table_rows
 
 
 INSIDE = [50, 7]

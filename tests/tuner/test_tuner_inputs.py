@@ -8,10 +8,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
-from tuner_helpers import VOCAB_SIZE, make_model
 
 from peft_be.tuner import BETokenConfig
 from peft_be.tuner.inputs import any_input
+
+from .tuner_helpers import VOCAB_SIZE, make_model
 
 
 PLAIN, WITH_BE = [1, 9, 12, 13, 14], [1, 9, 7, 13, 14]

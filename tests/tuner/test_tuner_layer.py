@@ -3,9 +3,10 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from tuner_helpers import VOCAB_SIZE, make_model
 
 from peft_be.tuner import BETokenConfig, BETokenEmbedding
+
+from .tuner_helpers import VOCAB_SIZE, make_model
 
 
 V, D = 1000, 16

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
-from tuner_helpers import CONFIGS, VOCAB_SIZE, make_model
 
 from peft_be.tuner import BETokenConfig
+
+from .tuner_helpers import CONFIGS, VOCAB_SIZE, make_model
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
-from tuner_helpers import VOCAB_SIZE, make_model, make_tokenizer
 
 from peft_be.tuner import BETokenConfig
+
+from .tuner_helpers import VOCAB_SIZE, make_model, make_tokenizer
 
 
 def adapted(adapter_name="default", base_model=None, **kwargs):

@@ -1,7 +1,8 @@
 import pytest
-from tuner_helpers import WORDS, make_tokenizer
 
 from peft_be.tuner import find_unused_token_ids
+
+from .tuner_helpers import WORDS, make_tokenizer
 
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
