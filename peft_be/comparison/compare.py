@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import DynamicCache, PreTrainedModel
 
 from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_number
-from ..data import as_queries, query_key, split_queries
+from ..data import QuerySplits, as_queries, query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
 from ..evaluation.stand_in import Prompt, StandIn
@@ -196,20 +196,8 @@ def compare_methods(
     """
     methods = list(dict.fromkeys(["full", "none", *methods]))
     made = {spec: make_method(spec) for spec in methods}
-    if not seeds:
-        raise ValueError("A comparison needs at least one seed.")
-    for seed in seeds:
-        check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
-    check_number("max_answer_length", max_answer_length, COUNT, whole=True)
-    if max_steps is not None:
-        check_number("max_steps", max_steps, COUNT, whole=True)
-    if max_minutes is not None:
-        check_number("max_minutes", max_minutes, POSITIVE)
-    queries = as_queries(queries)
-    if test_queries is None:
-        distinct = list({query_key(query): query for query in queries}.values())
-        test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation
-    splits = split_queries(queries, test_queries, seed=SPLIT_SEED)
+    _check_budget(seeds, max_steps, max_minutes, max_answer_length)
+    splits = _split(as_queries(queries), test_queries)
     warn_of_few_queries({name: splits})
     settings = {
         "prompt": sha256(prompt),
@@ -229,7 +217,6 @@ def compare_methods(
         base, tokenizer = load_model(model)
         folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
         renderer = PromptRenderer(tokenizer, prompt)
-
         if task is not None:  # found before the methods are trained
             prompts = [renderer.full(query) for query in task.queries]
             check_prompts(base, prompts, task.answer_lengths(tokenizer), task.queries)
@@ -261,17 +248,10 @@ def compare_methods(
                 append_record(folder.cells_file, done[spec, seed])
                 shutil.rmtree(own.directory, ignore_errors=True)
         results = {
-            "settings": folder.settings,
+            **_described(splits, folder.settings, task),
             "model": model,
             "prompt": {"name": name, "tokens": len(renderer.prompt_ids)},
-            "num_queries": {split: len(getattr(splits, split)) for split in ("train", "validation", "test")},
             "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
-            "max_answer_length": max_answer_length,
-            "budget": {"max_steps": max_steps, "max_minutes": max_minutes},
-            "seeds": list(seeds),
-            "task": task and type(task).__name__,
-            "task_lower_is_better": task is not None and task.lower_is_better,
-            "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],
             "full_answers": scorer.texts,
             "methods": [summary(spec, made[spec], done, errors.get(spec)) for spec in methods],
             "machine": machine_of(base),
@@ -285,3 +265,39 @@ def compare_methods(
         else:
             folder.finish(results)
         return results
+
+
+def _check_budget(
+    seeds: tuple[int, ...], max_steps: int | None, max_minutes: float | None, max_answer_length: int
+) -> None:
+    if not seeds:
+        raise ValueError("A comparison needs at least one seed.")
+    for seed in seeds:
+        check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
+    check_number("max_answer_length", max_answer_length, COUNT, whole=True)
+    if max_steps is not None:
+        check_number("max_steps", max_steps, COUNT, whole=True)
+    if max_minutes is not None:
+        check_number("max_minutes", max_minutes, POSITIVE)
+
+
+def _split(queries: list, test_queries: Iterable | None) -> QuerySplits:
+    """Training, validation and test queries; where no test queries are given, some of the others."""
+    if test_queries is None:
+        distinct = list({query_key(query): query for query in queries}.values())
+        test_queries = split_queries(distinct, None, 0.2, NUM_TEST_QUERIES, SPLIT_SEED).validation
+    return split_queries(queries, test_queries, seed=SPLIT_SEED)
+
+
+def _described(splits: QuerySplits, settings: dict, task: Task | None) -> dict:
+    """What `results.json` says of how the methods were compared."""
+    return {
+        "settings": settings,
+        "num_queries": {split: len(getattr(splits, split)) for split in ("train", "validation", "test")},
+        "max_answer_length": settings["max_answer_length"],
+        "budget": {name: settings[name] for name in ("max_steps", "max_minutes")},
+        "seeds": settings["seeds"],
+        "task": task and type(task).__name__,
+        "task_lower_is_better": task is not None and task.lower_is_better,
+        "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],
+    }

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from peft import PeftModel
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check_number
 from ..data import as_queries
@@ -107,12 +107,7 @@ def bench_inference(
         "be": [renderer.be(query) for query in queries],
     }
     check_prompts(base, full + prompts["no_prompt"] + prompts["be"], new_tokens, 3 * queries)
-    # The user's turn is not a part of what a server has cached
-    shared = common_prefix_length([*full, renderer.full("A"), renderer.full("B")])
-    prefix = DynamicCache(config=base.config)
-    with any_input(base):
-        base(input_ids=torch.tensor([full[0][:shared]], device=base.device), past_key_values=prefix, logits_to_keep=1)
-
+    prefix = _cached_prefix(base, [*full, renderer.full("A"), renderer.full("B")])
     rounds, done = (repeats + 1) * (len(batch_sizes) + 1), 0
 
     def measured(what: str, jobs: dict[str, Callable[[], RequestTiming]]) -> dict[str, list[RequestTiming]]:
@@ -135,30 +130,13 @@ def bench_inference(
             )
             for mode in MODES
         }
-        timings = measured("requests", jobs)
-        batches.append(
-            {
-                "batch_size": size,
-                **{
-                    mode: {
-                        "ttft_ms": quartiles([t.ttft_ms for t in values]),
-                        "decode_tokens_per_s": quartiles([t.decode_tokens_per_s for t in values]),
-                        "kv_bytes": values[0].kv_bytes,
-                    }
-                    for mode, values in timings.items()
-                },
-            }
-        )
+        figures = {mode: _figures(values) for mode, values in measured("requests", jobs).items()}
+        batches.append({"batch_size": size, **figures})
 
-    # Eq. 5 and 6, for one request; [BE] is predicted, not fitted
+    # For one request; [BE] is predicted, not fitted
     points = [prompts["no_prompt"][0], *(full[0][: round(share * len(full[0]))] for share in FIT_SHARES)]
     jobs = {str(i): partial(time_requests, base, [ids]) for i, ids in enumerate([*points, prompts["be"][0]])}
     ttft = [statistics.median(t.ttft_ms for t in values) for values in measured("requests", jobs).values()]
-    design = torch.tensor([[1.0, len(ids)] for ids in points])
-    alpha, beta = torch.linalg.lstsq(design, torch.tensor([ttft[:-1]]).T).solution.flatten().tolist()
-    norm_flops = len(prompts["be"][0]) / len(full[0])
-    rho = alpha / (alpha + beta * len(full[0]))
-
     model.train(was_training)
     return {
         "model": config.base_model_name_or_path,
@@ -167,13 +145,48 @@ def bench_inference(
         "new_tokens": new_tokens,
         "repeats": repeats,
         "batches": batches,
-        "norm_flops": norm_flops,
-        "ttft_fit": {"alpha_ms": alpha, "beta_ms_per_token": beta, "rho": rho},
-        "ttft_ratio": {"predicted": rho + (1 - rho) * norm_flops, "measured": ttft[-1] / ttft[-2]},
+        **_ttft_model([len(ids) for ids in points], ttft[:-1], len(prompts["be"][0]), ttft[-1]),
         "training_seconds": training_seconds,
         "break_even_requests": break_even(batches[0], new_tokens, training_seconds),
         "machine": machine_of(base),
         "versions": versions(),
+    }
+
+
+def _cached_prefix(base: PreTrainedModel, prompts: list[list[int]]) -> DynamicCache:
+    """The keys and values of what all prompts share. The user's turn is not a part of what a server has cached."""
+    shared, prefix = common_prefix_length(prompts), DynamicCache(config=base.config)
+    ids = torch.tensor([prompts[0][:shared]], device=base.device)
+    with any_input(base):
+        base(input_ids=ids, past_key_values=prefix, logits_to_keep=1)
+    return prefix
+
+
+def _figures(timings: list[RequestTiming]) -> dict:
+    return {
+        "ttft_ms": quartiles([timing.ttft_ms for timing in timings]),
+        "decode_tokens_per_s": quartiles([timing.decode_tokens_per_s for timing in timings]),
+        "kv_bytes": timings[0].kv_bytes,
+    }
+
+
+def _ttft_model(lengths: list[int], ttft: list[float], be_length: int, be_ttft: float) -> dict:
+    """
+    Eq. 5 and 6 of the paper.
+
+    Args:
+        lengths (`list[int]`): of the prompts that are fitted, in tokens; the last one is the full prompt.
+        ttft (`list[float]`): their times to the first token, in ms.
+        be_length (`int`), be_ttft (`float`): those of [BE], which is predicted.
+    """
+    design = torch.tensor([[1.0, length] for length in lengths])
+    alpha, beta = torch.linalg.lstsq(design, torch.tensor([ttft]).T).solution.flatten().tolist()
+    norm_flops = be_length / lengths[-1]
+    rho = alpha / (alpha + beta * lengths[-1])
+    return {
+        "norm_flops": norm_flops,
+        "ttft_fit": {"alpha_ms": alpha, "beta_ms_per_token": beta, "rho": rho},
+        "ttft_ratio": {"predicted": rho + (1 - rho) * norm_flops, "measured": be_ttft / ttft[-1]},
     }
 
 

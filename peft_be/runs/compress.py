@@ -128,11 +128,7 @@ def compress_prompt(
     check_names(training_args, BEDistillConfig)
     checked = BEDistillConfig(str(output_dir), seed=seed, **training_args)
     check_steps(checked)
-    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
-    check_choice("slot", slot, SLOTS)
-    check_number("reconstruction_steps", reconstruction_steps, NOT_NEGATIVE, whole=True)
-    if max_minutes is not None:
-        check_number("max_minutes", max_minutes, POSITIVE)
+    _check_options(num_be_tokens, slot, reconstruction_steps, max_minutes)
     if checked.kd_weight > 0:
         warn_of_few_queries({"prompt": splits})
     settings = {
@@ -198,6 +194,14 @@ def compress_prompt(
         run.finish(report)
         on_failure.pop_all()
         return Compression(run.directory, peft_model, tokenizer, report)
+
+
+def _check_options(num_be_tokens: int, slot: str, reconstruction_steps: int, max_minutes: float | None) -> None:
+    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
+    check_choice("slot", slot, SLOTS)
+    check_number("reconstruction_steps", reconstruction_steps, NOT_NEGATIVE, whole=True)
+    if max_minutes is not None:
+        check_number("max_minutes", max_minutes, POSITIVE)
 
 
 def _distiller(
