@@ -46,8 +46,8 @@ class Teaching:
         head ([`OutputHead`]): its output layer.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
         args ([`BEDistillConfig`]): the training's configuration.
-        on_progress (`Callable[[str, int, int], None]`, *optional*): called with `"train"` or `"validation"`, the number
-            of its queries that are answered, and of all.
+        on_progress (`Callable[[str, int, int], None]`, *optional*): called with the split (`"train"` or
+            `"validation"`), the number of its queries that are answered, and their total.
 
     Attributes:
         hidden (`list[torch.Tensor]`): the teacher's final hidden states `[N, d]` for each row's answer. The row's column
@@ -223,5 +223,6 @@ def _own_queries(dataset: Dataset | None, name: str, split: str, named: bool) ->
     if dataset is not None and named:
         dataset = dataset.select([i for i, owner in enumerate(dataset["prompt_name"]) if owner == name])
     if dataset is None or len(dataset) == 0:
-        raise ValueError(f"Distillation (kd_weight above 0) needs {split} queries, and there are none.")
+        whose = f" of prompt '{name}'" if named else ""
+        raise ValueError(f"Distillation (kd_weight above 0) needs {split} queries{whose}, and there are none.")
     return dataset
