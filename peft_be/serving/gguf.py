@@ -121,7 +121,7 @@ def export_gguf(
     if BIAS in tensors:
         bias = tensors[BIAS]
         written[BIAS] = _Table(bias, bias.tensor_type, dict.fromkeys(ids, np.float32(0)))
-    metadata = _new_metadata(reader, tokenizer, vocab, ids, found.all_texts)
+    metadata = _new_metadata(reader, vocab, ids, found.all_texts)
     templates = _templates(reader, tokenizer)
     check_shown(tokenizer, templates["default"], tokens, default)
     if default is not None:
@@ -216,9 +216,7 @@ def _free_ids(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase, vocab_size
     return [*free, *range(vocab_size, vocab_size + count - len(free))]
 
 
-def _new_metadata(
-    reader: GGUFReader, tokenizer: PreTrainedTokenizerBase, vocab: list[str], ids: list[int], texts: list[str]
-) -> dict:
+def _new_metadata(reader: GGUFReader, vocab: list[str], ids: list[int], texts: list[str]) -> dict:
     """What becomes of the metadata of a GGUF file: the keys that change, and those that are new."""
 
     def extended(key: str, fill, values: list) -> list:
