@@ -21,7 +21,7 @@ from ..tuner import BETokenConfig
 
 class PromptComparison:
     """
-    Adapters of one base model, each beside the prompt that it stands for.
+    Adapters of one base model, each next to the prompt that it stands for.
 
     Args:
         directories (`list[str | os.PathLike]`):
@@ -146,6 +146,6 @@ class PromptComparison:
     def _divergences(self, prompts: dict[str, list[int]], answer: list[int]) -> dict[str, float]:
         base = self.model.get_base_model()
         head = OutputHead(base)
-        # One at a time, for beside the full prompt the others would be padding for the most part
+        # One at a time: in a batch with the full prompt, the others would be mostly padding
         states = {form: answer_states(base, [ids], [answer])[0].hidden for form, ids in prompts.items()}
         return {form: divergence(s, states["full"], head).cpu().double().mean().item() for form, s in states.items()}

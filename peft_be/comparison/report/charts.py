@@ -98,7 +98,7 @@ def _lines(
     reference: Callable[[Row], tuple[float, str] | None] = lambda row: None,
     extra: Callable[[Row], str] | None = None,
 ) -> dict | None:
-    """A section with a panel for each method that has such a curve; `together` on one scale, with the others behind."""
+    """A section with a panel for each method that has such a curve; `together` on one scale, with the other methods in the background."""
     curves: dict[int, list[tuple[str, list[tuple[float, float]]]]] = {}
     for i, row in enumerate(rows):
         for run in row.runs:

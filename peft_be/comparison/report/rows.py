@@ -1,4 +1,4 @@
-"""What a report says about each method: figures over its runs, and what has to be said beside them."""
+"""What a report says about each method: figures over its runs, and notes on them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Column:
 COLUMNS = (
     Column("tokens", "Tokens", "Positions in the context that stand for the prompt"),
     Column("compression", "Compression", "Tokens of the prompt for each of these"),
-    Column("bytes", "Size", "What is kept beside the model: text, or numbers in float32"),
+    Column("bytes", "Size", "What is kept in addition to the model: text, or numbers in float32"),
     Column("kl", "KL", "KL(full prompt || method), nats a token, over the full prompt's answers; less is closer"),
     Column("gap", "KL gap closed", "1 is the full prompt's behaviour, 0 that of no prompt"),
     Column("top1", "Same top token", "Share of these tokens at which both find the same token the most probable"),
