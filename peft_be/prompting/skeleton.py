@@ -279,7 +279,7 @@ class ChatTemplate:
         The latter follows from a turn in the middle of a conversation, where no default system turn is in the way: the
         text between an assistant's and a user's content without what closes the assistant's turn.
         """
-        # A BOS token may be spelled in turns too (SmolLM2's is <|im_start|>): a mark shows what is written as BOS.
+        # Turns may spell a BOS token, too (SmolLM2's is <|im_start|>): a mark shows what is written as BOS.
         mark = {"bos_token": _BOS_MARK} if self.tokenizer.bos_token else {}
         head = self._segments(("user",), **mark)[0]
         system_head = self._segments(("system", "user"), **mark)[0]

@@ -87,7 +87,7 @@ class PromptComparison:
                 config, self.tokenizer, prompt, allow_other_prompt=allow_other_prompt
             )
         self._turn = threading.Lock()
-        # What a first request costs beyond the others (memory, kernels, threads) is no part of any prompt's time
+        # What the first request costs in addition (memory, kernels, threads) belongs to no prompt
         base, greetings = self.model.get_base_model(), [self.rendered(name, "Hello") for name in self.names]
         check_prompts(base, [ids for rendered in greetings for ids in rendered.values()], new_tokens=1)
         time_requests(base, [greetings[0][self.forms[0]]], new_tokens=1)

@@ -39,7 +39,7 @@ class AttentionSampling(Pruner):
     - Words of the survivors are then drawn without replacement in proportion to their weights until the budget is full; words
       of lost sentences come last. `job.seed` decides.
 
-    Unlike the paper: the attention is the backbone's, where the paper takes it from an encoder; and its reinforcement-learned
+    Unlike in the paper, the attention is the backbone's and not that of an encoder, and its reinforcement-learned
     network, which sets a rate for each sentence, is left out, because there is one budget for the whole prompt. The paper's
     exponent of TF and its rule of survival were not at hand: 1 and the rule above are choices of this package.
 

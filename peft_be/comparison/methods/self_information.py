@@ -21,9 +21,9 @@ class SelfInformation(Pruner):
     LLMLingua (arXiv 2310.05736).
 
     The importance of a token is `-log p(token | all before it)`, that of a word the mean over its tokens. The backbone itself
-    computes it on P as it stands in the chat template. Unlike the papers: words are the units, not noun phrases from a
-    parser (Selective Context) nor pieces of words (LLMLingua); and neither LLMLingua's budgets for parts of a prompt nor its
-    rounds, in which later tokens are judged after what was kept of the earlier ones.
+    computes it on P as it stands in the chat template. Unlike in the papers, words are the units, not noun phrases from a
+    parser (Selective Context) or pieces of words (LLMLingua), and there are neither LLMLingua's budgets for parts of a prompt
+    nor its rounds, in which later tokens are judged after what was kept of the earlier ones.
 
     The arguments are those of [`Pruner`].
     """

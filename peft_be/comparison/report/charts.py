@@ -12,7 +12,7 @@ from .rows import Row, fixed, is_number
 from .svg import DASHES, Axis, Line, Pin, bar, line_chart, pin_chart, strip_axis, strip_chart
 
 
-# Scores below this are drawn at the lower edge, or one that failed would leave no room for the others
+# Scores below this are drawn at the lower edge: otherwise a failed method would leave no room for the others
 LOWEST_GAP = -0.5
 
 

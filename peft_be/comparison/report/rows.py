@@ -22,7 +22,7 @@ class Cell:
     Attributes:
         text (`str`): the mean over its runs, as shown.
         value (`float`, *optional*): the same as a number; `None` where there is none.
-        spread (`str`): from which to which value it goes, or from how little it comes.
+        spread (`str`): the range of its runs, or on how little it rests.
         low (`float`): least value of a run.
         high (`float`): largest value of a run.
     """
