@@ -16,6 +16,7 @@ class PaperBE(LearnedRows):
         num_tokens (`int`, *optional*, defaults to `1`): k; the paper has 1, and 2 for its largest prompts.
         learning_rate (`float`, *optional*, defaults to `0.1`): of AdamW, absolute. The scripts have 0.1 for roles, 0.01 for
             dialogues and 0.001 for GSM8K.
+        **settings: as in [`LearnedRows`].
     """
 
     own_settings = {
