@@ -1,13 +1,13 @@
 """
-What padding costs a training step: the same rows padded to one length, and joined to one sequence without padding.
+What padding costs a training step: the same rows padded to one length, and joined into one sequence without padding.
 
 - `padded, sdpa`: rows padded on the right, torch's attention with its causal mask; what trainers do by default.
-- `packed, sdpa`: the rows joined to one sequence, and torch's attention with a mask that separates them.
+- `packed, sdpa`: the rows joined into one sequence, and torch's attention with a mask that separates them.
 - `packed, flash`: the same with FlashAttention's kernels for sequences of different lengths, which is what trainers do
   where the model attends with them. Only where `flash_attn` is installed and there is a GPU.
 
-A step is the loss, forward and backward, by turns. `kernels` are the operators of attention that torch's profiler saw,
-`apart` is how far the loss is from the padded one's.
+A step is the loss, forward and backward; the sides take turns. `kernels` are the attention operators that torch's profiler
+saw, `apart` is the relative difference of the loss from that of the padded rows.
 
 Example: `python benchmarks/attention.py --json attention.json`
 """

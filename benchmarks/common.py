@@ -44,8 +44,8 @@ def quartiles(values: list[float]) -> dict[str, float]:
 @torch.no_grad()
 def start_of_peak(model: PreTrainedModel) -> int:
     """
-    Memory of this process with the whole model in it and nothing else, or on a GPU what is allocated by now, in bytes;
-    [`peak`] counts from here on.
+    Memory of this process with the whole model in it and nothing else, or on a GPU what is allocated so far, in bytes. From
+    here on, [`peak`] counts anew.
 
     Weights are mapped from their file and become resident when they are first read, which must not count as the memory of
     what is measured: a forward over one token reads them all. What loading needed and freed must not count as the model's:

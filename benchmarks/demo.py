@@ -3,7 +3,7 @@ The main job from end to end: the demo's prompt is compressed and evaluated on i
 the bare student's.
 
 - `seconds`: of loading the model, of the compression, and of the evaluation. Nothing is cached beforehand.
-- `scores`: as of `peft-be eval`, the gap closed among them.
+- `scores`: as from `peft-be eval`, with the gap closed among them.
 - `peak_bytes`: the memory that the compression needed above the loaded model.
 - `steps`: for each batch size, quartiles of a step of `BEDistillTrainer`, of the bare student's forward and backward on the
   same batches, and of the optimizer alone; and the ratio of the first two medians.
@@ -42,7 +42,7 @@ def run_demo(args: argparse.Namespace, prompt: str, train: list[str], test: list
     seconds = {"load": time.perf_counter() - start}
     before = start_of_peak(model)
     settings = {"max_steps": args.max_steps, "max_answer_length": args.answer_length, "seed": args.seed}
-    # Not the cache of the teacher's answers that may be there. That of the unpacked model has been read by now
+    # In an empty cache: the user's may hold the teacher's answers already. The unpacked model has been read by now
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, PEFT_BE_CACHE=cache):
         done, seconds["compress"] = timed(
             model.device,
@@ -72,7 +72,7 @@ def run_demo(args: argparse.Namespace, prompt: str, train: list[str], test: list
 
 
 def time_steps(model, tokenizer, prompt: str, queries: list[str], size: int, args: argparse.Namespace) -> dict:
-    """Quartiles of the seconds of a step of ours, of the bare student's, and of the optimizer, by turns."""
+    """Quartiles of the seconds of our step, of the bare student's and of the optimizer's, measured by turns."""
     seconds: dict[str, list[float]] = {"bare": [], "step": [], "optimizer": []}
     with tempfile.TemporaryDirectory() as folder, freed_memory_kept(model.device):
         ours = Ours(model, tokenizer, prompt, {"query": queries}, args.answer_length, size, args.seed, folder)

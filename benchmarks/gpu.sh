@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All that a short time on a GPU should show, the most telling first: one command, made so that no minute is lost.
+# All that a short time on a GPU should show, the most telling first, in one command that wastes no minute.
 #
 #   benchmarks/gpu.sh [--cpu] OUT [SECONDS]
 #
 # OUT/results.jsonl gets a line for each stage as soon as it ends: its status, seconds and report. OUT/log.txt is what the
-# stages printed. Each has a limit of its own, and none goes on after SECONDS (540) in all. Started again with the same OUT, it
+# stages printed. Each has a limit of its own, and together they end after SECONDS (540). Started again with the same OUT, it
 # leaves out the stages that are finished; WORK (/tmp/peft-be-gpu) keeps what one stage leaves for another.
 #
-# With --cpu, all stages run on the CPU with a tiny random model and settings that mean nothing, so that a run on a GPU finds
-# no typing error. PYTHON is the interpreter (python3).
+# With --cpu, all stages run on the CPU with a tiny random model and settings that mean nothing, so that no typo is
+# first found on a GPU. PYTHON is the interpreter (python3).
 set -uo pipefail
 
 small=
@@ -51,7 +51,7 @@ stage() {
         echo "== $name: no time is left"
         return
     fi
-    if [ -n "$small" ]; then limit=$((10 * limit)); fi # of a machine that may be busy
+    if [ -n "$small" ]; then limit=$((10 * limit)); fi # the machine may be busy
     limit=$((limit < left ? limit : left))
     echo "== $name, $limit s at most"
     rm -f "$work/$name.json"

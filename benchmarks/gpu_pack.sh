@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What benchmarks/gpu.sh needs on a machine without network that has torch and its like, but lacks our other requirements or
-# has older ones: their wheels, and SmolLM2.
+# What benchmarks/gpu.sh needs on a machine without network that has torch, but lacks some of our other requirements or has
+# older versions: their wheels, and SmolLM2.
 #
 #   benchmarks/gpu_pack.sh PACK
 #
@@ -9,7 +9,7 @@
 # this environment: what was tested here runs there.
 #
 # PYTHON is this environment's interpreter (python3), PYTHON_VERSION the machine's (3.12), PART the size of a part in MiB (55),
-# and EXTRA names more packages that the machine lacks, or files of wheels, such as one of flash-attn.
+# and EXTRA names more packages that the machine lacks, or wheel files, such as flash-attn's.
 set -euo pipefail
 
 pack=${1:?usage: benchmarks/gpu_pack.sh PACK}
@@ -38,7 +38,7 @@ for package in sys.argv[1:]:
 PY
 }
 
-# What the wheels of a folder, and we, need that is not among them
+# What we and the wheels of a folder need that is not among these wheels
 needed() {
     "$python" - "$1" torch jinja2 pytest rich typer wrapt <<'PY'
 import email, pathlib, re, sys, zipfile
@@ -67,7 +67,7 @@ for package in $(pinned); do
         --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest "$staging/wheels" "$package" \
         2>"$staging/errors"; then
-        # There may be a source package alone. What is plain Python can be built here
+        # There may be only a source package, which can be built here if it is plain Python
         mkdir -p "$staging/built"
         "$python" -m pip wheel --quiet --no-deps --wheel-dir "$staging/built" "$package" 2>>"$staging/errors" || true
         mv "$staging"/built/*-none-any.whl "$staging/wheels" 2>/dev/null ||
@@ -91,6 +91,6 @@ cat <<END
 In the same call as the last part:
   tar -C $there -xf <(cat $there/part.*) && python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target $there/site $there/wheels/*.whl
 
-Then, in the same call and in further ones, each of which goes on where the one before it ended:
+Then, in the same call and in later ones, each of which goes on where the one before ended:
   cp $there/out/* "\$OUT/" 2>/dev/null; PYTHONPATH=$there/site bash benchmarks/gpu.sh "\$OUT" 540; code=\$?; cp "\$OUT"/* $there/out/; exit \$code
 END

@@ -4,7 +4,7 @@ What moving a [BE] row to another precision of its base model costs.
 For each precision of the base, the teacher is that same model with the full prompt, which is what its users would compare
 with: KL(full prompt || [BE]) and KL(full prompt || no prompt) over the same answers, those that the float32 model gives
 greedily with the full prompt. "drift" is what the precision does by itself: KL of the full prompt's float32 distributions
-to those of the full prompt in this precision.
+to the full prompt's in this precision.
 
 `q8_0` and `q4_0` are the values of a GGUF file: the weights are rounded to its blocks and unpacked again (the embedding to
 Q8_0 in both). `int8` and `nf4` are bitsandbytes: LLM.int8, which rounds activations too, and 4-bit with float32 arithmetic.

@@ -5,7 +5,7 @@ scripts, and the demo on which both sides are measured.
 A step takes one query. The model writes a fresh greedy answer with the full prompt, reads prompt and answer again as the
 teacher, and reads `[BE] query answer` as the student; the loss is `0.9 * tau^2 * soft cross-entropy`, over the full
 vocabulary with tau = 2, plus `0.1 *` the mean cross-entropy of the whole prompt after `[BE][AE]`. AdamW moves one vector
-that starts as normal noise of the embedding's spread. Learning rate, weights, tau and 32 answer tokens are those of the
+that starts as normal noise of the embedding's spread. Learning rate, weights, tau and 32 answer tokens are as in the
 authors' script for roles. Nothing is slower than there, and two things are better: the vector is kept in float32, and [BE]
 stands where the chat template has the prompt.
 """
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_be.adapters.ae_row import load_ae_row, shipped_ae
+from peft_be.adapters.ae_row import known_ae_row
 from peft_be.prompting import PromptRenderer, load_prompt
 from peft_be.tuner import BETokenConfig
 
@@ -39,12 +39,6 @@ def text_of_length(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -
 def prompt_of_length(tokenizer: PreTrainedTokenizerBase, length: int) -> str:
     """The demo's prompt in `length` tokens."""
     return text_of_length(tokenizer, load_prompt(DEMO / "prompt.txt"), length)
-
-
-def ae_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
-    """The trained [AE] row that the package ships for a model, `[d]`, if there is one."""
-    folder = shipped_ae(model)
-    return None if folder is None else load_ae_row(folder, model, tokenizer)[0]
 
 
 class Reference:
@@ -83,11 +77,11 @@ class Reference:
         generator = torch.Generator().manual_seed(seed)
         spread = self.table.float().std().item()
         be, ae = (torch.randn(self.table.shape[1], generator=generator) * spread for _ in range(2))
-        trained = ae_row(model, tokenizer)
+        trained = known_ae_row(None, model, tokenizer)
         if trained is None:
             print(f"No trained [AE] row is shipped for {model.name_or_path}: the reference uses a random one.")
         self.be = be.to(model.device).requires_grad_()
-        self.ae = (ae if trained is None else trained).to(model.device, torch.float32)
+        self.ae = (ae if trained is None else trained[0]).to(model.device, torch.float32)
         self.optimizer = torch.optim.AdamW([self.be], lr=learning_rate)
 
     @staticmethod

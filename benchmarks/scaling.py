@@ -2,7 +2,7 @@
 What time and memory of a distillation step depend on: one axis at a time around a default point.
 
 Axes: P's length (`prompt`), answer length (`answer`), number of training queries (`queries`), vocabulary (`vocab`) and the
-number k of [BE] rows (`rows`). The step is that of `BEDistillTrainer` with the default recipe: loss, backward, optimizer.
+number k of [BE] rows (`rows`). The step is the one of `BEDistillTrainer` with the default recipe: loss, backward, optimizer.
 Queries are cut or repeated to one length and have gold answers of exactly `--answer-length` tokens, so that all steps of an
 axis compute batches of one shape and the teacher need not write.
 

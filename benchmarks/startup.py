@@ -1,6 +1,6 @@
 """
-What a command line costs before it does anything: `peft-be --help` and every `COMMAND --help` beside an empty Python
-that imports typer, and `import peft_be` beside `import peft`.
+What a command line costs before it does anything: `peft-be --help` and every `COMMAND --help` next to an empty Python
+that imports typer, and `import peft_be` next to `import peft`.
 
 Each side is a fresh process. The sides take turns, so that a busy machine slows all of them down alike. `--before` is
 a checkout of an older commit, which is measured in the same run.
@@ -91,15 +91,15 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
 
 
-def summary(figures: list[dict[str, float]], beside: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Median and range of the seconds, and of what they are more than those of the side beside, by turns."""
+def summary(figures: list[dict[str, float]], baseline: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Median and range of the seconds, and of what they exceed the baseline by; both were measured by turns."""
     found = {}
     for clock in ("processor", "wall"):
         values = [f[clock] for f in figures]
-        more = [f[clock] - b[clock] for f, b in zip(figures, beside)]
+        more = [f[clock] - b[clock] for f, b in zip(figures, baseline)]
         found[f"{clock}_s"] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
         found[f"{clock}_more_s"] = {"median": statistics.median(more), "min": min(more), "max": max(more)}
-        found[f"{clock}_ratio"] = statistics.median(f[clock] / b[clock] for f, b in zip(figures, beside))
+        found[f"{clock}_ratio"] = statistics.median(f[clock] / b[clock] for f, b in zip(figures, baseline))
     return found
 
 

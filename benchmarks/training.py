@@ -9,8 +9,8 @@ run.
   `--epochs` epochs.
 - `ours`: a step of `BEDistillTrainer` on the same queries and answers of the same length, its loss, backward and
   optimizer. The time in which its teacher answered all queries is added, spread over `--epochs` epochs.
-- `bare`: the student's forward and backward on the batches of `ours`, with the cross-entropy of the answers' tokens in the
-  place of the divergence: what no distillation can go below.
+- `bare`: the student's forward and backward on the batches of `ours`, with the cross-entropy of the answers' tokens
+  instead of the divergence: no distillation can cost less.
 
 Rates count the tokens of answers, also where a loss covers the question's too. `--memory` also runs each side but the bare
 one in a process of its own and reports by how much the peak of memory rises above the loaded model.
@@ -104,7 +104,7 @@ class Ours:
         self.trainer.optimizer.zero_grad()
 
     def step(self, inputs: dict | None = None) -> int:
-        """Returns the answer tokens that it learned from."""
+        """Returns the number of answer tokens that it learned from."""
         inputs = next(self.batches) if inputs is None else inputs
         self.backward(self.loss(inputs))
         self.update()
@@ -161,7 +161,7 @@ class Cartridge:
         return -(log_t.exp() * log_s.gather(-1, top)).sum(-1).mean()
 
     def step(self, example: tuple[list[int], list[int], int] | None = None) -> int:
-        """Returns the answer tokens that it learned from."""
+        """Returns the number of answer tokens that it learned from."""
         teacher, student, answer_tokens = example or self.write_answer()
         self.loss(teacher, student).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

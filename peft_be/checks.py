@@ -91,8 +91,8 @@ def check_number(name: str, value, allowed: Range = Range(), whole: bool = False
 
 def check_fields(config, ranges: dict[str, Range]) -> None:
     """
-    Check all numbers and switches of a dataclass, and the texts among the package's own fields: for those of transformers, such
-    as `report_to` and `output_dir`, lists and paths do as well, whatever their annotations say.
+    Check all numbers and switches of a dataclass, and the strings among the package's own fields. Fields of transformers, such as
+    `report_to` and `output_dir`, also take lists and paths, whatever their annotations say.
 
     Args:
         config: the dataclass, with the values that were given.
@@ -118,11 +118,11 @@ def check_fields(config, ranges: dict[str, Range]) -> None:
         elif kind == "bool" and not isinstance(value, bool):
             raise ValueError(f"{field.name} must be True or False, got {value!r}.")
         elif kind == "str" and field.name not in inherited and not isinstance(value, (str, os.PathLike)):
-            raise ValueError(f"{field.name} must be a text, got {value!r}.")
+            raise ValueError(f"{field.name} must be a string, got {value!r}.")
 
 
 def check_training_args(args, ranges: dict[str, Range]) -> None:
-    """[`check_fields`] for a configuration of a trainer: `ranges` are those of its own fields."""
+    """[`check_fields`] for a configuration of a trainer, whose own fields have the given `ranges`."""
     check_fields(args, {**TRAINING_RANGES, **ranges})
     # Whatever it does not know, transformers takes for the first one
     check_choice("train_sampling_strategy", args.train_sampling_strategy, SAMPLING_STRATEGIES)

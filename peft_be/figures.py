@@ -9,7 +9,7 @@ NO_KL = 5e-5
 
 def gap_closed(kl: float, kl_no_prompt: float | None) -> float | None:
     """
-    The share of the way from no prompt to the full prompt: 1 is the full prompt's behaviour, 0 that of no prompt.
+    The share of the way from no prompt to the full prompt: 1 is the behaviour with the full prompt, 0 without a prompt.
     `None` where the prompt changes nothing (below `NO_KL` nats a token), or its KL is not known.
     """
     return None if kl_no_prompt is None or kl_no_prompt < NO_KL else 1 - kl / kl_no_prompt

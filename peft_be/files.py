@@ -1,5 +1,5 @@
 """
-Text, JSON and JSON lines: the one reader for every file that a user gives or that a run left behind.
+Text, JSON and JSON lines: the one reader for every file that a user gives or that a run has left.
 
 Files come from editors, spreadsheets and scrapers. What is harmless is taken as it is: a byte-order mark, Windows line
 ends, a line separator inside a JSON string. What would change a text without anyone noticing ends in a sentence that
@@ -19,7 +19,7 @@ from typing import Any
 _BYTE_ORDER_MARK = "\ufeff"
 # What JSON escapes can spell and no encoding can write: half of a pair of surrogates
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Of a text that is read at once, and of a line, in bytes: far above what a model can take, and below what memory can
+# The limits of a text that is read at once and of a line, in bytes: far more than a model takes, and less than memory
 MAX_SIZE, MAX_LINE = 2**28, 2**26
 _JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "a boolean"}
 

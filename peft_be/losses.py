@@ -37,7 +37,7 @@ class OutputHead:
         head = model.get_output_embeddings()
         config = model.config.get_text_config()
         unpack(head)
-        # A quantised layer's weights in full: V x d numbers once, where each chunk would unpack them anew
+        # A quantised layer's weights in full: V x d numbers once, instead of unpacking them for each chunk
         self.weight, self.bias = dequantize_module_weight(head).detach(), getattr(head, "bias", None)
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.scale = _logit_scale(config)

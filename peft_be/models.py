@@ -93,7 +93,7 @@ def load_model(
     path = resolve_model(name)
     _check_is_model(path, name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # `None` would take a quantised folder's own configuration away
+    # `None` would override a quantised folder's own configuration
     quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -122,7 +122,7 @@ def _check_is_model(path: str, name: str) -> None:
     """
     try:
         adapter = find_adapter_config_file(path)
-    except OSError:  # what it is about is said when the model is loaded
+    except OSError:  # loading the model will raise a better error
         adapter = None
     if adapter is not None:
         values = read_json(adapter, "adapter configuration", dict)
@@ -185,7 +185,7 @@ def _convert_gguf(file: Path, target: Path, name: str) -> Path:
 
 def _record_source(folder: Path, file: Path) -> None:
     """
-    Have the configuration of unpacked weights say of which file they are, and in which type most of them were there.
+    Record in the configuration of unpacked weights which file they are from, and the type of most of them there.
     """
     path = folder / "config.json"
     config = read_json(path, "model configuration", dict)

@@ -1,4 +1,4 @@
-"""Memory that one work leaves behind is there for its own next step alone."""
+"""Memory that work has freed is kept for its own next step alone."""
 
 import subprocess
 import sys

@@ -4,7 +4,7 @@ import torch
 
 
 def tiny_llama(tokenizer, width=32, padding=0, tied=True, context=512):
-    """`padding` rows stand in the embedding behind those of the tokenizer."""
+    """`padding` rows of the embedding follow the tokenizer's."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def merged_lora(model, steps=3, rank=8):
 
 
 def save_lora(base, folder):
-    """A LoRA adapter with its tokenizer beside it."""
+    """A LoRA adapter with its tokenizer next to it."""
     from peft import LoraConfig, get_peft_model
 
     from peft_be import load_model

@@ -73,7 +73,7 @@ def known_ae_row(
 
 
 def shipped_ae(model: PreTrainedModel) -> Path | None:
-    """The [AE] adapter that the package ships for a base model, if there is one: a fine-tuned copy needs its own."""
+    """The [AE] adapter that the package ships for a base model, or `None`: a fine-tuned copy needs an adapter of its own."""
     for folder in sorted(path.parent for path in SHIPPED.glob(f"*/{CONFIG_FILE}")):
         config = BETokenConfig.from_pretrained(folder)
         shape = (config.vocab_size, config.hidden_size)

@@ -24,15 +24,15 @@ from transformers import PreTrainedModel
 from ..tuner import BETokenEmbedding
 
 
-# Numbers that are kept of matrices and of vectors; those of neighbouring layers are added up
+# How many numbers are kept of matrices and of vectors; the numbers of neighbouring layers are added up
 _SIZES = {"matrices": 96, "vectors": 32}
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 2**18  # elements that are rounded together: 1 MB in float32 stays in the processor's cache
-# How far any number of the same weights may lie apart (docs/tuner.md says what was measured). Weights are rounded to
-# bfloat16 first, so that those of a float32 and a bfloat16 copy agree but for the order of sums.
+# How far apart any number of the same weights may lie (docs/tuner.md says what was measured). Weights are rounded to
+# bfloat16 first, so that a float32 and a bfloat16 copy agree up to the order of sums.
 _EXACT = 1e-4
-# Where this cannot hold: the root mean square for matrices. A float16 copy of float32 weights was rounded twice by
-# then, and quantised copies lie further apart the fewer bits they have. The numbers of two unrelated models are 1 or
+# Where this cannot hold, the root mean square over all matrices is compared. A float16 copy of float32 weights is
+# rounded twice, and quantised copies lie further apart the fewer bits they have. The numbers of two unrelated models are 1 or
 # more apart.
 _FLOAT16, _FLOAT16_VECTORS = 2.5e-3, 1.5e-2
 _QUANTISED = {8: 0.05, 4: 0.35, 2: 0.6}
@@ -42,9 +42,9 @@ def weights_fingerprint(model: PreTrainedModel | PeftModel) -> dict:
     """
     Sketch a model's weights, whatever their dtype, device or quantisation. It takes one pass over them.
 
-    Each matrix is multiplied by a fixed vector of signs, and what comes out by another one; vectors, which no
-    quantisation touches, are kept apart. Layers that hold their weights in a form of their own are asked through their
-    `forward`. Adapters are left out: what counts are the weights below them.
+    Each matrix is multiplied by a fixed vector of signs, and the product by another one. Vectors, which no quantisation
+    touches, are kept apart. Layers that hold their weights in a form of their own are read through their `forward`.
+    Adapters are left out: the weights below them count.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the base model, with or without adapters.
@@ -52,7 +52,7 @@ def weights_fingerprint(model: PreTrainedModel | PeftModel) -> dict:
     Returns:
         `dict`: plain JSON. `sketch` holds the numbers in base64, `matrices` and `vectors` tell how many there were in
             the model, `dtype` is the model's, `quantisation` says how the weights are or were quantised, `None` if they
-            were not, and `fits_float16` whether all are float16 numbers, as those of a float16 file are in any dtype.
+            were not, and `fits_float16` whether all are float16 numbers, as the weights of a float16 file are in any dtype.
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     numbers: dict[str, list[float]] = {"matrices": [], "vectors": []}
@@ -98,7 +98,7 @@ def same_weights(one: dict, other: dict) -> bool:
     mixed = mixed or {one.get("fits_float16"), other.get("fits_float16")} == {True, False}
     if mixed:
         loose = max(loose, _FLOAT16)
-    # What could not be read on either side is not a number
+    # What could not be read on one side is NaN
     matrices, vectors = (np.abs(a - b)[~np.isnan(a - b)] for a, b in zip(ours, theirs))
     if vectors.max(initial=0.0) > (_FLOAT16_VECTORS if mixed else _EXACT):
         return False
@@ -137,8 +137,7 @@ def check_weights(
 
 def check_plain(model: PreTrainedModel | PeftModel, rows_allowed: bool = False) -> None:
     """
-    Check that a base model carries no adapters: rows that learn on top of one belong to it, too, and to no other
-    model.
+    Check that a base model carries no adapters: rows that learn on top of an adapter work with that adapter alone.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the model.
@@ -236,7 +235,7 @@ def _is_plain(parameter: torch.Tensor | None) -> bool:
 
 
 def _fits_float16(model: nn.Module) -> bool:
-    """Whether float16 holds all plain weights as they are. Of others, one of the first thousands is too small for it."""
+    """Whether float16 holds all plain weights as they are. If not, one of the first few thousand is too small for it."""
     parameters = (p.detach() for module in _base_modules(model) for p in module.parameters(recurse=False))
     chunks = (chunk for p in parameters if _is_plain(p) for chunk in p.flatten().split(_CHUNK))
     return all(chunk.dtype == torch.float16 or torch.equal(chunk.half().to(chunk.dtype), chunk) for chunk in chunks)
@@ -250,11 +249,11 @@ def _multiplied(matrix: torch.Tensor, number: int) -> float:
 
 
 def _asked(module: nn.Module, number: int) -> float:
-    """The same of a layer that only its own code can read."""
+    """The number of a matrix that only its layer's own code can read."""
     weight = next((p for p in [*module.parameters(False), *module.buffers(False)] if not p.is_meta), None)
     if weight is None:
         return math.nan
-    # 8-bit layers of bitsandbytes compute in float16, and say so at each call with anything else
+    # 8-bit layers of bitsandbytes compute in float16, and warn at each call with anything else
     dtype = torch.float16 if weight.dtype == torch.int8 else torch.float32
     signs = _signs(f"in {number}", module.in_features).to(weight.device, dtype)
     try:
@@ -266,7 +265,8 @@ def _asked(module: nn.Module, number: int) -> float:
 
 def _number(vector: torch.Tensor, name: str) -> float:
     """
-    A vector in one number, about normally distributed, that moves by its relative change; its length counts, too.
+    A vector in one number, which is about normally distributed and changes as much as the vector does, relative to its
+    length. The length counts, too.
     """
     vector = vector.cpu().double().numpy()
     length = float(np.linalg.norm(vector))

@@ -18,7 +18,7 @@ TAGS = ["behavior-equivalent-token", "peft_be", "prompt-compression"]
 # What stands in the text for the repository's name until it is known
 REPOSITORY = "this-repository"
 
-# Their names in a card, by the types they have there
+# The names of metrics in a card, by their types there
 METRICS = {
     "kl": "KL to the full prompt, nats a token",
     "kl_no_prompt": "KL of no prompt to the full prompt, nats a token",
@@ -64,8 +64,8 @@ def write_card(directory: Path, config) -> None:
     Write the card of an adapter that was just saved, or bring it up to date.
 
     Its text is written where there is none, where PEFT's empty form stands, or where this function wrote it and nobody
-    has changed it since. A text that somebody edited stays as it is. The metadata is brought up to date in any case; what
-    it says beside, such as a licence, stays.
+    has changed it since. A text that somebody edited stays as it is. The metadata is brought up to date in any case;
+    what else it says, such as a licence, stays.
 
     Args:
         directory (`Path`): the adapter's folder.
@@ -81,7 +81,7 @@ def write_card(directory: Path, config) -> None:
     # PEFT's tag with the base model's name adds nothing to `base_model`, and may be a folder of this machine
     others = [tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")]
     data.tags = sorted({*TAGS, *others})
-    data.eval_results = None  # of rows that may have been others
+    data.eval_results = None  # they may be those of earlier rows
     set_metrics(card, _title(config), "validation queries", _validation_metrics(_training(config)))
     card.save(path)
 
@@ -218,7 +218,7 @@ def _body(config) -> str:
     if "validation_kl" in training:
         kl, kl_no_prompt = training["validation_kl"], training.get("validation_kl_no_prompt")
         told = kl_sentence(kl, kl_no_prompt, training["validation_queries"], "other")
-        sentences.append(f"{told}. By these queries the checkpoint was chosen.")
+        sentences.append(f"{told}. The checkpoint was chosen by these queries.")
     return _BE_BODY.format(
         title=_title(config),
         base=base,

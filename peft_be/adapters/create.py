@@ -1,4 +1,4 @@
-"""A new adapter on a base model, and the [AE] row that it needs where P is to be reconstructed."""
+"""Puts a new adapter on a base model, and finds the [AE] row that it needs where P is to be reconstructed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_adapter(
     ae_row: torch.Tensor | None = None,
     slot: str = "system",
 ) -> PeftModel:
-    """The model with a new adapter of `num_be_tokens` rows, which has an [AE] row too if one is given."""
+    """Put a new adapter of `num_be_tokens` rows on a model, with an [AE] row if one is given."""
     check_base_model(model)
     vocab_size = model.get_input_embeddings().num_embeddings
     config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, ae_row is not None, slot=slot)
@@ -54,7 +54,7 @@ def add_adapter(
 
 
 def check_base_model(model: PreTrainedModel) -> None:
-    """Raises a `ValueError` for what no adapter can be put on: anything but a plain causal LM of transformers."""
+    """Raises a `ValueError` for anything but a plain causal LM of transformers: no adapter can be put on it."""
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"A trainer of rows needs a loaded causal LM of transformers, or a PeftModel with a BE_TOKEN adapter, not "

@@ -14,7 +14,7 @@ from .card import CARD_FILE
 
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-# What `save_pretrained` writes, and all that is uploaded but for the next
+# What `save_pretrained` writes. These files and the report are uploaded, and no others
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 # Written by the jobs
 REPORT_FILE = "training.json"
@@ -31,7 +31,7 @@ _REPORT_TYPES = {
 
 def read_config(directory: str | os.PathLike) -> BETokenConfig:
     """
-    Read the configuration in an adapter's folder, and check the rows beside it against it.
+    Read the configuration in an adapter's folder, and check that the rows there fit it.
 
     Args:
         directory (`str` or `os.PathLike`): the folder.

@@ -153,8 +153,7 @@ def _stage(folder: Path, target: Path, name: str, base_model: str | None, licens
 
 def _check_own_file(path: Path) -> None:
     """
-    Refuse a link that would upload a file from elsewhere. The Hub's cache keeps its files beside the folders of
-    revisions.
+    Refuse a link that would upload a file from elsewhere. Links in the Hub's cache lead to its folder `blobs`.
     """
     folder, real = path.parent.resolve(), path.resolve()
     if folder not in real.parents and real.parent.name != "blobs":

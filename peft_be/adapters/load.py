@@ -104,14 +104,14 @@ def load_adapters(
     shape = tuple(base.get_input_embeddings().weight.shape)
     peft_model, checked = None, set()
     for name, (directory, config) in adapters.items():
-        # Hundreds of adapters have the same fingerprints, and those of a tokenizer take half a second
+        # Hundreds of adapters may have the same fingerprints, and to compute a tokenizer's takes half a second
         fingerprints = tuple(
             str((config.provenance or {}).get(f"{part}_sha256")) for part in ("tokenizer", "chat_template")
         )
         if fingerprints not in checked:
             check_tokenizer(config, tokenizer, allow_template_change)
             checked.add(fingerprints)
-        # What is wrong with another shape, PEFT says below
+        # For another shape, PEFT raises a clearer error below
         if (config.vocab_size or shape[0], config.hidden_size or shape[1]) == shape:
             check_weights(config.provenance, weights, f"The adapter in '{directory}'")
         if peft_model is None:
@@ -133,13 +133,22 @@ def _load_recorded(
         return load_model(str(name), dtype, device)
     except OSError as error:
         if Path(name).exists():
-            raise  # it is there, and incomplete
+            raise  # it exists, but is incomplete
         raise FileNotFoundError(
             f"The adapter in '{directory}' was trained on '{name}', and that cannot be loaded: if it has moved, {ask}."
         ) from error
 
 
-def load_base(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    The base model and the tokenizer of a job, which takes a name or a loaded model.
+
+    Raises:
+        `ValueError`: a loaded model comes without its tokenizer, or carries adapters.
+        `OSError`: the model cannot be loaded.
+    """
     if isinstance(model, str):
         return load_model(model)
     if tokenizer is None:

@@ -26,13 +26,14 @@ def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def stage_name(kd_weight: float) -> str:
+    """The paper's name of the training with this weight."""
     return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
 
 
 def best_figures(metric: str, value: float, step: int, kl_no_prompt: float | None) -> dict:
     """
-    What a report says of the rows that were kept: the value by which they were chosen and its step, and of a KL, that
-    of no prompt on the same queries and the gap closed.
+    What a report says of the rows that were kept: the value by which they were chosen, and its step. With a KL come the
+    KL without a prompt on the same queries and the gap closed.
     """
     figures = {metric: value, "step": step}
     if metric == "kl" and kl_no_prompt is not None:

@@ -24,7 +24,7 @@ def audit(
     ae: Annotated[
         Optional[Path], typer.Option(help="Folder of the [AE] adapter, to reconstruct with; the package ships some.")
     ] = None,
-    sampled: Annotated[int, typer.Option(min=0, help="Sampled answers to each attack, beside the greedy one.")] = 4,
+    sampled: Annotated[int, typer.Option(min=0, help="Sampled answers to each attack, besides the greedy one.")] = 4,
     temperature: Annotated[float, typer.Option(help="Of the sampled answers.")] = 1.0,
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 32,

@@ -22,7 +22,7 @@ def cache(
         bool, typer.Option("--clear", help="Delete it; by default the teacher's answers. All of it can be made again.")
     ] = False,
 ) -> None:
-    """Show what is kept for later runs, or clear it."""
+    """Show what is kept for later runs, or delete it."""
     from ..files import cache_dir
     from ..teacher.cache import LIMIT_VARIABLE, cache_limit, cached_entries, delete_entry
 

@@ -12,7 +12,7 @@ from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, B
 
 def chat(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
-    compare: Annotated[Optional[Path], typer.Option(help="The prompt: answer with it, too.")] = None,
+    compare: Annotated[Optional[Path], typer.Option(help="The prompt, to answer with it, too.")] = None,
     model: BaseModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.0,

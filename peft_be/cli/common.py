@@ -66,7 +66,7 @@ class Stream:
 
 
 def make_console(file) -> Console:
-    """A console for which no text is markup: neither `[/INST]` nor `:smile:`. Style is given with `rich.text.Text`."""
+    """A console that reads no text as markup, neither `[/INST]` nor `:smile:`. Style is given with `rich.text.Text`."""
     return Console(file=file, markup=False, emoji=False, highlight=False)
 
 
@@ -157,7 +157,7 @@ def show_own_warnings() -> None:
 
     def show(message, category, filename, lineno, file=None, line=None):
         note = one_line(str(message))
-        # A library may have set filters of its own
+        # Checked here, too: a library may have set filters of its own
         if PACKAGE in Path(filename).parents and note not in shown:
             shown.add(note)
             say(Text("Note:", style="bold yellow"), " ", note, to=error_console)
@@ -191,7 +191,7 @@ def check_json_file(path: Path | None) -> None:
 
 
 def check_card_file(directory: Path) -> None:
-    """Refuse an adapter without a card, before the work that the card is to tell of."""
+    """Refuse an adapter without a card, before the work whose figures the card is to show."""
     if not (directory / "README.md").is_file():
         raise FileNotFoundError(
             f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."

@@ -14,7 +14,7 @@ from rich.table import Column
 from .common import console, say
 
 
-# Seconds between two lines, but for the first and the last of a part
+# Seconds between two lines, except for the first and the last of a part
 INTERVAL = 10.0
 # The values worth a glance, the most telling first
 SHOWN = ("eval_kl", "kd_loss", "reconstruction_loss", "eval_loss", "loss")
@@ -66,7 +66,7 @@ class Bars:
 
 @dataclass
 class Part:
-    """A part of the work: when it began, what was done of it by then, and what is done now."""
+    """A part of the work: when it began, how much of it was done by then, and how much is done now."""
 
     began: float
     done_before: int

@@ -22,4 +22,4 @@ def push(
 
     url = push_adapters(directory, repo_id, base_model=base_model, license=license, private=private)
     say(f"Uploaded: {url}")
-    say(f"Whoever reads it: peft-be chat {quoted(repo_id)}, or peft_be.load_adapter({repo_id!r}).")
+    say(f"To use it: peft-be chat {quoted(repo_id)}, or peft_be.load_adapter({repo_id!r}).")

@@ -31,7 +31,7 @@ def refusal_table(scores: dict) -> Table:
 
 
 def refusal_verdict(scores: dict, samples: list[dict]) -> str:
-    """What the refusals say of the prompt's guardrails, and which requests got through."""
+    """What the refusals say about the prompt's guardrails, and which requests got through."""
     from ..evaluation.refusals import is_refusal
 
     if scores["kept"] is None:

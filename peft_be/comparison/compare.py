@@ -163,7 +163,7 @@ def compare_methods(
 
     Every method is given the same training and validation queries; seeds change what else is random. The full prompt answers
     the test queries once, and every method is scored on these answers. No prompt is always among the methods, as the zero
-    of the KL gap. Where time is the budget, the teacher's work on the training queries comes first and is nobody's.
+    of the KL gap. Where time is the budget, the teacher's work on the training queries is done first and counts for no method.
 
     Args:
         prompt (`str` or `list[dict]`): P.
@@ -217,7 +217,7 @@ def compare_methods(
         base, tokenizer = load_model(model)
         folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
         renderer = PromptRenderer(tokenizer, prompt)
-        if task is not None:  # found before the methods are trained
+        if task is not None:  # errors in the task come up before the methods are trained
             prompts = [renderer.full(query) for query in task.queries]
             check_prompts(base, prompts, task.answer_lengths(tokenizer), task.queries)
 
@@ -259,7 +259,7 @@ def compare_methods(
         }
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
-        # What has failed can be tried again, and finds the work of the others
+        # Failed methods can be tried again, and the results of the others are kept until then
         if errors:
             folder.publish(results)
         else:

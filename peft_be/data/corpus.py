@@ -1,4 +1,4 @@
-"""Text passages for Stage 0, the training of [AE]."""
+"""Text passages for stage 0, the training of [AE]."""
 
 from __future__ import annotations
 

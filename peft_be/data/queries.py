@@ -21,7 +21,7 @@ from .table import TABLE_SUFFIXES, read_table
 # input
 QUERY_FIELDS = ("query", "prompt", "question", "instruction", "messages")
 INPUT_FIELD = "input"
-# What data sets keep beside a query and show to the model with it: a passage, or a system text
+# What data sets keep next to a query and show to the model with it: a passage, or a system text
 CONTEXT_FIELDS = ("context", "system", "system_prompt")
 _HOW = "--query-field (in Python: as_queries(..., field=...))"
 # What nobody sees, such as a byte-order mark, a zero-width space or a soft hyphen. The joiners U+200C and U+200D are
@@ -230,7 +230,7 @@ def _value_of(row: Mapping, field: str | None, where: str) -> Any:
     context = next((name for name in CONTEXT_FIELDS if not _is_empty(row.get(name))), None)
     if context is not None:
         raise ValueError(
-            f"{capitalised(where)} has '{context}' beside '{found[0]}', and it would be dropped: write it into the query, or "
+            f"{capitalised(where)} has '{context}' next to '{found[0]}', and it would be dropped: write it into the query, or "
             f"say that the query is '{found[0]}' alone with {_HOW}."
         )
     return row[found[0]]

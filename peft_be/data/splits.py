@@ -1,4 +1,4 @@
-"""Queries split so that none is seen on two sides."""
+"""Queries split so that none is in two parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def split_queries(
     seed: int = 42,
 ) -> QuerySplits:
     """
-    Split queries into training and validation, with duplicates removed, also those of the test queries.
+    Split queries into training and validation queries, without duplicates of each other or of the test queries.
 
     Two queries are duplicates if [`query_key`] is the same for both.
 

@@ -1,4 +1,4 @@
-"""How closely the model behaves like the model with the full prompt, with [BE] or anything else in the prompt's place."""
+"""How closely the model with [BE], or with anything else in the prompt's place, behaves like the model with the full prompt."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ class Fidelity:
     How closely one stand-in follows the full prompt.
 
     Attributes:
-        kl (`float`): KL(full prompt || stand-in) at temperature 1 over the full vocabulary, nats, as a mean over all tokens of
-            the full prompt's answers.
+        kl (`float`): KL(full prompt || stand-in) at temperature 1 over the full vocabulary, in nats, averaged over all
+            tokens of the full prompt's answers.
         query_kl (`list[float]`): the same for each query's answer.
-        top1_agreement (`float`): share of these tokens at which both find the same token the most probable.
-        answer_rouge_l (`float`): ROUGE-L (F) of the stand-in's own greedy answers against the full prompt's, mean over queries.
+        top1_agreement (`float`): share of these tokens at which both have the same most probable token.
+        answer_rouge_l (`float`): ROUGE-L (F-measure) of the stand-in's own greedy answers against the full prompt's, averaged over
+            the queries.
         answers (`list[str]`): these greedy answers.
     """
 
@@ -92,6 +93,8 @@ class FidelityScorer:
     @torch.no_grad()
     def score(self, prompts: list[list[int]], prefix: SharedPrefix | None = None, label: str = "stand-in") -> Fidelity:
         """
+        Score a stand-in.
+
         Args:
             prompts (`list[list[int]]`): the same queries after the stand-in, as ids.
             prefix ([`SharedPrefix`], *optional*): keys and values of what all `prompts` start with.
@@ -112,7 +115,7 @@ class FidelityScorer:
 
     @torch.no_grad()
     def kl(self, prompts: list[list[int]]) -> float:
-        """[`Fidelity`]'s `kl` alone, of the same queries after a stand-in. No answer has to be written for it."""
+        """The `kl` of [`Fidelity`] alone, for the same queries after a stand-in. It needs no answers of the stand-in."""
         return torch.cat(self._follow(prompts, None, "stand-in")[1]).mean().item()
 
     def _follow(
@@ -245,9 +248,9 @@ def reconstruction_scores(
         head ([`OutputHead`]): of the model.
 
     Returns:
-        `dict`: `token_accuracy` is the share of P's tokens that are the most probable one when all before them are given;
-            `greedy_prefix_match` is the share of P that greedy decoding writes before its first mistake, which is where the
-            first token is wrong: up to there both see the same text; `curve` has, for up to 100 lengths, `[n, share of P's
+        `dict`: `token_accuracy` is the share of P's tokens that are the most probable one, given all tokens before them;
+            `greedy_prefix_match` is the share of P that greedy decoding writes before its first wrong token (up to there,
+            both see the same text); `curve` has, for up to 100 lengths, `[n, share of P's
             first n tokens that are the most probable one]`.
     """
     embeds = reconstruction_embeddings(model, tokenizer, rows, ae_row, prompt_ids)
@@ -271,10 +274,10 @@ def reconstruction_embeddings(
     ae_row: torch.Tensor | None,
     prompt_ids: list[int],
 ) -> torch.Tensor:
-    """The input `[BE][AE] -> P` as embeddings `[1, T, d]`, for which no adapter need hold the rows."""
+    """The input `[BE][AE] -> P` as embeddings `[1, T, d]`, so that no adapter needs to hold the rows."""
     table = model.get_input_embeddings()
     table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
-    # Ids that stand in for the rows, whose embeddings are then put in by hand: no adapter need hold them
+    # -1 stands for the rows, whose embeddings are put in below
     ids, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
     ids = torch.tensor([ids], device=model.device)
     rows = rows.to(model.device)

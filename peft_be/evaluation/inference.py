@@ -48,7 +48,7 @@ def bench_inference(
     allow_other_prompt: bool = False,
 ) -> dict:
     """
-    Measure latency, decoding speed and cache size of the four ways to serve a prompt, by turns in one run.
+    Measure latency, decoding speed and cache size of four ways to serve a prompt, alternating between them in one run.
 
     `full_cached` is prefix caching as transformers documents it: P's keys and values are there before the clock starts,
     each row attends to its copy with the model's own kernel, and the memory counts P once, as servers that share pages do.
@@ -61,8 +61,8 @@ def bench_inference(
         prompt (`str` or `list[dict]`):
             P, the prompt that [BE] stands for.
         queries (`Iterable`, *optional*):
-            Users' turns, in any form that [`as_queries`] takes, taken in order and again from the first. `None` takes
-            four general ones.
+            Users' turns, in any form that [`as_queries`] takes. They are used in order, and again from the first one where
+            there are too few. `None` takes four general ones.
         batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
             Requests answered together.
         new_tokens (`int`, *optional*, defaults to `32`):
@@ -79,7 +79,7 @@ def bench_inference(
     Returns:
         `dict`: JSON-serialisable. `batches` holds, for each batch size and mode, the quartiles of `ttft_ms` and
             `decode_tokens_per_s`, and `kv_bytes`; `norm_flops` is Eq. 5; `ttft_fit` has alpha, beta and rho of Eq. 6, fitted
-            without the [BE] measurement, and `ttft_ratio` what they predict beside what was measured; `break_even_requests`
+            without the [BE] measurement, and `ttft_ratio` has the predicted and the measured value; `break_even_requests`
             is the number of requests, at the first batch size, after which the compression has saved the time it took,
             against `full` and against `full_cached`, and `None` where it saves none.
 
@@ -111,7 +111,7 @@ def bench_inference(
     rounds, done = (repeats + 1) * (len(batch_sizes) + 1), 0
 
     def measured(what: str, jobs: dict[str, Callable[[], RequestTiming]]) -> dict[str, list[RequestTiming]]:
-        """`repeats` timings of each job, the jobs by turns, after a round that warms up."""
+        """`repeats` timings of each job, with the jobs alternating, after a round that warms up."""
         nonlocal done
         timings: dict[str, list[RequestTiming]] = {name: [] for name in jobs}
         for _ in range(repeats + 1):
@@ -197,7 +197,7 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 
 def break_even(batch: dict, new_tokens: int, training_seconds: float | None) -> dict[str, int | None]:
-    """Requests after which the compression has saved `training_seconds`, against both ways to keep the full prompt."""
+    """The number of requests after which the compression has saved `training_seconds`, for both ways to keep the prompt."""
 
     def seconds(mode: str) -> float:
         per_request = batch[mode]["ttft_ms"]["median"] / 1000

@@ -20,15 +20,16 @@ Prompt = str | list[dict[str, str]]
 @dataclass
 class StandIn:
     """
-    What a method puts instead of P: a shorter prompt, learned rows, or learned keys and values; with nothing set, no
-    prompt at all.
+    What a method puts in place of P: a shorter prompt, learned rows, or learned keys and values. With nothing set, there
+    is no prompt at all.
 
     Attributes:
         prompt (`str` or `list[dict]`, *optional*): a prompt, read where P would be.
         rows (`torch.Tensor` of shape `[k, d]`, *optional*): learned input embeddings.
         slot (`str`, *optional*, defaults to `"system"`): where the rows stand, as in [`BETokenConfig`].
-        prefix ([`SharedPrefix`], *optional*): learned keys and values of all that stands in front of the user's turn.
-        reconstruction (`dict`, *optional*): how much of P a method brings back that learned to, see [`reconstruction_scores`].
+        prefix ([`SharedPrefix`], *optional*): learned keys and values of everything in front of the user's turn.
+        reconstruction (`dict`, *optional*): how much of P the rows bring back with [AE], for methods that learn it; see
+            [`reconstruction_scores`].
         log (`list[dict]`, *optional*): the log of the training.
     """
 
@@ -44,7 +45,7 @@ class StandIn:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[Callable[[str | list[dict]], list[int]]]:
         """
-        Context in which `model`, not wrapped by PEFT, reads the stand-in. Gives a function from a query to ids; with
+        Context in which `model`, not wrapped by PEFT, reads the stand-in. It gives a function from a query to ids. With
         learned keys and values, the first `prefix.length` ids stand for these.
         """
         if self.rows is not None:
@@ -64,7 +65,7 @@ class StandIn:
             yield PromptRenderer(tokenizer).no_prompt
 
     def num_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Positions in the context that stand for P."""
+        """Number of positions in the context that stand for P."""
         if self.rows is not None:
             return len(self.rows)
         if self.prefix is not None:
@@ -72,7 +73,7 @@ class StandIn:
         return 0 if self.prompt is None else len(PromptRenderer(tokenizer, self.prompt).prompt_ids)
 
     def num_bytes(self) -> int:
-        """What has to be kept beside the base model: float32 numbers, or UTF-8 text."""
+        """Bytes that have to be kept in addition to the base model: float32 numbers, or UTF-8 text."""
         if self.rows is not None:
             return 4 * self.rows.numel()
         if self.prefix is not None:

@@ -27,8 +27,8 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
     By default each tensor of more than a few MB is mapped from the kernel and given back when it is freed, and the kernel
     zeroes it page by page every time. On virtual machines, where a page fault is dear, that can cost several times the
-    arithmetic of a training step. For works whose steps are alike: tensors of other sizes leave holes that are of little use
-    to the next, and the process grows with each. Does nothing for other devices and outside glibc.
+    arithmetic of a training step. Meant for work whose steps are alike: tensors of other sizes leave holes of little use,
+    and the process grows. Does nothing for other devices and outside glibc.
     """
     if device.type != "cpu":
         yield

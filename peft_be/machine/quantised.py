@@ -1,6 +1,6 @@
 """
 4-bit layers of bitsandbytes on CPUs with AVX512-BF16, where their first forward without gradients packs the weights for a kernel
-that has no backward: everything that is trained afterwards would silently get a part of its gradient only.
+that has no backward: everything that is trained afterwards would silently get only a part of its gradient.
 """
 
 from __future__ import annotations

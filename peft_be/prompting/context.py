@@ -1,4 +1,4 @@
-"""How long a sequence a model can read. Whatever sends tokens to a model asks here first."""
+"""How long a sequence a model can read. All code that sends tokens to a model asks here first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to ids in such a way that no content becomes a special token, [BE] or [AE]."""
+"""Turns text into ids so that no content becomes a special token, [BE] or [AE]."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class GuardedTokenizer:
         reserved (`Collection[int]`): The ids of [BE] and [AE].
 
     Attributes:
-        guarded (`set[int]`): Special tokens, the reserved ids, and what [`guard`] adds.
+        guarded (`set[int]`): Special tokens, the reserved ids, and the tokens around turns that a [`ChatTemplate`] adds.
     """
 
     def __init__(self, tokenizer, reserved: Collection[int]) -> None:

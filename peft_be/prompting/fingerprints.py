@@ -1,4 +1,4 @@
-"""What tokenizer, template and prompt an adapter was trained with, and whether this is them."""
+"""Which tokenizer, template and prompt an adapter was trained with, and whether given ones are the same."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def check_tokenizer(config, tokenizer, allow_template_change: bool = False) -> N
             accepted: it gives other ids.
 
     Raises:
-        `ValueError`: if one of them is another.
+        `ValueError`: if one of them differs.
     """
     provenance = config.provenance or {}
     expected = provenance.get("tokenizer_sha256")
@@ -127,7 +127,7 @@ def check_adapter_prompt(config, prompt: str | list[dict[str, str]] | None, allo
             Accept another prompt, such as a corrected one.
 
     Raises:
-        `ValueError`: if it is another.
+        `ValueError`: if it is another prompt.
     """
     if prompt is None or allow_other_prompt:
         return

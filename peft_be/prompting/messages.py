@@ -10,7 +10,7 @@ from typing import Any
 from ..files import parse_json, read_text, shown
 
 
-# Of a message. About a million tokens: more than the contexts of models, and to count the tokens of more takes minutes
+# The limit of a message, about a million tokens: more than models' contexts, and counting the tokens of more takes minutes
 MAX_CHARACTERS = 2**22
 _SUFFIXES = "a .txt file with the system prompt or a .json file with a list of chat messages"
 

@@ -84,7 +84,7 @@ class PromptRenderer(ChatInputs):
         reserved = {*self.be_token_ids, *([] if ae_token_id is None else [int(ae_token_id)])}
         self._encoder = GuardedTokenizer(tokenizer, reserved)
         self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs)
-        self._compared = False  # how the full rendering and that of [BE] end
+        self._compared = False  # the ends of the full rendering and of the rendering with [BE]
         # Of the full rendering: what stands before the query, with its tokens, and the last one that the template
         # changed
         self._head: tuple[str, list[Token]] | None = None
@@ -254,7 +254,7 @@ class PromptRenderer(ChatInputs):
         return shared
 
     def _warn_of_switch(self, query: Messages) -> None:
-        """Warn of a prompt that makes the template end otherwise than with [BE] in its place."""
+        """Warn of a prompt that makes the template end differently than with [BE] in its place."""
         full = generation_prompt(self._template, self._prompt_messages + query)
         be = generation_prompt(self._template, query, self.slot)
         if full != be:

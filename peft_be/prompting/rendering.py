@@ -31,7 +31,7 @@ _PRIVATE_USE = range(0xF0000, 0x10FFFE)
 @dataclass
 class ChangedRendering(Rendering):
     """
-    A rendering for which the template has done more with the contents than to put them in.
+    A rendering for which the template has done more with the contents than put them in.
 
     Attributes:
         unchanged (`str`): A text with the contents as they are, at the places `placed`.
@@ -43,7 +43,7 @@ class ChangedRendering(Rendering):
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """What of the contents stands where: the words that are still there, in upper case or lower."""
+        """Which parts of the contents stand where: the words that are still there, in upper or lower case."""
         pieces = []
         for before, after, length in _same_text(self.unchanged, self.text):
             by = after - before

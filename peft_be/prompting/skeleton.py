@@ -28,7 +28,7 @@ _LEFT_PAD, _RIGHT_PAD = "\n\u2003", "\u2002\n"
 _BOS_MARK = "\ue002"
 _LONG = "You are a helpful assistant that answers every question in one short sentence."
 
-# Templates that print today's date get this one, Llama 3's own default, so that ids do not change over night. As
+# Templates that print today's date get this one, Llama 3's own default, so that ids do not change overnight. As
 # functions cannot be passed to a template, a macro of the same name takes the place of transformers' `strftime_now`.
 _DATE = datetime.datetime(2024, 7, 26)
 _DATE_MACRO = "".join(
@@ -76,7 +76,7 @@ class Rendering:
 
     @property
     def pieces(self) -> list[Piece]:
-        """What of the contents stands where."""
+        """Which parts of the contents stand where."""
         return self.placed
 
     @property
@@ -279,7 +279,7 @@ class ChatTemplate:
         The latter follows from a turn in the middle of a conversation, where no default system turn is in the way: the
         text between an assistant's and a user's content without what closes the assistant's turn.
         """
-        # A BOS token may be spelled in turns too (SmolLM2's is <|im_start|>): a mark shows what is written as BOS.
+        # Turns may spell a BOS token, too (SmolLM2's is <|im_start|>): a mark shows what is written as BOS.
         mark = {"bos_token": _BOS_MARK} if self.tokenizer.bos_token else {}
         head = self._segments(("user",), **mark)[0]
         system_head = self._segments(("system", "user"), **mark)[0]

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..adapters.folder import WEIGHTS_FILE
 from ..files import read_json, write_json
 
 
@@ -24,7 +25,7 @@ def last_checkpoint(directory: str | os.PathLike, needs_all: bool = False) -> st
 
     The trainer writes its state last: a checkpoint without one was cut off while it was written. One that is damaged
     in another way is left out with a warning, and so is one whose best rows are in a damaged or missing checkpoint:
-    the trainer would go on without them in silence.
+    the trainer would silently go on without them.
 
     Args:
         directory (`str` or `os.PathLike`): the trainer's output folder.
@@ -69,7 +70,7 @@ def _read_checkpoint(folder: Path, step: int) -> dict | None:
     """The trainer's state, or `None` if a file of the checkpoint is missing or damaged."""
     try:
         state = read_json(folder / STATE, "trainer's state", dict)
-        rows = load_file(folder / "adapter_model.safetensors")
+        rows = load_file(folder / WEIGHTS_FILE)
         whole = state.get("global_step") == step and rows and all(torch.isfinite(t).all() for t in rows.values())
         parts = [folder / "optimizer.pt", folder / "scheduler.pt", *folder.glob("rng_state*.pth")]
         # What torch saves is a zip archive, with a checksum of each part

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.create import add_adapter, find_ae_row
+from ..adapters.folder import WEIGHTS_FILE
 from ..adapters.load import load_base
 from ..adapters.provenance import best_figures, stage_name
 from ..checks import COUNT, check_choice, check_names, check_number
@@ -75,7 +76,7 @@ def compress_prompts(
     Groups of `group_size` prompts learn together: each step takes a batch of each prompt's queries. A prompt's rows become
     what [`compress_prompt`] would have made of them alone, up to the rounding of sums in another order: the same batches,
     gradients, clipping, learning rate, validations and early stop. A prompt that fails does not stop the others: where
-    an error ends a group, each of its prompts is trained by itself. `resume=True` tries those again that failed.
+    an error ends a group, each of its prompts is trained by itself. `resume=True` tries those that failed again.
 
     Args:
         jobs (`list[PromptJob]`):
@@ -103,7 +104,7 @@ def compress_prompts(
     check_number("group_size", group_size, COUNT, whole=True)
     check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
     check_choice("slot", slot, SLOTS)
-    # Each prompt's best rows are taken from the checkpoints, so that all of these are kept. They hold some KB a prompt
+    # Each prompt's best rows are taken from the checkpoints, so all of these are kept. They hold a few KB per prompt
     needed = {"eval_strategy": "steps", "save_total_limit": None, "load_best_model_at_end": False}
     check_steps(BEDistillConfig(str(output_dir), seed=seed, **{"load_best_model_at_end": False, **training_args}))
     training_args = {name: value for name, value in training_args.items() if name not in (*needed, "save_steps")}
@@ -153,7 +154,7 @@ def compress_prompts(
         for number, start in enumerate(range(0, len(prepared), group_size)):
             group = prepared[start : start + group_size]
             label = f"{start + 1}-{start + len(group)} of {len(prepared)}"
-            # Other prompts than before may have failed: their group is another one
+            # Other prompts than before may have failed, so that they need a folder of another name
             name = f"group-{number}" + (f"-{sha256([job.name for job, _ in group])[:8]}" if run.is_finished else "")
             errors |= batch.compress(group, run.work / name, label)
         run.work.mkdir(exist_ok=True)
@@ -189,7 +190,7 @@ class _Batch:
     training_args: dict
 
     def prepare(self, job: PromptJob) -> QuerySplits:
-        """The split queries of a job; a `ValueError` if it cannot be compressed, before the others have cost any work."""
+        """Split a job's queries. Raises a `ValueError` if it cannot be compressed, before any work was done on the others."""
         seed = self.settings["seed"]
         splits = split_queries(job.queries, job.test_queries, seed=seed)
         args = BEDistillConfig(str(self.run.work), **self.training_args)
@@ -217,7 +218,7 @@ class _Batch:
         return errors
 
     def _train(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
-        """Train a group and write its adapters. Returns the errors of those whose loss was not finite."""
+        """Train a group and write its adapters. Returns the errors, by name, of the prompts whose loss was not finite."""
         record = work / "done.json"
         done = self._finished(group, record)
         if done is not None:
@@ -283,11 +284,11 @@ class _Batch:
         together: list[str],
         seconds: float,
     ) -> None:
-        """Write a prompt's adapter with its best rows, which are some of those of a group's checkpoint."""
+        """Write a prompt's adapter with its best rows, which are a part of one of the group's checkpoints."""
         (value, step), steps = best.best[name], best.last_step[name]
         (rows,) = (
             tensor
-            for key, tensor in load_file(work / f"checkpoint-{step}" / "adapter_model.safetensors").items()
+            for key, tensor in load_file(work / f"checkpoint-{step}" / WEIGHTS_FILE).items()
             if key.endswith("be_token_embedding.weight")
         )
         single.base_model.set_rows("default", rows[own])

@@ -15,17 +15,18 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from ..adapters.folder import REPORT_FILE
 from ..files import os_reason, read_json, write_json
 from .settings import as_json
 
 
-# What a disk that takes nothing more, or nothing at all, answers
+# The errors of a disk that takes nothing more, or nothing at all
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class RunFolder:
     """
-    The folder of a run. Work in progress lives in its subfolder `training`; results appear beside it when all is done.
+    The folder of a run. Work in progress lives in its subfolder `training`; results appear next to it when all is done.
 
     Whatever moment a run is killed at, the folder stays in one of four states, and what was finished is never lost:
 
@@ -55,7 +56,7 @@ class RunFolder:
         `OSError`: the folder cannot be written.
     """
 
-    RESULT = "training.json"
+    RESULT = REPORT_FILE
     # Recorded on the way, by `remember`
     FOUND = ("fitting_steps", "base_sha256", "ae_sha256")
 
@@ -132,7 +133,7 @@ class RunFolder:
     def _is_begun(self) -> bool:
         return self._settings_file.is_file()
 
-    # As a context, it takes an empty run away when it fails: only work that is worth resuming stays
+    # As a context, a run that fails before it has done any work is deleted: only what is worth resuming stays
     def __enter__(self) -> RunFolder:
         return self
 
@@ -152,14 +153,14 @@ class RunFolder:
 
     def remember(self, name: str, value) -> None:
         """
-        Add a value that was found out on the way, and that a resumed run must not find out again. It is one of
+        Record a value that was found on the way, and that a resumed run must not look for again. Its name is one of
         `FOUND`.
         """
         self.settings[name] = value
         write_json(self._settings_file, self.settings)
 
     def confirm(self, name: str, value: str, what: str) -> None:
-        """Remember what something is, and, in a resumed run, raise a `ValueError` if it is another one by now."""
+        """Record what something is. Raises a `ValueError` if the run that is resumed had another one."""
         if self.settings.setdefault(name, value) != value:
             raise ValueError(
                 f"The run in '{self.directory}' was started with another {what}: use that one, or --overwrite."
@@ -198,7 +199,7 @@ class RunFolder:
         self.settings = {**defaults, **record}
         for name, value in as_json(self._asked).items():
             if name not in self.settings or self.settings[name] != value:
-                # Of a prompt and queries there are hashes only, which tell nobody anything
+                # Prompts and queries are recorded as hashes, which tell a reader nothing
                 is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
                 values = "" if is_hash else f" ({self.settings.get(name)}, now {value})"
                 raise ValueError(
@@ -309,7 +310,8 @@ def _delete(path: Path) -> None:
 
 def unwritable_reason(error: BaseException | None) -> str | None:
     """
-    Why the disk took no more, if that is what went wrong: safetensors and torch have exceptions of their own for it.
+    Why the disk took no more, or `None` if something else went wrong. safetensors and torch have exceptions of their own
+    for it.
     """
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return os_reason(error)
@@ -323,8 +325,8 @@ def unwritable_reason(error: BaseException | None) -> str | None:
 
 def failure(error: Exception) -> str:
     """
-    Why one part of a run failed, in a line; the other parts go on, after what it held of the memory is given back. A
-    disk that takes nothing more is nobody's failure: the error is raised again, for the run can be resumed later.
+    Why one part of a run failed, in a line, so that the other parts can go on. The memory that it held is given back. A
+    full disk is not the failure of one part: that error is raised again, and the run can be resumed later.
     """
     if unwritable_reason(error):
         raise error

@@ -13,7 +13,7 @@ from ..prompting import load_prompt
 
 
 MAX_NAME_LENGTH = 128
-# What Windows takes for a device, with any ending
+# What Windows takes for a device, whatever the ending
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 # Keys of a row in a manifest
 _NEEDED, _OPTIONAL = ("name", "prompt", "queries"), ("test_queries", "query_field")
@@ -125,7 +125,7 @@ def check_job_names(names: list[str]) -> None:
 
 
 def _unusable(name: str) -> str | None:
-    """Why a name cannot be a folder beside what a run keeps in its own, on every file system."""
+    """Why a name cannot be a folder in a run's, next to what the run keeps there, on every file system; `None` if it can."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         return "use letters, digits, '.', '_' and '-', and begin with a letter or a digit"
     stem, _, rest = name.casefold().partition(".")

@@ -1,4 +1,4 @@
-"""What a run says of its queries before it starts, and of itself at the end."""
+"""What a run says about its queries before it starts, and about itself at the end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import warnings
 from ..data import QuerySplits, query_key
 
 
-# Fewer training or validation queries get a warning: fewer than these, and less than was ever measured
+# With fewer training or validation queries than these there is a warning: nothing was measured with so few
 FEW_QUERIES, FEW_VALIDATION = 50, 12
 
 
 def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
-    """Warn of fewer queries than a result can be trusted with, those of a single prompt or of several by name."""
+    """Warn of too few queries to trust a result. `splits` are the queries of each prompt, by name."""
 
     def fewest(counts: dict[str, int], limit: int) -> tuple[int, str]:
         """The least count, and whose it is."""

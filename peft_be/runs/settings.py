@@ -20,14 +20,14 @@ NUM_BE_TOKENS = Range(low=1, high=MAX_ROWS)
 
 def default_settings(settings: dict, function: Callable, config_class: type | None = None) -> dict:
     """
-    The values that the settings of a run have where nobody chose them. A run records them, so that an
-    update with other defaults does not change it half-way.
+    The values of a run's settings where the user chose none. A run records them, so that an update with other defaults
+    does not change it half-way.
 
     Args:
         settings (`dict`): the settings of a run.
         function (`Callable`): the job, whose arguments have defaults.
-        config_class (`type`, *optional*): its configuration, of which only the fields count that the
-            class itself declares.
+        config_class (`type`, *optional*): its configuration. Only the fields that the class itself
+            declares count.
     """
     parameters = inspect.signature(function).parameters.values()
     empty = inspect.Parameter.empty
@@ -39,7 +39,7 @@ def default_settings(settings: dict, function: Callable, config_class: type | No
 
 
 def config_args(settings: dict, config_class: type) -> dict:
-    """Those of a run's settings that are fields of a configuration."""
+    """The settings of a run that are fields of a configuration."""
     return {f.name: settings[f.name] for f in fields(config_class) if f.name in settings}
 
 
@@ -50,8 +50,8 @@ def as_json(settings: dict) -> dict:
 
 def check_steps(args: TrainingArguments) -> None:
     """
-    Raises a `ValueError` without a number of steps. To make `args` has checked all other settings, before anything is
-    loaded.
+    Raises a `ValueError` if there is no number of steps. All other settings were checked when `args` was made, before
+    anything is loaded.
     """
-    if args.max_steps < 1:  # what transformers reads as: train for epochs
+    if args.max_steps < 1:  # transformers would train for `num_train_epochs`
         raise ValueError(f"max_steps must be at least 1, got {args.max_steps}.")

@@ -8,7 +8,7 @@ from transformers import PrinterCallback, Trainer, TrainerState
 from transformers import ProgressCallback as ProgressBarCallback
 
 from ..training.callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
-from .checkpoints import last_checkpoint
+from .checkpoints import STATE, last_checkpoint
 
 
 # Validations without improvement after which training stops
@@ -16,7 +16,7 @@ PATIENCE = 5
 
 
 def report_to(on_progress: OnProgress | None, trainer: Trainer, stage: str) -> None:
-    """Report to `on_progress`, if there is one, instead of the trainer's own printing."""
+    """Report to `on_progress`, if there is one, and turn off what the trainer itself prints."""
     if on_progress:
         trainer.add_callback(ProgressCallback(stage, on_progress))
         for printer in (PrinterCallback, ProgressBarCallback):
@@ -38,16 +38,16 @@ def train(trainer: Trainer, stage: str) -> list[dict]:
         stop.release()
     if stop.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt
-    # Without the summary at the end, which knows of this process's steps only
+    # Without the summary at the end, which counts the steps of this process only
     return [{"stage": stage, **entry} for entry in trainer.state.log_history if "train_loss" not in entry]
 
 
 def _restore_if_over(trainer: Trainer, checkpoint: str) -> bool:
     """
-    Whether training had ended at a checkpoint; then the trainer is as it was at the end. Resumed from there,
-    `Trainer.train` would make a step more.
+    Whether training had ended at a checkpoint. If so, the trainer is brought into the state that it had at the end: resumed
+    from there, `Trainer.train` would make one more step.
     """
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
     callbacks = [callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "is_over")]
     stopped = [callback.is_over(trainer.args, state) for callback in callbacks]
     if state.global_step < trainer.args.max_steps and not any(stopped):

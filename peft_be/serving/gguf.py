@@ -121,7 +121,7 @@ def export_gguf(
     if BIAS in tensors:
         bias = tensors[BIAS]
         written[BIAS] = _Table(bias, bias.tensor_type, dict.fromkeys(ids, np.float32(0)))
-    metadata = _new_metadata(reader, tokenizer, vocab, ids, found.all_texts)
+    metadata = _new_metadata(reader, vocab, ids, found.all_texts)
     templates = _templates(reader, tokenizer)
     check_shown(tokenizer, templates["default"], tokens, default)
     if default is not None:
@@ -149,7 +149,7 @@ def _read(path: str | os.PathLike) -> GGUFReader:
         raise ImportError("GGUF files need the package gguf: pip install 'peft_be[gguf]'.") from error
 
     class Reader(GGUFReader):
-        # Plain views of the mapped file: a vocabulary takes hundreds of thousands, and those of its subclass are slow to make
+        # Plain views of the mapped file: a vocabulary needs hundreds of thousands, and views of a subclass are slow to make
         data = property(lambda self: self._data, lambda self, data: setattr(self, "_data", data.view(np.ndarray)))
 
     path = Path(path)
@@ -205,7 +205,7 @@ def _check_same_model(
     theirs = table[some.tolist()].float().cpu().numpy()
     # 2-bit types are off by a third
     if np.linalg.norm(mine - theirs) > 0.7 * np.linalg.norm(theirs):
-        raise ValueError(f"{other}: the embeddings of its tokens are others.")
+        raise ValueError(f"{other}: its tokens have other embeddings.")
 
 
 def _free_ids(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase, vocab_size: int, count: int) -> list[int]:
@@ -216,10 +216,8 @@ def _free_ids(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase, vocab_size
     return [*free, *range(vocab_size, vocab_size + count - len(free))]
 
 
-def _new_metadata(
-    reader: GGUFReader, tokenizer: PreTrainedTokenizerBase, vocab: list[str], ids: list[int], texts: list[str]
-) -> dict:
-    """What becomes of the metadata of a GGUF file: the keys that change, and those that are new."""
+def _new_metadata(reader: GGUFReader, vocab: list[str], ids: list[int], texts: list[str]) -> dict:
+    """The metadata of a GGUF file that change or are new."""
 
     def extended(key: str, fill, values: list) -> list:
         old = reader.fields[key].contents() if key in reader.fields else [fill] * len(vocab)
@@ -254,7 +252,7 @@ def _templates(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase) -> dict[s
         return templates
     if "default" in templates:
         warnings.warn(
-            "The chat template of the GGUF file renders chats otherwise than that of the training: the latter is "
+            "The chat template of the GGUF file renders chats differently from that of the training: the latter is "
             "written.",
             stacklevel=3,
         )
@@ -354,7 +352,7 @@ class _Table:
 
 
 def _write(reader: GGUFReader, output: Path, metadata: dict, tables: dict[str, _Table]) -> None:
-    """Write a copy of a GGUF file with other metadata and some other tensors; a failure leaves nothing behind."""
+    """Write a copy of a GGUF file with other metadata and some other tensors; a failure leaves no file."""
     from gguf import GGUFValueType, GGUFWriter
 
     writer = GGUFWriter(None, arch=reader.fields[ARCHITECTURE].contents())

@@ -54,7 +54,7 @@ CSS = """
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises an `OSError` if no page can be served at `port` of `host`: to be asked before the model is loaded."""
+    """Raises an `OSError` if no page can be served at `port` of `host`. Call it before the model is loaded."""
     try:
         socket.create_server((host, port)).close()
     except (OSError, OverflowError) as error:
@@ -136,7 +136,7 @@ def build_page(comparison: PromptComparison) -> "gradio.Blocks":
                     columns.append(gr.HTML(card, elem_id=f"form-{form}", elem_classes="be-form"))
         gr.Markdown(NOTES + (KL_NOTE if "full" in forms else NO_KL_NOTE))
 
-        # The comparison answers one question at a time by itself, and says so to those who wait
+        # The comparison itself answers one question at a time, and tells those who wait
         options = {"concurrency_limit": None, "show_progress": "hidden"}
         outputs = [status, *columns, button, adapter, stop]
         gr.on([button.click, question.submit], ask, [adapter, question, length], outputs, **options)
@@ -147,8 +147,8 @@ def build_page(comparison: PromptComparison) -> "gradio.Blocks":
 
 def launch_page(comparison: PromptComparison, host: str = "127.0.0.1", port: int = 7860) -> "gradio.Blocks":
     """
-    Serve the page from a thread of its own, until its `close()` or the end of the program. The browser needs no network: all that
-    the page is made of comes from this machine.
+    Serve the page from a thread of its own, until its `close()` or the end of the program. The browser needs no network: all of
+    the page comes from this machine.
 
     Args:
         comparison ([`PromptComparison`]): the adapters.
@@ -182,7 +182,7 @@ def launch_page(comparison: PromptComparison, host: str = "127.0.0.1", port: int
 
 
 def wait(page: "gradio.Blocks") -> None:
-    """Until Ctrl-C, which closes the page."""
+    """Wait until Ctrl-C, which closes the page."""
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

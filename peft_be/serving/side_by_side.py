@@ -21,7 +21,7 @@ from ..tuner import BETokenConfig
 
 class PromptComparison:
     """
-    Adapters of one base model, each beside the prompt that it stands for.
+    Adapters of one base model, each next to the prompt that it stands for.
 
     Args:
         directories (`list[str | os.PathLike]`):
@@ -87,7 +87,7 @@ class PromptComparison:
                 config, self.tokenizer, prompt, allow_other_prompt=allow_other_prompt
             )
         self._turn = threading.Lock()
-        # What a first request costs beyond the others (memory, kernels, threads) is no part of any prompt's time
+        # What the first request costs in addition (memory, kernels, threads) belongs to no prompt
         base, greetings = self.model.get_base_model(), [self.rendered(name, "Hello") for name in self.names]
         check_prompts(base, [ids for rendered in greetings for ids in rendered.values()], new_tokens=1)
         time_requests(base, [greetings[0][self.forms[0]]], new_tokens=1)
@@ -146,6 +146,6 @@ class PromptComparison:
     def _divergences(self, prompts: dict[str, list[int]], answer: list[int]) -> dict[str, float]:
         base = self.model.get_base_model()
         head = OutputHead(base)
-        # One at a time, for beside the full prompt the others would be padding for the most part
+        # One at a time: in a batch with the full prompt, the others would be mostly padding
         states = {form: answer_states(base, [ids], [answer])[0].hidden for form, ids in prompts.items()}
         return {form: divergence(s, states["full"], head).cpu().double().mean().item() for form, s in states.items()}

@@ -20,7 +20,7 @@ from ..prompting.skeleton import ChatTemplate
 from ..tuner import BETokenConfig
 
 
-# What the output embedding is to give a [BE] token wherever the model is: e^-100 beside an ordinary best token
+# The logit that the output embedding is to give a [BE] token in every context: about e^-100 of the best token's probability
 NEVER_LOGIT = -100.0
 
 
@@ -67,7 +67,7 @@ class AdapterRows:
         taken = set(vocab)
         for text in self.all_texts:
             if text in taken:
-                raise ValueError(f"There is a token {text} already: name the adapter otherwise.")
+                raise ValueError(f"There is a token {text} already: give the adapter another name.")
             taken.add(text)
 
     def tokens(self, ids: list[int]) -> dict[str, MergedToken]:
@@ -111,18 +111,18 @@ def _check_exportable(config: BETokenConfig, directory: str | os.PathLike, is_de
         raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
     if is_default and config.slot != "system":
         raise ValueError(
-            f"'{directory}' was trained with slot '{config.slot}': only one of slot 'system' can be a default system message."
+            f"'{directory}' was trained with slot '{config.slot}': only an adapter of slot 'system' can be the default system message."
         )
 
 
 @torch.no_grad()
 def never_row(model: PreTrainedModel, num_sequences: int = 16, length: int = 96) -> torch.Tensor:
     """
-    A row of the output embedding whose logit is about -100 wherever the model is, `[d]`, float32.
+    A row of the output embedding whose logit is about -100 in every context, `[d]`, float32.
 
     It is the least-squares solution over the final hidden states of texts that the model writes itself, sampled without
-    limits, and of random tokens, where contexts are as strange as can be. Half of the texts are kept to check it: the states
-    of trained models have enough in common, those of a random model have not, which is warned of.
+    limits, and of random tokens, the strangest of contexts. Half of the texts are kept to check it. The states of trained
+    models have enough in common for such a row; those of a random model do not, and there is a warning.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the causal LM, not wrapped by PEFT.
@@ -228,7 +228,7 @@ def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
     [BE] tokens of an exported checkpoint, the tokens that open and close turns, and all other special tokens go. What
     is left is looked through again until there are none: `<|im_<|im_end|>end|>` becomes an empty text. All other text
-    stays as it is, but for lone surrogates, which become U+FFFD.
+    stays as it is, except for lone surrogates, which become U+FFFD.
 
     Args:
         text (`str`):
@@ -260,7 +260,7 @@ def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 @lru_cache(maxsize=8)
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[GuardedTokenizer, re.Pattern]:
-    """What reads the special tokens of a tokenizer of this size, and what finds their spellings."""
+    """Reads a tokenizer's special tokens, and finds their spellings. `size` tells a tokenizer with added tokens apart."""
     encoder = GuardedTokenizer(tokenizer, ())
     if tokenizer.chat_template:
         ChatTemplate(encoder, (), {})  # guards the tokens that open and close turns, too

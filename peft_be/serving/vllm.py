@@ -21,7 +21,7 @@ from ..tuner import BETokenConfig
 from ..tuner.checks import read_rows
 
 
-# How often an adapter is read that is replaced meanwhile
+# How often reading is tried again when an adapter is replaced meanwhile
 _READS = 3
 
 
@@ -114,7 +114,7 @@ class PromptEmbeds:
             embedding (`Callable`): ids to embeddings, as the base model's `get_input_embeddings()`.
 
         Raises:
-            `ValueError`: `query` is not such a query, or tokenizer or chat template are not those of the training.
+            `ValueError`: `query` is not such a query, or the tokenizer or chat template is not the one of the training.
         """
         if self._renderer is None or self._renderer.tokenizer is not tokenizer:
             # Half a second for a large vocabulary: not with every request
@@ -122,7 +122,7 @@ class PromptEmbeds:
             self._renderer = PromptRenderer.for_adapter(self.config, tokenizer)
         ids = torch.tensor(self._renderer.be(query))
         places = [(ids == be_id).nonzero().item() for be_id in self.config.be_token_ids]
-        ids[places] = 0  # [BE] may have ids that the embedding has not
+        ids[places] = 0  # [BE] may have ids beyond the embedding
         weight = getattr(embedding, "weight", None)
         with torch.no_grad():
             embeds = embedding(ids if weight is None else ids.to(weight.device)).clone()

@@ -187,7 +187,7 @@ def answer_states(
     """
     The final hidden states that predict given answers (teacher forcing).
 
-    Args are those of [`generate_answers`]; `answers` holds one list of token ids for each prompt.
+    The arguments are those of [`generate_answers`], and `answers`: one list of token ids for each prompt.
 
     Returns:
         `list[Answer]`: in the order of the prompts.
@@ -201,7 +201,7 @@ def answer_states(
     def states(number: int, batch: list[int]) -> list[Answer]:
         rows = [prompts[i][shared:] + answers[i] for i in batch]
         width = max(map(len, rows))
-        # Causal attention keeps the padding on the right out of everybody's sight: no mask is needed
+        # Causal attention hides the padding on the right from all other tokens: no mask is needed
         ids = torch.tensor([row + [pad_token_id] * (width - len(row)) for row in rows], device=model.device)
         with prefix.attached(model) if prefix else nullcontext():
             past = {"past_key_values": prefix.new_cache()} if prefix else {"use_cache": False}
@@ -228,7 +228,7 @@ def check_finite(states: Iterable[torch.Tensor]) -> None:
 def weights_sha256(model: PreTrainedModel) -> str:
     """
     SHA-256 of the names, shapes and dtypes of all weights, of a sample of each, and of the sum of its bits. A sample
-    alone misses what is changed beside it. Learned rows are not counted.
+    alone would miss a change elsewhere. Learned rows are not counted.
     """
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
@@ -305,7 +305,7 @@ def _run(
             answers = compute(number, batch)
             if cache:
                 cache.save(number, answers)
-                # Read again, for what the file maps does not count as memory of the process
+                # Read again: what is mapped from the file does not count as memory of the process
                 answers = cache.load(number) or answers
         results += answers
         done += len(batch)

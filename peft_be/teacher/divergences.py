@@ -1,4 +1,4 @@
-"""How far a model is from the teacher where it reads something else in place of the teacher's prompt."""
+"""How far a model is from the teacher where it reads something else instead of the teacher's prompt."""
 
 from __future__ import annotations
 

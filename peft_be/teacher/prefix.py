@@ -61,7 +61,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tupl
     Returns: `[K, N, D]` and `[K, N, 1]`.
     """
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-        # torch's fused kernel, which scaled_dot_product_attention calls too, but keeps the sums of to itself
+        # torch's fused kernel. scaled_dot_product_attention calls it, too, but does not return the sums
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         mixed, log_sum = kernel(query[None], key[None], value[None], scale=1.0)
         return mixed[0], log_sum[0].float().unsqueeze(-1)

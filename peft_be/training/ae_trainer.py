@@ -18,7 +18,7 @@ from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash
 
 class AETrainer(RowTrainer):
     """
-    Trainer of the universal [AE] row, Stage 0 of the paper (section 2.1, Eq. 1): `[X][AE] -> X`, once for each backbone.
+    Trainer of the universal [AE] row, stage 0 of the paper (section 2.1, Eq. 1): `[X][AE] -> X`, once for each backbone.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -35,7 +35,8 @@ class AETrainer(RowTrainer):
             Callbacks in addition to the default ones.
 
     Raises:
-        `ValueError`: no passage of the corpus is long enough, or the adapter's [AE] row could not learn, or not alone.
+        `ValueError`: no passage of the corpus is long enough, or the adapter's [AE] row could not learn, or would not be
+            the only thing that learns.
 
     Example:
 
@@ -71,11 +72,11 @@ class AETrainer(RowTrainer):
         self._ae_token_id = model.peft_config[check_learning_rows(model, self._learns)].ae_token_id
         self._base = model.get_base_model()
         self._head = OutputHead(self._base)
-        self._origin = origin(model.get_base_model(), processing_class)
+        self._origin = origin(self._base, processing_class)
         super().__init__(
             model=model,
             args=args,
-            data_collator=RowCollator(processing_class.pad_token_id or 0, has_flash_attention(model.get_base_model())),
+            data_collator=RowCollator(processing_class.pad_token_id or 0, has_flash_attention(self._base)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -9,7 +9,7 @@ from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_t
 from .init import INITS
 
 
-# Its name among the optimizers of transformers
+# The value of `optim` that stands for [`GGT`], in addition to the names that transformers knows
 GGT_NAME = "ggt"
 RANGES = {
     "answer_batch_size": COUNT,
@@ -31,8 +31,8 @@ class BEDistillConfig(SFTConfig):
     are the recipe that came nearest to the full prompt in the same time (research/log.md);
     [`~peft_be.comparison.methods.PaperBE`] has the paper's.
 
-    Includes only the parameters that are specific to the two stages, and those whose defaults differ from
-    [`~trl.SFTConfig`].
+    Describes the parameters that are specific to the two stages, and `optim` and `learning_rate`, whose meaning differs
+    from [`~trl.SFTConfig`]. Other fields differ in their defaults only.
 
     Args:
         kd_weight (`float`, *optional*, defaults to `1.0`):
@@ -54,9 +54,10 @@ class BEDistillConfig(SFTConfig):
         use_ae_token (`bool`, *optional*, defaults to `True`):
             Whether reconstruction asks with [AE]. `False` is the memory token, `[BE] -> P`: the ablation of section 3.
         hard_labels (`bool`, *optional*, defaults to `False`):
-            Learn the answers' tokens instead of the teacher's distributions: prompt tuning. Validation stays the KL.
+            Whether to learn the answers' tokens instead of the teacher's distributions: prompt tuning. Validation still
+            measures the KL.
         max_kd_tokens (`int`, *optional*):
-            Distil the first tokens of an answer only. `None` is the whole answer. The authors' scripts stop at 32.
+            Most tokens of an answer to distil, its first ones. `None` is the whole answer. The authors' scripts stop at 32.
         max_answer_length (`int`, *optional*, defaults to `64`):
             Longest answer the teacher writes, in tokens.
         num_answers (`int`, *optional*, defaults to `1`):
@@ -64,7 +65,7 @@ class BEDistillConfig(SFTConfig):
         answer_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature of the teacher's answers; `0.0` is greedy.
         answer_top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus of the sampling.
+            Nucleus (top-p) of the sampling.
         answer_batch_size (`int`, *optional*, defaults to `64`):
             Queries that the teacher answers together.
         answer_cache_dir (`str`, *optional*):
@@ -93,13 +94,13 @@ class BEDistillConfig(SFTConfig):
     reconstruction_interval: int = field(default=32, metadata={"help": "Reconstruct at every n-th step only."})
     use_ae_token: bool = field(default=True, metadata={"help": "Whether reconstruction asks with [AE]."})
     hard_labels: bool = field(default=False, metadata={"help": "Learn the answers' tokens: prompt tuning."})
-    max_kd_tokens: int | None = field(default=None, metadata={"help": "Distil the first tokens of an answer only."})
+    max_kd_tokens: int | None = field(default=None, metadata={"help": "Distil only so many tokens of an answer."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer of the teacher, in tokens."})
     num_answers: int = field(default=1, metadata={"help": "Answers of the teacher to each query."})
     answer_temperature: float = field(
         default=0.0, metadata={"help": "Sampling temperature of the answers, 0 is greedy."}
     )
-    answer_top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling."})
+    answer_top_p: float = field(default=1.0, metadata={"help": "Nucleus (top-p) of the sampling."})
     answer_batch_size: int = field(default=64, metadata={"help": "Queries that the teacher answers together."})
     answer_cache_dir: str | None = field(default=None, metadata={"help": "Where the teacher's work is kept."})
     init: str | None = field(default="auto", metadata={"help": f"Where the rows start: {', '.join(INITS)}."})
@@ -111,8 +112,8 @@ class BEDistillConfig(SFTConfig):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
     warmup_steps: float = field(default=10, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
     max_steps: int = field(default=600, metadata={"help": "Number of update steps."})
-    per_device_train_batch_size: int = field(default=2, metadata={"help": "Answers a step and device."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Answers a validation batch."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Answers per step and device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Answers per validation batch."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
     bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16; the base model's dtype rules."})
     logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
@@ -124,7 +125,7 @@ class BEDistillConfig(SFTConfig):
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the rows that validated best."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide losses that are no numbers in the log."}
+        default=False, metadata={"help": "Hide losses that are not finite in the log."}
     )
     report_to: str = field(default="none", metadata={"help": "Where to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})
@@ -154,7 +155,7 @@ class BEDistillConfig(SFTConfig):
             "kl" if self.kd_weight > 0 else "reconstruction_loss"
         )
         self.greater_is_better = False if self.greater_is_better is None else self.greater_is_better
-        if self.accelerator_config is None:  # batches are on their way to a GPU while it computes
+        if self.accelerator_config is None:  # the next batch is copied to a GPU while it computes
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         with_ggt = self.optim == GGT_NAME
         if with_ggt:  # which transformers does not know, and would refuse

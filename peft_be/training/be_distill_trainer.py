@@ -21,14 +21,10 @@ from ..prompting.reconstruction import reconstruction_example
 from ..tuner import BETokenConfig
 from .be_distill_config import GGT_NAME, BEDistillConfig
 from .ggt import GGT
-from .init import initial_rows, residual_growth
+from .init import start_rows
 from .learning_rows import check_learning_rows
 from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting, tokenizer_of
 from .teaching import Teaching
-
-
-# What the length of hidden states is measured on. It belongs to the backbone: prompts change it by a few per cent
-CALIBRATION_QUERY = "What would you like to talk about today, and why?"
 
 
 class BEDistillTrainer(RowTrainer):
@@ -60,17 +56,18 @@ class BEDistillTrainer(RowTrainer):
         callbacks (`list[~transformers.TrainerCallback]`, *optional*):
             Callbacks in addition to the default ones.
         on_teacher_progress (`Callable[[str, int, int], None]`, *optional*):
-            Called with `"train"` or `"validation"`, the number of its queries that the teacher has answered, and of all.
+            Called with the split (`"train"` or `"validation"`), the number of its queries that are answered, and their total.
 
     Attributes:
         renderers (`dict[str, PromptRenderer]`): how queries are written, by the prompt's name, which is `"default"`.
-        no_prompt_kl (`dict[str, float]`): the KL without a prompt on the validation queries, likewise; empty without
-            queries.
+        no_prompt_kl (`dict[str, float]`): by the prompt's name, the KL without a prompt on the validation queries, in
+            nats a token; empty without queries.
 
     Raises:
-        `ValueError`: an empty prompt, no queries though `kd_weight > 0`, a prompt that leaves no room in the context for
-            query and answer, no [AE] row though `kd_weight < 1`, or rows that could not learn, or not alone: a frozen,
-            disabled or merged adapter, or an adapter of another method.
+        `ValueError`: no prompt or an empty one, no queries though `kd_weight > 0`, a prompt that leaves no room in the
+            context for query and answer, no [AE] row though `kd_weight < 1`, or rows that could not learn, or would not
+            be the only thing that learns: a frozen, disabled or merged adapter, or an adapter of another method.
+        `FloatingPointError`: the start rows, hidden states of the model or, in a step, the loss are not finite.
 
     Example:
 
@@ -113,7 +110,7 @@ class BEDistillTrainer(RowTrainer):
         if prompt is None:
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
         if isinstance(prompt, dict) != self._named:
-            raise ValueError("A prompt is for BEDistillTrainer, and several by name are for ManyPromptsTrainer.")
+            raise ValueError("BEDistillTrainer takes one prompt, and ManyPromptsTrainer a dict of prompts by name.")
         queries = {"train": train_dataset, "validation": eval_dataset}
         if args.kd_weight > 0:
             queries = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
@@ -167,7 +164,7 @@ class BEDistillTrainer(RowTrainer):
         if isinstance(model, PeftModel):
             if peft_config is not None:
                 raise ValueError(
-                    "The model has an adapter already: pass the base model with `peft_config`, or leave it out."
+                    "The model has an adapter already: leave out `peft_config`, or pass the base model with it."
                 )
             return model
         check_base_model(model)
@@ -198,8 +195,9 @@ class BEDistillTrainer(RowTrainer):
     def _start(self, model: PeftModel, args: BEDistillConfig) -> float:
         """Set the rows that training starts from, and return their root mean square."""
         if args.init is not None:
-            model.base_model.set_rows(self._adapter, self._start_rows(model.get_base_model(), args))
-            model.peft_config[self._adapter].provenance = None  # that of other rows
+            rows = start_rows(model.get_base_model(), list(self.renderers.values()), self._rows_per_prompt, args)
+            model.base_model.set_rows(self._adapter, rows)
+            model.peft_config[self._adapter].provenance = None  # it described other rows
         rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
         if not 0 < rms < math.inf:
             raise FloatingPointError(
@@ -207,18 +205,6 @@ class BEDistillTrainer(RowTrainer):
                 "model's embeddings are damaged, or init=None goes on from rows that were never set."
             )
         return rms
-
-    def _start_rows(self, base: PreTrainedModel, args: BEDistillConfig) -> torch.Tensor:
-        table = base.get_input_embeddings().get_base_layer().weight
-        renderers = list(self.renderers.values())
-        rows = [
-            initial_rows(
-                args.init, self._rows_per_prompt, table, self._tokenizer, r.prompt_ids, args.init_text, args.seed
-            )
-            for r in renderers
-        ]
-        scale = args.init_scale or residual_growth(base, renderers[0].no_prompt(CALIBRATION_QUERY))
-        return scale * torch.cat(rows)
 
     def _reconstruction_batches(
         self, base: PreTrainedModel, config: BETokenConfig, args: BEDistillConfig
@@ -263,7 +249,7 @@ class BEDistillTrainer(RowTrainer):
 
     def provenance_of(self, name: str, training: dict) -> dict:
         """
-        What an adapter with the rows of one of the prompts is to say of them.
+        What the configuration of an adapter with the rows of one of the prompts records about them.
 
         Args:
             name (`str`): the prompt.
@@ -305,7 +291,7 @@ class BEDistillTrainer(RowTrainer):
                 kd = kd * args.temperature**2
             means = {names[number]: kd[tokens].mean() for number, tokens in inputs["tokens_of"].items()}
             losses = {name: args.kd_weight * value for name, value in self._checked("kd_loss", means).items()}
-        # Alone, reconstruction is what every step is for
+        # Without distillation, every step reconstructs
         interval = args.reconstruction_interval if args.kd_weight > 0 else 1
         if args.kd_weight < 1 and self.state.global_step % interval == 0:
             learning = losses if args.kd_weight > 0 else self.learning
@@ -318,9 +304,9 @@ class BEDistillTrainer(RowTrainer):
         return (loss, {}) if return_outputs else loss
 
     def _checked(self, what: str, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Log a part of the loss, as a mean over the prompts, and give prompts up before a broken one reaches their rows."""
+        """Log a part of the loss, averaged over the prompts, and give up the prompts for which it is not finite."""
         own = {name: loss.detach() for name, loss in losses.items() if name in self.learning}
-        # The one time that a step waits for a GPU, however many the prompts
+        # The only time that a step waits for a GPU, however many prompts there are
         values = dict(zip(own, torch.stack(list(own.values())).tolist())) if own else {}
         for name, value in values.items():
             if not math.isfinite(value):
@@ -338,7 +324,7 @@ class BEDistillTrainer(RowTrainer):
         raise FloatingPointError(reason)
 
     def _answer_losses(self, model, inputs) -> torch.Tensor:
-        """What training asks of the answer tokens of a batch, `[N]`."""
+        """The training loss of each answer token of a batch, `[N]`."""
         if not self.args.hard_labels:
             return self._kd_losses(model, inputs, self.args.temperature, self.args.beta)
         student, labels = predicting(final_hidden_states(model, inputs), inputs)
@@ -351,8 +337,8 @@ class BEDistillTrainer(RowTrainer):
 
     def _reconstruction_loss(self, model, name: str) -> torch.Tensor:
         """
-        Eq. 2, as a mean over P's tokens. The paper writes a sum; the mean keeps its weight beside Eq. 3, which is a mean,
-        independent of P's length, and is what the authors' scripts compute.
+        Eq. 2, as a mean over P's tokens. The paper writes a sum. Eq. 3 is a mean, so that with a sum the weight between
+        the two would depend on P's length; the authors' scripts compute the mean, too.
         """
         inputs = self._reconstruction[name]
         hidden, labels = predicting(final_hidden_states(model, inputs), inputs)
@@ -361,9 +347,10 @@ class BEDistillTrainer(RowTrainer):
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
-        KL at temperature 1, mean over the held-out answers' tokens; without queries, the reconstruction loss. With several
-        prompts, that of each, `eval_kl_NAME`, and their mean. With the KL of the validation queries come that of no
-        prompt on them, and the gap closed.
+        Measure the KL at temperature 1, averaged over the tokens of the held-out answers; without queries, the
+        reconstruction loss. Several prompts have a value each, such as `eval_kl_NAME`, and `eval_kl` is their mean. On the
+        validation queries, the KL without a prompt (`eval_no_prompt_kl`) and the gap closed (`eval_gap_closed`) are given,
+        too.
         """
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
@@ -386,7 +373,7 @@ class BEDistillTrainer(RowTrainer):
             values = {name: self._reconstruction_loss(model, name).item() for name in self.renderers}
         metrics = self._metrics_of(metric, values)
         if metric == "kl" and eval_dataset is None:
-            # Not named like the KL of a prompt, which may be called "no_prompt"
+            # Not `kl_no_prompt`: that would be the KL of a prompt called "no_prompt"
             none = [self.no_prompt_kl[name] for name in self.learning]
             metrics["no_prompt_kl"] = sum(none) / len(none)
             gap = gap_closed(metrics["kl"], metrics["no_prompt_kl"])
@@ -400,7 +387,7 @@ class BEDistillTrainer(RowTrainer):
         return metrics
 
     def _metrics_of(self, metric: str, values: dict[str, float]) -> dict[str, float]:
-        """What a validation tells of its result for each prompt."""
+        """The metrics of a validation, from its result for each prompt."""
         learning = [values[name] for name in self.learning]
         return {metric: sum(learning) / len(learning)}
 

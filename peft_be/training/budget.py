@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .be_distill_trainer import BEDistillTrainer
 
 
-# How many batches are timed, or as many as this part of the budget holds
+# How many batches are timed, or fewer if they take more than this share of the budget
 SAMPLES = 8
 SHARE = 0.1
 
@@ -29,7 +29,7 @@ def sample_batches(loader: Iterable) -> list:
 
 
 def seconds_of(loss: Callable[[], torch.Tensor]) -> float:
-    """What a loss costs, with its gradients."""
+    """The seconds that a loss and its gradients take."""
     start = time.perf_counter()
     value = loss()
     value.backward()
@@ -38,7 +38,7 @@ def seconds_of(loss: Callable[[], torch.Tensor]) -> float:
 
 
 def time_batches(loss: Callable[[dict], torch.Tensor], batches: list[dict], seconds: float) -> list[float]:
-    """What the loss of each batch costs, in seconds, for the first batches that a part of a budget of `seconds` holds."""
+    """The seconds that the loss of each batch takes, for as many of the first batches as fit a share of the budget `seconds`."""
     seconds_of(lambda: loss(batches[-1]))  # warms up
     durations: list[float] = []
     while len(durations) < len(batches) and sum(durations) <= SHARE * seconds:
@@ -48,8 +48,8 @@ def time_batches(loss: Callable[[dict], torch.Tensor], batches: list[dict], seco
 
 def steps_in_time(trainer: BEDistillTrainer, seconds: float) -> int:
     """
-    How many steps of `trainer` fit into `seconds`, the validations and reconstructions that go with them and the measuring counted.
-    At least one.
+    How many steps of `trainer` fit into `seconds`, at least one. Their validations and reconstructions count, and so does the
+    measuring itself.
     """
     args, start = trainer.args, time.perf_counter()
     batches = [trainer._prepare_inputs(inputs) for inputs in sample_batches(trainer.get_train_dataloader())]

@@ -62,7 +62,7 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class Patience(EarlyStoppingCallback):
-    """Early stopping that a resumed run takes up where it was: it counts the validations so far again."""
+    """Early stopping that a resumed run takes up where it was: it counts the earlier validations anew."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)

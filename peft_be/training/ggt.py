@@ -10,11 +10,11 @@ class GGT(torch.optim.Optimizer):
 
     The gradients of a [BE] row share a few directions: of what 32 answers ask for, 16 directions hold nine tenths. Adam looks
     at each coordinate alone. It brings all `d` of them to the same size, also those in which there is nothing but the
-    noise of small batches, and the row walks at random and grows. Here the step of each row by itself is
+    noise of small batches, and the row walks at random and grows. Here, each row by itself makes the step
 
     $$-\eta \sqrt{d} \, \frac{u}{\|u\|}, \quad u = (C + \delta I)^{-1/2} m$$
 
-    where m is the running mean of its gradients, C the one of their outer products, and the damping delta a part of C's
+    where m is the running mean of its gradients, C that of their outer products, and the damping delta a share of C's
     mean eigenvalue. C is kept as its last gradients, which cost `history * d` numbers, and its root comes from their small
     Gram matrix.
 

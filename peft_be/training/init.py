@@ -1,20 +1,53 @@
 """
-Where the [BE] rows start. One row starts from a word that changes little; several start from the beginning of P, and end
-much better than several that start alike. Their length matters more: see [`residual_growth`].
+Where the [BE] rows start. One row starts from a word that changes little. Several start from the beginning of P, and end
+much better than several that start alike. The length of the rows matters more: see [`residual_growth`].
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..prompting import PromptRenderer
 from ..teacher.answers import check_finite
 from ..tuner.inputs import any_input
 
 
+if TYPE_CHECKING:
+    from .be_distill_config import BEDistillConfig
+
+
+# The length of hidden states is measured on this. It belongs to the backbone: prompts change it by a few per cent
+CALIBRATION_QUERY = "What would you like to talk about today, and why?"
 INITS = ("auto", "neutral", "prompt", "text", "random")
 NEUTRAL_TEXT = "You"
+
+
+def start_rows(
+    base: PreTrainedModel, renderers: list[PromptRenderer], num_rows: int, args: BEDistillConfig
+) -> torch.Tensor:
+    """
+    The [BE] rows that a training starts from, `num_rows` for each prompt, as long as hidden states.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): the base model, with the adapter's embedding in it.
+        renderers (`list[PromptRenderer]`): for each prompt, how it is written.
+        num_rows (`int`): rows of each prompt.
+        args ([`BEDistillConfig`]): the training's configuration, whose `init` is not `None`.
+
+    Returns:
+        `torch.Tensor` of shape `[len(renderers) * num_rows, d]`, float32.
+    """
+    table = base.get_input_embeddings().get_base_layer().weight
+    rows = [
+        initial_rows(args.init, num_rows, table, r.tokenizer, r.prompt_ids, args.init_text, args.seed)
+        for r in renderers
+    ]
+    scale = args.init_scale or residual_growth(base, renderers[0].no_prompt(CALIBRATION_QUERY))
+    return scale * torch.cat(rows)
 
 
 def initial_rows(

@@ -48,7 +48,7 @@ def check_learning_rows(model: PeftModel, kind: str) -> str:
         )
     if kind == "[AE]" and config.num_be_tokens:
         raise ValueError(
-            f"The [AE] row of adapter '{name}' stays as it is beside [BE] rows: train it in an adapter of its own, "
+            f"The [AE] row of adapter '{name}' does not learn next to [BE] rows: train it in an adapter of its own, "
             "with BETokenConfig(num_be_tokens=0, use_ae_token=True)."
         )
     if layer.merged:

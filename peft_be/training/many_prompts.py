@@ -28,7 +28,7 @@ class ManyPromptsTrainer(BEDistillTrainer):
     The other arguments are those of [`BEDistillTrainer`].
 
     Attributes:
-        failed (`dict[str, str]`): the prompts that were given up since their loss was not finite, and why.
+        failed (`dict[str, str]`): the prompts that were given up because their loss was not finite, and why.
         stopped (`set[str]`): the prompts that take no further part in the training. Callbacks may add to it.
 
     Raises:
@@ -90,8 +90,8 @@ class ManyPromptsTrainer(BEDistillTrainer):
 
 class EachPromptsBest(TrainerCallback, ExportableState):
     """
-    Follows the validations of several prompts that are trained together: which step was the best of each, and when it has
-    stopped to improve. Training ends when all have.
+    Follows the validations of several prompts that are trained together: which step was the best of each, and when it
+    stopped improving. Training ends when all have stopped.
 
     Args:
         trainer ([`ManyPromptsTrainer`]): the trainer; prompts are added to its `stopped`.
@@ -110,7 +110,7 @@ class EachPromptsBest(TrainerCallback, ExportableState):
         self._waited: dict[str, int] = {}
 
     def state(self) -> dict:
-        """What a checkpoint keeps: the prompts that were given up. The rest is in the log."""
+        """What a checkpoint records: the prompts that were given up. The rest is in the log."""
         return {"args": {}, "attributes": {"failed": self.trainer.failed}}
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -118,10 +118,10 @@ class EachPromptsBest(TrainerCallback, ExportableState):
         state.stateful_callbacks[type(self).__name__] = self.state()  # older checkpoints have none
 
     def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
-        """Take up where a run was in this state. Whether it had stopped."""
+        """Take up where a run was in this state, and say whether it had stopped."""
         kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.trainer.failed |= kept.get("failed", {})
-        # Asked twice, it must not take those that it stopped itself for prompts that never learned
+        # Where this is called twice, the log must be followed anew for the prompts that stopped in it the first time
         self.trainer.stopped.clear()
         self.trainer.stopped.update(self.trainer.failed)
         self.best, self.last_step, self._waited = {}, {}, {}

@@ -24,7 +24,7 @@ from ..machine.quantised import keep_backward
 from .learning_rows import RowsMove, check_learning_rows, rows_of
 
 
-# Attention scores of a batch, per head and layer, up to which they are kept for the backward pass
+# Most attention scores of a batch, per head and layer, that are kept for the backward pass
 MAX_PLAIN_SCORES = 2**17
 # What trainers write into the configurations of a model
 _WRITTEN = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
@@ -66,7 +66,7 @@ def tokenizer_of(
 
 
 class EpochLengthSampler(LengthGroupedSampler):
-    """Batches of similar length in an order that depends on seed and epoch alone: a resumed run meets the same one."""
+    """Batches of similar length in an order that depends on seed and epoch alone: a resumed run sees the same one."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -110,7 +110,7 @@ class RowTrainer(SFTTrainer):
                 parameter.data = rows[name].to(parameter.device)
 
     def _send_telemetry(self) -> None:
-        """Nothing: TRL tells huggingface.co of every training, and nobody asked for it."""
+        """Does nothing. TRL would report every training to huggingface.co, and nobody asked for that."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -125,19 +125,19 @@ class RowTrainer(SFTTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def provenance(self) -> dict | None:
-        """What the adapter's configuration is to say of its rows; `None` where one adapter holds those of several prompts."""
+        """What the adapter's configuration records about its rows; `None` where they are the rows of several prompts."""
         raise NotImplementedError
 
     def _record_provenance(self) -> None:
         moved = self._rows_move.moved
-        # Without a step in this process, there is what a checkpoint brought
+        # Where this process made no step, the rows may still be those of a checkpoint
         if moved or (moved is None and self.state.global_step > 0):
             model = self.accelerator.unwrap_model(self.model)
             model.peft_config[model.active_adapter].provenance = self.provenance()
 
     def train(self, *args, **kwargs):
         """
-        As in the base class.
+        Train, as the base class does.
 
         Raises:
             `ValueError`: no row can learn, or none has moved by the end.
@@ -172,8 +172,8 @@ class RowTrainer(SFTTrainer):
         license: str | None = None,
     ) -> None:
         """
-        Add to the metadata of the card that was written with the rows. Its text is that of `save_pretrained`: TRL's describes a
-        whole fine-tuned model.
+        Add to the metadata of the card that was written with the rows. The text stays as `save_pretrained` wrote it: TRL's
+        describes a whole fine-tuned model.
 
         Args:
             model_name (`str`, *optional*): not used; the base class passes it.
@@ -206,7 +206,7 @@ class RowTrainer(SFTTrainer):
 
         Args:
             commit_message (`str`, *optional*, defaults to `"End of training"`): of the upload.
-            blocking (`bool`, *optional*, defaults to `True`): accepted and not needed, for a few KB are uploaded.
+            blocking (`bool`, *optional*, defaults to `True`): accepted and not used: only a few KB are uploaded.
             token (`str`, *optional*): the access token, defaults to `args.hub_token`.
             revision (`str`, *optional*): the branch, defaults to `args.hub_revision`.
             private (`bool`, *optional*): whether a new repository is private.
@@ -247,7 +247,7 @@ class RowCollator:
     Makes a batch of rows with `input_ids` and `labels`. For each of its N labelled tokens, in row order, there is
     `predicting`, the position that predicts it, counted through the whole batch, and, if the rows have them,
     `teacher_hidden` and `prompt`, the number of the prompt that it belongs to. `tokens_of` says the same the other way
-    round: for each prompt, which of the N tokens are its own. Both are found here since a GPU would have to be waited for.
+    round: for each prompt, which of the N tokens are its own. Both are computed here, on the CPU: on a GPU, each step would have to wait for them.
 
     Rows are padded on the right. That needs no attention mask: after the last real token, causal attention hides the
     padding from every token that counts. Leaving the mask out keeps the fast causal kernels.
@@ -255,15 +255,15 @@ class RowCollator:
     Args:
         pad_token_id (`int`): what padding is made of.
         padding_free (`bool`, *optional*, defaults to `False`):
-            Join the rows to one sequence instead, with `position_ids` that start anew at each. For FlashAttention, whose
-            kernels then attend within each row.
+            Join the rows into one sequence instead, with `position_ids` that start anew in each row. For FlashAttention,
+            whose kernels then attend within each row.
     """
 
     pad_token_id: int
     padding_free: bool = False
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        # No token is predicted by the row in front of its own
+        # Nothing predicts a row's first token: in a joined sequence, the row in front of it must not
         labels = [[-100, *row["labels"][1:]] for row in rows]
         ids = [list(row["input_ids"]) for row in rows]
         width = max(map(len, ids))
@@ -313,8 +313,8 @@ def final_hidden_states(model: torch.nn.Module, inputs: dict[str, torch.Tensor])
 
 def _attention_kernel(model: torch.nn.Module, ids: torch.Tensor) -> contextlib.AbstractContextManager:
     """
-    On CPU, torch's fused attention goes backwards in 16 bits at a quarter of its speed in 32. Plain attention is faster, for rows
-    that are so short that keeping its scores costs little.
+    On CPU, the backward pass of torch's fused attention has a quarter of its float32 speed in 16 bits. For rows so short that
+    keeping the attention scores costs little, plain attention is faster.
     """
     slow = ids.device.type == "cpu" and next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
     short = ids.numel() * ids.shape[-1] <= MAX_PLAIN_SCORES

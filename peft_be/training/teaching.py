@@ -46,8 +46,8 @@ class Teaching:
         head ([`OutputHead`]): its output layer.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
         args ([`BEDistillConfig`]): the training's configuration.
-        on_progress (`Callable[[str, int, int], None]`, *optional*): called with `"train"` or `"validation"`, the number
-            of its queries that are answered, and of all.
+        on_progress (`Callable[[str, int, int], None]`, *optional*): called with the split (`"train"` or
+            `"validation"`), the number of its queries that are answered, and their total.
 
     Attributes:
         hidden (`list[torch.Tensor]`): the teacher's final hidden states `[N, d]` for each row's answer. The row's column
@@ -81,7 +81,7 @@ class Teaching:
         Args:
             renderers (`dict[str, PromptRenderer]`): for each prompt, how its queries are written.
             datasets (`dict[str, Dataset]`): the queries of `"train"` and `"validation"`.
-            named (`bool`): whether their column `prompt_name` says whose queries they are.
+            named (`bool`): whether there may be several prompts, and a column `prompt_name` says whose each query is.
 
         Returns:
             `dict[str, Dataset]`: for both, rows with `input_ids`, `labels`, their `length`, `prompt`, the number of the
@@ -106,7 +106,7 @@ class Teaching:
                 report = self._report(split, done[split], len(datasets[split]))
                 answers = self._answers(dataset, prompts[split], prefix, report)
                 if split == "validation":
-                    self._measure_no_prompt(f" of '{name}'" if named else "", name, renderer, queries, answers)
+                    self._measure_no_prompt(name, renderer, queries, answers, named)
                 elif number == 0:
                     firsts = {answer.query: answer.ids for answer in reversed(answers) if answer.query < PREVIEWS}
                     self._previews = [(queries[query], ids) for query, ids in sorted(firsts.items())]
@@ -201,7 +201,7 @@ class Teaching:
         return answer[: self._args.max_answer_length]
 
     def _measure_no_prompt(
-        self, of: str, name: str, renderer: PromptRenderer, queries: list, answers: list[Answer]
+        self, name: str, renderer: PromptRenderer, queries: list, answers: list[Answer], named: bool
     ) -> None:
         """The KL without a prompt on the validation queries: no KL of the rows says anything without it."""
         prompts = [renderer.no_prompt(queries[answer.query]) for answer in answers]
@@ -209,8 +209,9 @@ class Teaching:
         _, kl = answer_divergences(self._base, self._head, prompts, answers, size, self._pad)
         self.no_prompt_kl[name] = value = torch.cat(kl).mean().item()
         if value < LITTLE_KL:
+            prompt = f"prompt '{name}'" if named else "prompt"
             warnings.warn(
-                f"The prompt{of} changes little: without it, the model gives the teacher's answers to the validation "
+                f"The {prompt} changes little: without it, the model gives the teacher's answers to the validation "
                 f"queries with a KL of {value:.4f} nats a token. Another order of a prompt's parts changes as much "
                 f"({LITTLE_KL} at the most, where it was measured), so there is little for [BE] to learn. The model "
                 "may be too weak to follow the prompt, or the queries do not touch on what it says.",
@@ -223,5 +224,6 @@ def _own_queries(dataset: Dataset | None, name: str, split: str, named: bool) ->
     if dataset is not None and named:
         dataset = dataset.select([i for i, owner in enumerate(dataset["prompt_name"]) if owner == name])
     if dataset is None or len(dataset) == 0:
-        raise ValueError(f"Distillation (kd_weight above 0) needs {split} queries, and there are none.")
+        whose = f" of prompt '{name}'" if named else ""
+        raise ValueError(f"Distillation (kd_weight above 0) needs {split} queries{whose}, and there are none.")
     return dataset

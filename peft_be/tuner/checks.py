@@ -1,5 +1,5 @@
 """
-What an adapter's configuration and its file of rows must look like: whatever is saved or loaded is held against it.
+What an adapter's configuration and its file of rows must look like. All that is saved or loaded is checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 
 BE_KEY, AE_KEY = "be_token_embedding.weight", "be_token_ae_embedding.weight"
-# More rows than any prompt has tokens, and larger ids than any vocabulary: beyond them, numbers are damaged
+# No prompt has more tokens, and no vocabulary larger ids: a number beyond these is damaged
 MAX_ROWS, MAX_SIZE = 2**16, 2**31
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,7 +31,7 @@ def check_fields(config) -> None:
 
     k, ids = config.num_be_tokens, config.be_token_ids
     if not number(k, 0, MAX_ROWS + 1):
-        raise ValueError(f"num_be_tokens must not be negative, and be a whole number up to {MAX_ROWS}, got {k!r:.60}.")
+        raise ValueError(f"num_be_tokens must be a whole number from 0 to {MAX_ROWS}, got {k!r:.60}.")
     if ids is not None and not isinstance(ids, (list, tuple)):
         raise ValueError(f"be_token_ids must be a list of token ids, got {ids!r:.60}.")
     for token_id in [*(ids or []), *([] if config.ae_token_id is None else [config.ae_token_id])]:
@@ -50,10 +50,10 @@ def check_fields(config) -> None:
     for name in ("base_model_name_or_path", "tokenizer_name_or_path"):
         value = getattr(config, name)
         if value is not None and not isinstance(value, (str, os.PathLike)):
-            raise ValueError(f"{name} must be a text, got {value!r:.60}.")
+            raise ValueError(f"{name} must be a string, got {value!r:.60}.")
     targets = config.target_modules
     if targets is not None and not isinstance(targets, (str, list, tuple, set)):
-        raise ValueError(f"target_modules must be a text or a list of texts, got {targets!r:.60}.")
+        raise ValueError(f"target_modules must be a string or a list of strings, got {targets!r:.60}.")
     if config.provenance is not None and not isinstance(config.provenance, dict):
         raise ValueError(f"provenance must be an object, got {config.provenance!r:.60}.")
     training = (config.provenance or {}).get("training", {})
@@ -88,8 +88,8 @@ def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:
 
 def read_rows(path: str | os.PathLike, config) -> dict[str, torch.Tensor]:
     """
-    Read an adapter's rows from its safetensors file. No tensor is loaded before the file's table of contents has
-    passed the check.
+    Read an adapter's rows from its safetensors file. No tensor is loaded before the file's header has passed
+    the check.
 
     Args:
         path (`str` or `os.PathLike`): the file.
@@ -116,12 +116,12 @@ def read_rows(path: str | os.PathLike, config) -> dict[str, torch.Tensor]:
 
 
 def foreign_tensors(names) -> list[str]:
-    """Those of the names in an adapter's file that are not a row's."""
+    """The names in an adapter's file that belong to no row."""
     return [name for name in names if not f".{name}".endswith((f".{BE_KEY}", f".{AE_KEY}"))]
 
 
 def expected_shapes(config) -> dict[str, tuple[int, int | None]]:
-    """The rows that a saved adapter has, by the ends of their names; the width is `None` where nothing tells it."""
+    """The rows that a saved adapter has, by the ends of their names; the width is `None` where it is not known."""
     shapes = {BE_KEY: (config.num_be_tokens, config.hidden_size)} if config.num_be_tokens else {}
     return {**shapes, AE_KEY: (1, config.hidden_size)} if config.saves_ae_token else shapes
 
@@ -147,7 +147,7 @@ def _check_shapes(found: dict[str, tuple], expected: dict[str, tuple[int, int | 
         )
     extra = [name for name in found if not any(f".{name}".endswith(f".{key}") for key in expected)]
     if extra:
-        raise ValueError(f"The adapter {where} holds {extra[0]}, of which its configuration says nothing.")
+        raise ValueError(f"The adapter {where} holds {extra[0]}, which its configuration does not mention.")
 
 
 def _fits(shape: tuple[int, ...], count: int, width: int | None) -> bool:

@@ -34,7 +34,7 @@ class BETokenConfig(PeftConfig):
         ae_token_id (`int`, *optional*):
             The token id at which the [AE] row is read. If `None`, it is chosen like `be_token_ids`.
         save_ae_token (`bool`, *optional*, defaults to `False`):
-            Whether the [AE] row is saved beside [BE] rows. Inference does not need it; a checkpoint from which
+            Whether the [AE] row is saved along with [BE] rows. Inference does not need it; a checkpoint from which
             training is to resume does. An adapter without [BE] rows always saves it.
         tokenizer_name_or_path (`str`, *optional*):
             The tokenizer in which unused ids are looked up, defaults to the base model's `name_or_path`. Only local
@@ -51,8 +51,8 @@ class BETokenConfig(PeftConfig):
             Number of rows of the base model's input embedding. Recorded when the adapter is created and checked on
             load.
         embed_scale (`float`, *optional*, defaults to `1.0`):
-            What the base model's input embedding multiplies its rows by, those of the adapter too (Gemma). Recorded when the
-            adapter is created, for engines that take embeddings as they are.
+            Factor by which the base model's input embedding multiplies its rows, including the adapter's (Gemma). Recorded
+            when the adapter is created, for engines that take embeddings as they are.
         target_modules (`str` or `list[str]`, *optional*):
             Name of the embedding module, only for models without `get_input_embeddings`. Must stay `None` for
             transformers models, whose input embedding is always the target: PEFT would save the full embedding matrix
@@ -84,8 +84,8 @@ class BETokenConfig(PeftConfig):
         default=False,
         metadata={
             "help": (
-                "Whether the [AE] row is saved beside [BE] rows. Not needed for inference. An adapter without [BE] "
-                "rows always saves it."
+                "Whether the [AE] row is saved along with [BE] rows. Not needed for inference. An adapter without "
+                "[BE] rows always saves it."
             )
         },
     )
@@ -116,7 +116,9 @@ class BETokenConfig(PeftConfig):
     )
     embed_scale: float = field(
         default=1.0,
-        metadata={"help": "What the base model's input embedding multiplies its rows by. Recorded at creation."},
+        metadata={
+            "help": "Factor by which the base model's input embedding multiplies its rows. Recorded at creation."
+        },
     )
     target_modules: list[str] | str | None = field(
         default=None,
@@ -145,7 +147,7 @@ class BETokenConfig(PeftConfig):
         cls, tokenizer, vocab_size: int, num_be_tokens: int = 1, use_ae_token: bool = False, **kwargs
     ) -> BETokenConfig:
         """
-        A causal LM's configuration with ids that a given tokenizer does not use; what it cannot offer stays open.
+        A configuration for a causal LM, with ids that the tokenizer does not use. Ids that it cannot offer stay `None`.
 
         Args:
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The base model's tokenizer. It is not changed.
@@ -165,7 +167,7 @@ class BETokenConfig(PeftConfig):
 
     @property
     def token_ids(self) -> list[int]:
-        """The ids that are set: those of [BE], then that of [AE]."""
+        """The ids that are set: the [BE] ids, then the [AE] id."""
         return [*(self.be_token_ids or []), *([] if self.ae_token_id is None else [self.ae_token_id])]
 
     @property
@@ -175,11 +177,11 @@ class BETokenConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """
-        Saves the configuration of what [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out.
+        Saves the configuration of the rows that [`PeftModel.save_pretrained`] saves: without [AE] if its row is left out.
 
         Raises:
-            `ValueError`: the file of rows holds anything else, such as a table that PEFT was asked to save. It is
-                deleted.
+            `ValueError`: the file of rows holds anything else, such as an embedding table that PEFT was asked to save.
+                The file is deleted.
         """
         saved = self if self.saves_ae_token else replace(self, use_ae_token=False, ae_token_id=None)
         file = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME

@@ -1,5 +1,5 @@
 """
-Checks of what a base model with adapters is given to read, whichever loader of PEFT or transformers put them there.
+Checks of the inputs of a base model with adapters, whichever loader of PEFT or transformers put the adapters there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def add_input_checks(model: nn.Module) -> None:
 
 
 def remove_input_checks(model: nn.Module, layer: BETokenEmbedding) -> None:
-    """Leaves the base model as it was before [`add_input_checks`], when it held `layer`."""
+    """Undoes [`add_input_checks`] on a base model that had `layer` as its input embedding."""
     if layer.input_check is not None:
         layer.input_check.remove()
         model.__dict__.pop("generate", None)
@@ -54,7 +54,7 @@ def any_input(model: nn.Module):
 
 
 def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    """A forward pre-hook that warns, once for each model, of inputs in which an active adapter is not asked for."""
+    """A forward pre-hook that warns, once for each model, of inputs that do not use an active adapter."""
     if torch.compiler.is_compiling():
         return
     layer = model.get_input_embeddings()
@@ -83,7 +83,7 @@ def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
 
 
 def _checked_generate(model: nn.Module, *args, **kwargs):
-    """`generate` of the model's class, after a check for ids on which it would fail in torch's words."""
+    """`generate` of the model's class, after a check for ids at which it would fail with an error from inside torch."""
     generate = type(model).generate
     _check_generation(model, inspect.signature(generate).bind(model, *args, **kwargs).arguments)
     return generate(model, *args, **kwargs)
@@ -100,7 +100,7 @@ def _check_generation(model: nn.Module, arguments: dict) -> None:
     ids = arguments.get("inputs", options.get("input_ids"))
     if not isinstance(layer, BETokenEmbedding) or not isinstance(ids, torch.Tensor) or ids.is_floating_point():
         return
-    if not at_hand(ids) and not layer.disable_adapters:  # where the layer itself does not wait to see ids
+    if not at_hand(ids) and not layer.disable_adapters:  # the layer itself does not wait to see ids then
         layer.check_owners(ids)
     configs = (arguments.get("generation_config"), model.generation_config)
     sources = [options, *(vars(config) for config in configs if config is not None)]

@@ -14,15 +14,22 @@ from .config import BETokenConfig
 
 
 def at_hand(ids: torch.Tensor) -> bool:
-    """Whether the values of `ids` can be looked at for nothing. Elsewhere than on the CPU, one would wait for the device."""
+    """Whether the values of `ids` can be read at no cost. On any device but the CPU, reading them waits for the device."""
     return ids.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _not_active(token_id: int, owner: str, active: list[str]) -> ValueError:
+    return ValueError(
+        f"Token id {token_id} belongs to adapter {owner}, which is not active (active: {', '.join(active)}): call "
+        "set_adapter to activate it, or pass adapter_names."
+    )
 
 
 class BETokenEmbedding(nn.Module, BaseTunerLayer):
     """
     An embedding in which a few ids are read from learned rows instead of the table.
 
-    The rows of an adapter are small embeddings of their own beside the base embedding, so that what they cost does not
+    The rows of an adapter are small embeddings of their own next to the base embedding, so that their cost does not
     depend on the size V of the vocabulary: neither a copy nor a gradient of shape (V, d) is made. They are kept like
     rows of the table: in a base embedding that scales its output (Gemma), they are scaled too.
 
@@ -49,7 +56,8 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         self.frozen_peft_weight_names = {}
         self.merged_adapters = []
         self._rows_before_merge: dict[str, torch.Tensor] = {}
-        # See inputs.py: whether an input without [BE] is worth a warning, and whose each row of the batch is
+        # See inputs.py: whether an input without [BE] is worth a warning, the hook that checks, and the adapter of each
+        # row of the batch
         self.expects_be = True
         self.input_check = None
         self.batch_adapter_names: list[str] | None = None
@@ -66,7 +74,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
             (self.be_token_ae_embedding, int(config.use_ae_token)),
         ):
             if count:
-                # In fp32 also beside a bf16 base, in which the small updates of training would be lost.
+                # In fp32 even on a bf16 base: bf16 would lose the small updates of training.
                 rows = torch.randn(count, self.out_features, device=weight.device) * std
                 container[adapter_name] = nn.Embedding.from_pretrained(rows, freeze=False)
         if config.num_be_tokens:
@@ -78,9 +86,9 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         )
 
     def set_token_ids(self, adapter_name: str, token_ids: list[int]) -> None:
-        """Gives an adapter other ids: those of its [BE] rows, then that of its [AE] row."""
+        """Gives an adapter other ids: first for its [BE] rows, then for its [AE] row."""
         if adapter_name in self.merged_adapters:
-            raise ValueError(f"Adapter {adapter_name} is merged at its present token ids, call unmerge_adapter first.")
+            raise ValueError(f"Adapter {adapter_name} is merged at its present token ids: call unmerge_adapter first.")
         if adapter_name in self.active_adapters:
             others = [name for name in self.active_adapters if name != adapter_name]
             self._check_distinct_ids(others, {adapter_name: token_ids})
@@ -99,7 +107,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
                 if token_id in owner:
                     raise ValueError(
                         f"Adapters {owner[token_id]} and {adapter_name} both use token id {token_id} and cannot be "
-                        "active at the same time, call assign_token_ids to give one of them other ids."
+                        "active at the same time: call assign_token_ids to give one of them other ids."
                     )
                 owner[token_id] = adapter_name
 
@@ -109,8 +117,8 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
 
     def find_unused_adapter(self, x: torch.Tensor) -> str | None:
         """
-        The name of an adapter that a row of the batch `x` is to use and does not, since it holds no adapter's id. (An
-        id of an adapter that is not active is refused, or becomes NaN.)
+        The name of an adapter that a row of the batch `x` should use but does not, because it holds no adapter's id.
+        (An id of an adapter that is not active is refused, or becomes NaN.)
         """
         without = ~torch.isin(x, torch.tensor(self.all_token_ids(), device=x.device)).any(-1)
         adapters = zip(self._adapters_of_rows(x), without.tolist())
@@ -124,10 +132,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
             for name, ids in self.be_token_ids.items():
                 token_id = next((i for i in ids.tolist() if i in foreign), None)
                 if token_id is not None:
-                    raise ValueError(
-                        f"Token id {token_id} belongs to adapter {name}, which is not active (active: "
-                        f"{', '.join(names)}), call set_adapter to activate it or pass adapter_names."
-                    )
+                    raise _not_active(token_id, name, names)
 
     def _adapters_of_rows(self, x: torch.Tensor) -> list[list[str]]:
         """The adapters that each row of the batch `x` uses."""
@@ -137,7 +142,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         return [[name] if name != "__base__" else [] for name in self.batch_adapter_names for _ in range(copies)]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # Unlike PEFT's own, this leaves the dtype alone: rows loaded in fp32 stay exact beside a bf16 base.
+        # Unlike PEFT's own, this leaves the dtype alone: rows loaded in fp32 stay exact on a bf16 base.
         device = self.get_base_layer().weight.device if device is None else device
         for name in self.adapter_layer_names + self.other_param_names:
             container = getattr(self, name)
@@ -192,13 +197,10 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         if (slots >= len(rows)).any():
             token_id = ids[slots.max()].item()
             owner = next(name for name in all_names[len(adapter_names) :] if token_id in self.be_token_ids[name])
-            raise ValueError(
-                f"Token id {token_id} belongs to adapter {owner}, which is not active (active: "
-                f"{', '.join(adapter_names)}), call set_adapter to activate it or pass adapter_names."
-            )
+            raise _not_active(token_id, owner, adapter_names)
         values = self._like_table_rows(F.embedding(slots, rows), embeds)
         # The output of the base embedding is fresh. It requires a gradient if the table learns or if a hook made it a
-        # leaf for gradient checkpointing; autograd forbids to write into the latter.
+        # leaf for gradient checkpointing; autograd forbids writing into the latter.
         if embeds.requires_grad:
             return embeds.index_put(positions, values)
         return embeds.index_put_(positions, values)
@@ -225,7 +227,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         return torch.where(hit.unsqueeze(-1), values, embeds)
 
     def _like_table_rows(self, rows: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        """Does to rows what the base embedding does to those of its table: dtype, then scale."""
+        """Treats rows as the base embedding treats the rows of its table: dtype, then scale."""
         rows = rows.to(embeds.dtype)
         scale = self._get_embed_scale()
         return rows if scale is None else rows * scale.to(rows.dtype)
@@ -247,7 +249,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
 
         # All adapters in one go: a table of their ids, one row for each adapter and one without ids for the base
-        # embedding, and beside it the places of their rows
+        # embedding, and a second table with the places of their rows
         names = [name for name in dict.fromkeys(adapter_names) if name != "__base__"]
         own_ids = [*(self.be_token_ids[name].to(x.device) for name in names), x.new_empty(0)]
         id_table = pad_sequence(own_ids, batch_first=True, padding_value=-1)
@@ -267,7 +269,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
             other = next(name for name, ids in self.be_token_ids.items() if token_id in ids)
             raise ValueError(
                 f"Token id {token_id} belongs to adapter {other}, but its row of the batch uses adapter "
-                f"{adapter_names[batch_row]}, pass the adapter that the prompt was made for."
+                f"{adapter_names[batch_row]}: pass the adapter that the prompt was made for."
             )
         embeds = self.base_layer(
             x.masked_fill(special & (hit | foreign | (x >= self.in_features)), 0), *args, **kwargs

@@ -22,7 +22,7 @@ from .token_ids import find_unused_token_ids
 
 
 def untie_output_embedding(model: nn.Module) -> None:
-    """Gives a causal LM whose output embedding is its input embedding a copy of its own, of V x d numbers."""
+    """Gives a causal LM with tied embeddings an output embedding of its own, a copy of V x d numbers."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
@@ -79,8 +79,8 @@ class BETokenModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         """
-        Adds an adapter. Token ids that another adapter has are replaced by unused ones, as in
-        `peft_config[adapter_name]` then.
+        Adds an adapter. Token ids that another adapter has are replaced by unused ones, which
+        `peft_config[adapter_name]` then holds.
 
         Raises:
             `ValueError`: The adapter does not fit the model, the model holds adapters of other methods, or the name
@@ -97,7 +97,7 @@ class BETokenModel(BaseTuner):
             )
         config = self.peft_config[adapter_name]
         taken = self._token_ids_of_others(adapter_name)
-        # Adapters that are added with one configuration share the object, and ids are each one's own
+        # Adapters that are added with one configuration share the object, but each needs ids of its own
         is_shared = any(c is config for name, c in self.peft_config.items() if name != adapter_name)
         if is_shared or not taken.isdisjoint(config.token_ids):
             self.peft_config[adapter_name] = replace(
@@ -105,7 +105,7 @@ class BETokenModel(BaseTuner):
                 be_token_ids=config.be_token_ids if taken.isdisjoint(config.be_token_ids or []) else None,
                 ae_token_id=config.ae_token_id if config.ae_token_id not in taken else None,
             )
-        # Ids that were written by hand: a configuration that was on a model knows its size
+        # Ids that a user chose: a configuration that has been on a model records the model's vocabulary size
         asked = [] if config.vocab_size else config.token_ids
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         token_ids = self.peft_config[adapter_name].token_ids
@@ -197,7 +197,7 @@ class BETokenModel(BaseTuner):
         name = peft_config.tokenizer_name_or_path or getattr(self.model, "name_or_path", None)
         if not name:
             return []
-        # Of hundreds of adapters with the same ids, all but the first ask
+        # Kept, since of hundreds of adapters with the same ids all but the first ask for others
         known = self.__dict__.setdefault("_unused_by_tokenizer", {})
         if (name, num_usable) not in known:
             try:
@@ -300,7 +300,7 @@ class BETokenModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         check_rows(state_dict, config, "file")
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        # PEFT passes on what it finds no place for, warns, and leaves the rows at random
+        # PEFT passes on what it finds no place for, warns, and leaves the rows at their random values
         unplaced = [key for key in entries if key in state_dict]
         if unplaced:
             raise ValueError(
@@ -361,7 +361,7 @@ class BETokenModel(BaseTuner):
         return self._weight("be_token_embedding", adapter_name).detach().clone()
 
     def rows_grad(self, adapter_name: str) -> torch.Tensor | None:
-        """Returns the gradient of the [BE] rows of an adapter, of shape (k, d), itself and no copy; `None` before a backward."""
+        """Returns the gradient of the [BE] rows of an adapter, of shape (k, d), not a copy; `None` before a backward pass."""
         return self._weight("be_token_embedding", adapter_name).grad
 
     def set_rows(self, adapter_name: str, rows: torch.Tensor) -> None:

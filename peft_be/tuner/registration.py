@@ -39,7 +39,7 @@ def add_enum_member(enum_cls, name: str):
     enum_cls._member_names_.append(name)
     enum_cls._member_map_[name] = member
     enum_cls._value2member_map_[name] = member
-    # The metaclass forbids to set a member on the class, and Python 3.12 and later find members nowhere else.
+    # The metaclass forbids setting a member on the class, and Python 3.12 and later find members nowhere else.
     type.__setattr__(enum_cls, name, member)
     return member
 

@@ -97,7 +97,7 @@ def test_nothing_else_takes_part_in_it(tiny_model):
     one = weights_fingerprint(tiny_model)
     assert torch.equal(state, torch.get_rng_state())
     with_lora = get_peft_model(tiny_model, LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False))
-    assert weights_fingerprint(with_lora) == one  # an adapter beside the weights is none of them
+    assert weights_fingerprint(with_lora) == one  # an adapter next to the weights is none of them
     assert len(one["sketch"]) < 700
     deeper = copy.deepcopy(with_lora.unload())
     deeper.model.layers.append(copy.deepcopy(deeper.model.layers[0]))

@@ -101,9 +101,9 @@ def test_nothing_goes_on_after_the_end(fake):
 
 
 def test_the_cells_of_the_study_can_be_made():
-    from peft_be.baselines import make_method
     from study import key
 
+    from peft_be.comparison.methods import make_method
     from peft_be.data import load_queries
     from peft_be.prompting import load_prompt
     from peft_be.training import BEDistillConfig

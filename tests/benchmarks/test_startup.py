@@ -30,8 +30,8 @@ def test_the_summary_compares_by_turns():
     from startup import summary
 
     figures = [{"processor": a, "wall": a} for a in (1.0, 2.0, 4.0)]
-    beside = [{"processor": b, "wall": b} for b in (0.5, 1.0, 1.0)]
-    found = summary(figures, beside)
+    baseline = [{"processor": b, "wall": b} for b in (0.5, 1.0, 1.0)]
+    found = summary(figures, baseline)
     assert found["processor_s"] == {"median": 2.0, "min": 1.0, "max": 4.0}
     assert found["processor_more_s"] == {"median": 1.0, "min": 0.5, "max": 3.0}
     assert found["wall_ratio"] == 2.0

@@ -28,7 +28,7 @@ sys.addaudithook(watch)
 import huggingface_hub  # as for Python, where the command line has not turned off what libraries report
 from peft_be.cli.main import main
 from peft_be.serving import page
-page.wait = lambda shown: shown.close(verbose=False)  # in the place of Ctrl-C
+page.wait = lambda shown: shown.close(verbose=False)  # instead of Ctrl-C
 codes = {}
 for command, arguments in json.loads(sys.argv[1]).items():
     sys.argv = ["peft-be", *arguments]

@@ -16,7 +16,7 @@ TOOLS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "",
 
 @pytest.fixture
 def table(job):
-    """The queries beside the system text that they are for, as a log of requests has them."""
+    """The queries next to the system text that they are for, as a log of requests has them."""
     rows = [{"prompt": PROMPT, "question": query} for query in QUERIES]
     Dataset.from_list(rows).to_csv(job.folder / "log.csv", index=False)
     Dataset.from_list(rows).to_parquet(job.folder / "LOG.PARQUET")

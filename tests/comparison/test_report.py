@@ -375,7 +375,7 @@ def test_hostile_texts_in_a_browser(visit, results):
 
 
 def test_no_script_but_its_own_would_run(browser, results, tmp_path):
-    """The page's policy is a second wall behind the escaping."""
+    """The page's policy is a second line of defence after the escaping."""
     path = tmp_path / "report.html"
     page = html_report(results).replace("</h1>", f"</h1>{HOSTILE}")
     path.write_text(page, encoding="utf-8")

@@ -126,8 +126,8 @@ def test_files_as_the_world_writes_them(tmp_path, name, content, queries):
         # Rows with several
         ("q.jsonl", '{"query": "a"}\n{"prompt": "b", "question": "c"}\n', "Line 2 of .* several .*: prompt, question"),
         ("q.jsonl", '{"question": "a", "input": "b"}\n', "several fields .*: question, input.* --query-field"),
-        ("q.jsonl", '{"question": "a", "context": "b"}\n', "'context' beside 'question'.*dropped.* --query-field"),
-        ("q.csv", "system,query\na,b\n", "'system' beside 'query'"),
+        ("q.jsonl", '{"question": "a", "context": "b"}\n', "'context' next to 'question'.*dropped.* --query-field"),
+        ("q.csv", "system,query\na,b\n", "'system' next to 'query'"),
         ("q.csv", "prompt,question\na,b\n", "Line 2 of .* several fields .*: prompt, question"),
     ],
 )  # fmt: skip

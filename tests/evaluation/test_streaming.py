@@ -1,4 +1,4 @@
-"""Streamed answers are those of `generate`, and nothing goes on behind them."""
+"""Streamed answers are those of `generate`, and nothing goes on after them."""
 
 import threading
 

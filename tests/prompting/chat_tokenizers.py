@@ -214,7 +214,7 @@ def _trained(byte_level: bool) -> str:
 
 
 def build_tokenizer(name: str, more_special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """The tokenizer of a family; `more_special` are special tokens added behind its vocabulary."""
+    """The tokenizer of a family; `more_special` are special tokens added after its vocabulary."""
     family = FAMILIES[name]
     model = json.loads(_trained(family.kind == "bytes"))["model"]
     vocab, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]

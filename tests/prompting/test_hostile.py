@@ -44,7 +44,7 @@ def test_hostile_queries(tokenizers, family, slot, count):
             ids = form(query)
             assert of(ids, forbidden) == special, query
             text = decoded(tokenizer, ids)
-            before, after = before.rstrip(), after.lstrip()  # Phi 3's special tokens take the white space beside them
+            before, after = before.rstrip(), after.lstrip()  # Phi 3's special tokens take the white space next to them
             assert text.startswith(before) and text.endswith(after), query
             assert as_decoded(family, query.strip()) in text[len(before) : len(text) - len(after)], query
 
@@ -196,7 +196,7 @@ def test_answers(tokenizers, family):
         ids = renderer.answer(text)
         assert not of(ids, forbidden), text
         assert as_decoded(family, text.strip()) in decoded(tokenizer, ids)
-    # Behind a special token an ordinary text has the ids that it has there
+    # After a special token, an ordinary text has the ids that it has there
     end = tokenizer.eos_token
     whole = tokenizer(f"{end}Paris is nice.", add_special_tokens=False)["input_ids"]
     assert renderer.answer("Paris is nice.") == whole[whole.index(tokenizer.eos_token_id) + 1 :]

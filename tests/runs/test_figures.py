@@ -1,4 +1,4 @@
-"""The figure that a user reads: a KL beside that of no prompt on the same queries, and what to expect of few queries."""
+"""The figure that a user reads: a KL next to the KL without a prompt on the same queries, and what to expect of few queries."""
 
 import json
 import warnings

@@ -75,7 +75,7 @@ def test_a_resumed_run_stops_where_an_undisturbed_one_does(tiny_model, smollm2_t
 
     alone = run("alone")
     last = alone["steps"]
-    assert alone["best"]["step"] == last - 10 < 50  # five validations behind the best
+    assert alone["best"]["step"] == last - 10 < 50  # five validations after the best
 
     def fail(stage, done, total, values):
         if stage == "stage 2" and done == last - 3:

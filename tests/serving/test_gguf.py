@@ -207,7 +207,7 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):
         "wide": "49152 x 64 for 49152 tokens, theirs 49152 x 32",
         "padded": "49216 x 32",
         "gemma2": "architecture 'gemma2'",
-        "other": "embeddings of its tokens are others",
+        "other": "its tokens have other embeddings",
         "vocab": "instead of",
         "short": "is no GGUF file, or is damaged",
         "header": "is no GGUF file, or is damaged",
@@ -240,7 +240,7 @@ def open_llama(path):
 
 
 def llama_logits(llama, ids):
-    """The logits behind the last of `ids`, as llama.cpp computes them."""
+    """The logits after the last of `ids`, as llama.cpp computes them."""
     llama.reset()
     llama.eval(ids)
     library = sys.modules["llama_cpp"]
@@ -292,7 +292,7 @@ def test_llama_cpp_reads_what_transformers_reads(smollm2_tokenizer, tmp_path, fi
     assert after.detokenize(tokens["a"].ids) == b""
     ours = logits(model, expected)[-1].numpy()[ordinary]
     theirs = llama_logits(after, ids)[ordinary]
-    # llama.cpp rounds the other factor, too: to 8 bits beside quantised weights, to F16 beside F16
+    # llama.cpp rounds the other factor, too: to 8 bits with quantised weights, to F16 with F16
     tolerance = {None: 1e-3, 1: 1e-2}.get(file_type, 0.15)
     assert np.abs(ours - theirs).max() < tolerance * np.abs(ours).max()
 

@@ -70,7 +70,7 @@ def test_cache_continues_and_gives_the_same_numbers(tmp_path):
     settings = AnswerSettings(max_new_tokens=6, batch_size=2, num_answers=2, temperature=1.0, seed=3)
     fresh = generate_answers(model, PROMPTS, settings, 0)
     cache = AnswerCache(tmp_path, {"a": 1})
-    with pytest.raises(KeyboardInterrupt):  # interrupted behind the first batch
+    with pytest.raises(KeyboardInterrupt):  # interrupted after the first batch
 
         def interrupt(done, total):
             raise KeyboardInterrupt

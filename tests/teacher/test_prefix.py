@@ -59,7 +59,7 @@ def test_hidden_states_equal_a_full_forward(name):
         cache = prefix.new_cache()
         kwargs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1)[:, 40:]}
         first = model(input_ids=ids, past_key_values=cache, **kwargs).logits
-        # And one decoding step behind it
+        # And one decoding step after it
         mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
         kwargs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1)[:, -1:]}
         second = model(input_ids=torch.tensor([[70], [71]]), past_key_values=cache, **kwargs).logits

@@ -143,7 +143,7 @@ def test_each_trainer_gets_its_own_kind(distil, pretrain, tiny_model, nothing_wo
     model = get_peft_model(tiny_model, ae_config())
     refused(distil, model, "holds an .AE. row only")
     model = get_peft_model(model.unload(), be_config(use_ae_token=True, ae_token_id=15))
-    refused(pretrain, model, "stays as it is beside .BE. rows")
+    refused(pretrain, model, "does not learn next to .BE. rows")
     refused(pretrain, get_peft_model(model.unload(), be_config()), "has no .AE. row")
 
 

@@ -19,9 +19,8 @@ from peft_be import (
     compress_prompts,
     load_model,
 )
-from peft_be.training.be_distill_trainer import CALIBRATION_QUERY
 from peft_be.training.budget import steps_in_time
-from peft_be.training.init import initial_rows
+from peft_be.training.init import CALIBRATION_QUERY, initial_rows
 from peft_be.training.many_prompts import ManyPromptsTrainer
 
 from ..stages import FAST, PROMPT, QUERIES, peft_model, trainer

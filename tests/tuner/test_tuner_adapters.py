@@ -373,7 +373,7 @@ def test_bad_adapter_names(two_adapters):
 
 
 def test_composition_in_one_sequence(two_adapters, model_name):
-    with pytest.raises(ValueError, match="both use token id 7 .* call assign_token_ids"):
+    with pytest.raises(ValueError, match="both use token id 7 .*: call assign_token_ids"):
         two_adapters.base_model.set_adapter(["a", "b"])
     assert two_adapters.active_adapters == ["a"]
 

@@ -85,7 +85,7 @@ def test_scores_stand_in_the_metadata_until_other_rows_are_saved(model, tmp_path
     before = saved(model, tmp_path)
     both = {"no_prompt": 0.75, "be": 0.25}
     scores = {"num_queries": 9, "kl": both, "kl_gap_closed": 2 / 3, "top1_agreement": both, "answer_rouge_l": both}
-    for _ in range(2):  # the second time in the place of the first
+    for _ in range(2):  # the second time instead of the first
         add_scores(tmp_path, config, scores)
         card = ModelCard.load(tmp_path / "README.md")
         found = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}

@@ -9,7 +9,7 @@ from peft_be.tuner import BETokenConfig
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"num_be_tokens": -1}, "num_be_tokens must not be negative"),
+        ({"num_be_tokens": -1}, "num_be_tokens must be a whole number from 0"),
         ({"num_be_tokens": 0}, "num_be_tokens=0 needs use_ae_token=True"),
         ({"ae_token_id": 3}, "ae_token_id=3 needs use_ae_token=True"),
         ({"be_token_ids": [3, 4]}, "self.num_be_tokens=1 but be_token_ids has 2 ids"),

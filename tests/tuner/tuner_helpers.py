@@ -64,7 +64,7 @@ WORDS = {"[UNK]": 0, "a": 1, "b": 2, "c": 3}
 
 
 def make_tokenizer(special=(), added=(), words=WORDS, **kwargs):
-    """A word-level tokenizer with special and ordinary added tokens behind its words."""
+    """A word-level tokenizer with special and ordinary added tokens after its words."""
     tokenizer = Tokenizer(models.WordLevel(dict(words), unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])

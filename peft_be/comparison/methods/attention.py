@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ...prompting import PromptRenderer
+from ...prompting.context import context_length
 from ...teacher import common_prefix_length
 from .method import Job
-from .pruning import Pruner, Word, context_length, mean_over_tokens
+from .pruning import Pruner, Word, mean_over_tokens
 
 
 # Queries whose answers' first tokens do the looking
@@ -35,11 +36,11 @@ class AttentionSampling(Pruner):
       which are in every sentence do not win by their number alone.
     - Sentences: Russian roulette. A sentence with less than the average importance goes with a probability that grows with
       the lack, and a survivor's words count more by as much, so that the expectation of each weight is unchanged.
-    - Words of the survivors are then drawn without replacement in proportion to their weights until the budget is full; those
+    - Words of the survivors are then drawn without replacement in proportion to their weights until the budget is full; words
       of lost sentences come last. `job.seed` decides.
 
-    Beside the paper: the attention is the backbone's, where the paper takes it from an encoder; and its reinforcement-learned
-    network, which sets a rate for each sentence, is left out, for the budget is one for the whole prompt. The paper's
+    Unlike in the paper, the attention is the backbone's and not that of an encoder, and its reinforcement-learned
+    network, which sets a rate for each sentence, is left out, because there is one budget for the whole prompt. The paper's
     exponent of TF and its rule of survival were not at hand: 1 and the rule above are choices of this package.
 
     The arguments are those of [`Pruner`].
@@ -86,7 +87,7 @@ def attention_received(
     Raises:
         `ValueError`: the model has no attention weights, or a suffix is as long as its context.
     """
-    room = (window or context_length(model)) - max(map(len, suffixes))
+    room = (window or context_length(model) or math.inf) - max(map(len, suffixes))
     if room < 2:
         raise ValueError("A query is as long as the model's context: take shorter queries.")
     num_parts = 1 if len(prefix_ids) <= room else math.ceil((len(prefix_ids) - 1) / (room - 1))

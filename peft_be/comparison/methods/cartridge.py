@@ -27,7 +27,7 @@ WARMUP_STEPS = 10
 
 class Cartridge(Method):
     """
-    Trained keys and values of all layers (Cartridges, arXiv 2506.06266), by PEFT's `CARTRIDGE`. They stand for all in front of the
+    Trained keys and values of all layers (Cartridges, arXiv 2506.06266), by PEFT's `CARTRIDGE`. They stand for everything in front of the
     user's turn, start as the keys and values of its first tokens, and learn from the same answers of the same teacher as
     [BE], by Eq. 3 at temperature 1. The first slot is frozen, as the method's authors recommend, where there are more.
 
@@ -35,9 +35,9 @@ class Cartridge(Method):
 
     Args:
         num_tokens (`int`, *optional*, defaults to `1`): slots.
-        learning_rate (`float`, *optional*, defaults to `2e-2`): the highest one of Adam, with a cosine schedule.
+        learning_rate (`float`, *optional*, defaults to `2e-2`): Adam's highest learning rate, with a cosine schedule.
         batch_size (`int`, *optional*, defaults to `2`): answers a step.
-        max_steps (`int`, *optional*, defaults to `600`): where the job does not say.
+        max_steps (`int`, *optional*, defaults to `600`): used where the job does not set a number.
         eval_steps (`int`, *optional*, defaults to `100`): steps between validations; the slots that validated best are kept.
 
     Raises:

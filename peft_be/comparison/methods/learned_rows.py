@@ -12,8 +12,8 @@ from .method import Job, Method
 
 class LearnedRows(Method):
     """
-    Rows of the input embedding, learned with [`compress_prompt`]. Subclasses say with which settings; all else, the start, the
-    optimiser, batches and validation, is the same for all of them.
+    Rows of the input embedding, learned with [`compress_prompt`]. Subclasses choose settings; all else (start,
+    optimizer, batches and validation) is the same for all of them.
 
     Args:
         num_tokens (`int`, *optional*, defaults to `1`): k, the number of rows.

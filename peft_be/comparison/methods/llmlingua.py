@@ -31,8 +31,8 @@ class LLMLingua2(Pruner):
     higher per cent keeps fill what is left, from the front. A word stays if most of its characters do.
 
     Every checkpoint for token classification with two labels, of which the second means "keep", and with the tokenizer of
-    BERT or XLM-R can decide: LLMLingua-2's own, or those of later methods that train the same kind of model, such as EFPC,
-    MOOSComp and TACO-RL. What these methods do beside the classifier (instructions in front, outlier scores) is not done.
+    BERT or XLM-R can decide: LLMLingua-2's own, or one of a later method that trains the same kind of model, such as EFPC,
+    MOOSComp and TACO-RL. What these methods do besides classifying (instructions in front, outlier scores) is left out.
 
     Args:
         num_tokens (`int`, *optional*, defaults to `64`):

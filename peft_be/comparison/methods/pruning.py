@@ -1,4 +1,4 @@
-"""Shorter prompts made of P's own words: what all methods share that choose which of them to keep."""
+"""Shorter prompts made of P's own words: what all methods share that choose which words to keep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
 from ...evaluation.stand_in import StandIn
 from ...prompting.messages import check_prompt
@@ -65,7 +64,7 @@ class Pruner(Method):
 
     @abstractmethod
     def importance(self, job: Job, messages: list[dict[str, str]], words: list[Word]) -> Sequence[float]:
-        """How important each word is; of equal ones, the earlier counts more. `messages` are those of `job.prompt`."""
+        """How important each word is; of equal words, the earlier counts more. `messages` are the messages of `job.prompt`."""
 
     def fit(self, job: Job) -> StandIn:
         messages = check_prompt(job.prompt)
@@ -191,8 +190,3 @@ def mean_over_tokens(
     values = scores.detach().double().cpu()[of_token]
     totals = torch.zeros(len(words), dtype=torch.float64).index_add_(0, of_word, values)
     return totals / torch.bincount(of_word, minlength=len(words)).clamp_(min=1)
-
-
-def context_length(model: PreTrainedModel) -> float:
-    """Most tokens that the model reads at once."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")

@@ -19,7 +19,7 @@ class Reordered(Method):
     P with the second half of its parts in a random order: of its worked examples, where P has several exchanges, or else of its
     paragraphs, or of its lines where there are fewer than four paragraphs.
 
-    It shortens nothing. To a reader it is the same prompt, so that the KL it leaves is what a method can hardly be blamed for.
+    It shortens nothing. To a reader it is the same prompt, so a method can hardly be blamed for as much KL as it leaves.
 
     Raises:
         `ValueError`: P has fewer than four parts.

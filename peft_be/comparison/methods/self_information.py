@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from ...losses import OutputHead, cross_entropy
 from ...prompting import PromptRenderer
+from ...prompting.context import context_length
 from .method import Job
-from .pruning import Pruner, Word, context_length, mean_over_tokens
+from .pruning import Pruner, Word, mean_over_tokens
 
 
 class SelfInformation(Pruner):
@@ -20,9 +21,9 @@ class SelfInformation(Pruner):
     LLMLingua (arXiv 2310.05736).
 
     The importance of a token is `-log p(token | all before it)`, that of a word the mean over its tokens. The backbone itself
-    computes it on P as it stands in the chat template. Beside the papers: words are the units, not noun phrases from a
-    parser (Selective Context) nor pieces of words (LLMLingua); and neither LLMLingua's budgets for parts of a prompt nor its
-    rounds, in which later tokens are judged after what was kept of the earlier ones.
+    computes it on P as it stands in the chat template. Unlike in the papers, words are the units, not noun phrases from a
+    parser (Selective Context) or pieces of words (LLMLingua), and there are neither LLMLingua's budgets for parts of a prompt
+    nor its rounds, in which later tokens are judged after what was kept of the earlier ones.
 
     The arguments are those of [`Pruner`].
     """
@@ -52,7 +53,7 @@ def self_information(model: PreTrainedModel, ids: list[int], window: int | None 
         `torch.Tensor` of shape `[len(ids)]`, float32, in nats. The first token, which nothing predicts, has `log V`.
     """
     head = OutputHead(model)
-    window = int(min(window or context_length(model), len(ids)))
+    window = min(window or context_length(model) or len(ids), len(ids))
     ids = torch.tensor(ids, device=model.device)
     scores = torch.full((len(ids),), math.log(head.weight.shape[0]))
     done = 1

@@ -12,8 +12,8 @@ class Truncation(Pruner):
     """
     The first words of P.
 
-    The first and not the last, for a prompt says at its start who the model is and what it is to do, and goes on to details
-    and examples; it is also what a limit on the length of a prompt does to it. Nothing is run or learned.
+    The first and not the last, because a prompt says at its start who the model is and what it is to do, and goes on to
+    details and examples. A limit on a prompt's length cuts it in the same way. Nothing is run or learned.
 
     The arguments are those of [`Pruner`].
     """

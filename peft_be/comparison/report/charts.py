@@ -12,7 +12,7 @@ from .rows import Row, fixed, is_number
 from .svg import DASHES, Axis, Line, Pin, bar, line_chart, pin_chart, strip_axis, strip_chart
 
 
-# Scores below this are drawn at the lower edge, or one that failed would leave no room for the others
+# Scores below this are drawn at the lower edge: otherwise a failed method would leave no room for the others
 LOWEST_GAP = -0.5
 
 
@@ -98,7 +98,7 @@ def _lines(
     reference: Callable[[Row], tuple[float, str] | None] = lambda row: None,
     extra: Callable[[Row], str] | None = None,
 ) -> dict | None:
-    """A section with a panel for each method that has such a curve; `together` on one scale, with the others behind."""
+    """A section with a panel for each method that has such a curve; `together` on one scale, with the other methods in the background."""
     curves: dict[int, list[tuple[str, list[tuple[float, float]]]]] = {}
     for i, row in enumerate(rows):
         for run in row.runs:

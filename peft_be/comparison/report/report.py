@@ -128,7 +128,7 @@ def _tables(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _queries(results: dict, rows: list[Row]) -> list[dict]:
-    """Each query with the full prompt's answer and those of all methods, the first run in front."""
+    """Each query with the answers of the full prompt and of all methods; the first run comes first."""
     full_answers = results.get("full_answers") or []
     queries = []
     for i, query in enumerate(results.get("queries") or []):

@@ -1,4 +1,4 @@
-"""What a report says about each method: figures over its runs, and what has to be said beside them."""
+"""What a report says about each method: figures over its runs, and notes on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cell:
     Attributes:
         text (`str`): the mean over its runs, as shown.
         value (`float`, *optional*): the same as a number; `None` where there is none.
-        spread (`str`): from which to which value it goes, or from how little it comes.
+        spread (`str`): the range of its runs, or on how little it rests.
         low (`float`): least value of a run.
         high (`float`): largest value of a run.
     """
@@ -46,7 +46,7 @@ class Column:
 COLUMNS = (
     Column("tokens", "Tokens", "Positions in the context that stand for the prompt"),
     Column("compression", "Compression", "Tokens of the prompt for each of these"),
-    Column("bytes", "Size", "What is kept beside the model: text, or numbers in float32"),
+    Column("bytes", "Size", "What is kept in addition to the model: text, or numbers in float32"),
     Column("kl", "KL", "KL(full prompt || method), nats a token, over the full prompt's answers; less is closer"),
     Column("gap", "KL gap closed", "1 is the full prompt's behaviour, 0 that of no prompt"),
     Column("top1", "Same top token", "Share of these tokens at which both find the same token the most probable"),

@@ -93,7 +93,7 @@ class Pin:
         x (`float`): where it is.
         y (`float`): where it is.
         sign (`str`): one or two characters inside of it.
-        label (`str`): the text beside it, where there is room.
+        label (`str`): the text next to it, where there is room.
         css (`str`): class of its series.
         low (`float`): lower end of its spread.
         high (`float`): upper end of its spread.
@@ -113,7 +113,7 @@ class Pin:
 def line_chart(
     x: Axis, y: Axis, lines: list[Line], title: str, height: int = 170, reference: tuple[float, str] | None = None
 ) -> Markup:
-    """Lines over two axes, with a horizontal line where something to compare with lies."""
+    """Lines over two axes, with horizontal lines at values to compare with."""
     # Lines alone are stretched; they keep their width, and what leaves the plot is cut off
     drawn = [Markup('<svg class="lines" viewBox="0 0 100 100" preserveAspectRatio="none">')]
     for line in lines:
@@ -135,7 +135,7 @@ def line_chart(
 def pin_chart(
     x: Axis, y: Axis, pins: list[Pin], title: str, references: list[tuple[float, str]], height: int = 320
 ) -> Markup:
-    """Pins with their spread. Those that would cover each other stand side by side, and a label that has no room is left out."""
+    """Pins with their spread. Pins that would cover each other stand side by side, and a label that has no room is left out."""
     drawn: list[Markup] = []
     _spread_out(pins, x, y, height)
     lines = [y.at(value) for value, _ in references]

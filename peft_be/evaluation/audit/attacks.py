@@ -1,6 +1,4 @@
-"""
-What an audit asks. Each attack is a text; what stands for P, in the system turn or inside the text, is put in later.
-"""
+"""What an audit asks. Each attack is a text; what stands for P, in the system turn or in the text, is put in later."""
 
 from __future__ import annotations
 

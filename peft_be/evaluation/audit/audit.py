@@ -1,5 +1,5 @@
 """
-How much of a prompt can be read back from its [BE] rows, beside what the prompt itself and no prompt at all give away.
+How much of a prompt can be read back from its [BE] rows, compared with what the prompt itself and no prompt give away.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def audit_leakage(
         attacks (`Sequence[Attack]`, *optional*):
             What to ask; the package's own attacks by default.
         num_samples (`int`, *optional*, defaults to `4`):
-            Sampled answers to each attack, beside the greedy one.
+            Sampled answers to each attack, in addition to the greedy one.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Of the sampled answers.
+            Sampling temperature of these answers.
         max_answer_length (`int`, *optional*, defaults to `128`):
             Longest answer, in tokens. What the reconstruction writes may be twice as long.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -194,7 +194,7 @@ def _reconstructed(
     ae_row: torch.Tensor,
     ways: dict[str, AnswerSettings],
 ) -> list[Output]:
-    """What `[BE][AE]` is continued with, and [AE] after P's own words, and [AE] alone."""
+    """How the model continues `[BE][AE]`, P's own words with [AE], and [AE] alone."""
     outputs = []
     for side in forms.sides:
         embeds = reconstruction_embeddings(base, tokenizer, forms.rows[side], ae_row, [])

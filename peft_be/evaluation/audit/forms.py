@@ -30,7 +30,7 @@ class Forms:
         allow_other_prompt (`bool`, *optional*, defaults to `False`): accept a P that the adapter was not trained on.
 
     Attributes:
-        sides (`list[str]`): those that there are: `"full"` needs P.
+        sides (`list[str]`): the names of the forms; `"full"` is among them only if P is known.
         text (`str` or `None`): what P says.
         template (`str`): what the chat template writes around a user's turn.
         rows (`dict[str, torch.Tensor]`): what stands for P on each side, as embeddings `[n, d]`.
@@ -71,7 +71,7 @@ class Forms:
             return form(attack.text) + opening
         ids: list[int] = []
         for number, piece in enumerate(attack.text.split(BE)):
-            # P is long: it stands in the first of several places alone
+            # P is long: of several places, it stands only in the first
             ids += self._ids[side] if number == 1 or (number and side == "be") else []
             ids += self.renderer.answer(piece) if piece else []
         if attack.raw:

@@ -13,8 +13,8 @@ class BBH(AnswerTask):
     items of one.
 
     Metric: `exact_match` of what follows the first "the answer is" ("So the answer is (B).") on its line, without the full
-    stop at its end. The lm-evaluation-harness always leaves out that line's last character, also where it is no full
-    stop, and is wrong then.
+    stop at its end. The lm-evaluation-harness always leaves out that line's last character, even where it is no full
+    stop, and is wrong there.
     """
 
     template = "Q: {question}\nA: Let's think step by step."

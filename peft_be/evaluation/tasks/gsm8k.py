@@ -7,8 +7,8 @@ import re
 from .task import AnswerTask
 
 
-# Both patterns and what is taken off a number are those of the lm-evaluation-harness (gsm8k, gsm8k_cot), so that both
-# give the same scores
+# Both patterns, and what is taken off a number, are as in the lm-evaluation-harness (gsm8k, gsm8k_cot), so that the
+# scores are the same
 _LAST_NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 _STRICT = re.compile(r"The (?:final )?answer is \$?(-?[0-9.,]+)")
 

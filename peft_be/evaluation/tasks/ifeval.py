@@ -8,7 +8,7 @@ from unittest import mock
 from .task import AnswerTask
 
 
-# They split texts with data that nltk downloads apart
+# These rules split texts with data that nltk downloads separately
 _NLTK_RULES = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
 

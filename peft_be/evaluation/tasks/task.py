@@ -1,4 +1,4 @@
-"""What a task is, and how whatever stands in for a prompt is scored on it."""
+"""What a task is, and how a stand-in for a prompt is scored on it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Task(ABC):
             the prompt's examples are written. `None` is the class's own.
 
     Attributes:
-        lower_is_better (`bool`): of the score.
-        queries (`list[str]`): one an item.
-        references (`list`): one an item.
+        lower_is_better (`bool`): whether a lower score is better.
+        queries (`list[str]`): one for each item.
+        references (`list`): one for each item.
 
     Raises:
         `ValueError`: there are no items, or one lacks a field or has something else in it.
@@ -140,6 +140,8 @@ class AnswerTask(Task):
 
     def score(self, answers: list[str]) -> dict:
         """
+        Score answers.
+
         Args:
             answers (`list[str]`): one answer an item, as the model wrote it.
 
@@ -175,7 +177,7 @@ class AnswerTask(Task):
     ) -> dict:
         settings = AnswerSettings(max_new_tokens=self.max_answer_length, batch_size=batch_size)
         pad, answers, size = tokenizer.pad_token_id or 0, [], 4 * batch_size
-        # In parts, for an answer comes with its hidden states, which nobody needs here
+        # In parts, because an answer comes with its hidden states, which nobody needs here
         for start in range(0, len(prompts), size):
             part = generate_answers(model, prompts[start : start + size], settings, pad, prefix=prefix)
             answers += [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in part]
