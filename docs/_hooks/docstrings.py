@@ -15,6 +15,15 @@ from pages import public_names  # noqa: E402
 
 
 REFERENCE = re.compile(r"\[`~?([\w.]+)`\]")
+# `name (type, *optional*, defaults to `x`):`; the default is in the signature, too
+ARGUMENT = re.compile(r"^( +\*{0,2}\w+ )\(([^)\n]+)\):", re.MULTILINE)
+# `type: what is returned or raised`
+RESULT = re.compile(r"^( +)`([\w.\[\], ]+)`: ", re.MULTILINE)
+
+
+def plain_type(written: str) -> str:
+    """The type of an argument without its markup, which mkdocstrings shows as it is."""
+    return re.sub(r"[`*]|, defaults to .*", "", REFERENCE.sub(r"\1", written))
 
 
 class References(griffe.Extension):
@@ -23,7 +32,8 @@ class References(griffe.Extension):
 
     def on_object(self, *, obj, **kwargs):
         if obj.docstring:
-            obj.docstring.value = REFERENCE.sub(self.rewritten, obj.docstring.value)
+            text = ARGUMENT.sub(lambda m: f"{m[1]}({plain_type(m[2])}):", obj.docstring.value)
+            obj.docstring.value = REFERENCE.sub(self.rewritten, RESULT.sub(r"\1\2: ", text))
 
     def rewritten(self, match: re.Match) -> str:
         name = match[1].rpartition(".")[2]
