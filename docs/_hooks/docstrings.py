@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import griffe
 
@@ -19,6 +20,8 @@ REFERENCE = re.compile(r"\[`~?([\w.]+)`\]")
 ARGUMENT = re.compile(r"^( +\*{0,2}\w+ )\(([^)\n]+)\):", re.MULTILINE)
 # `type: what is returned or raised`
 RESULT = re.compile(r"^( +)`([\w.\[\], ]+)`: ", re.MULTILINE)
+# An example that is indented under its title, which Markdown would show with its fence
+EXAMPLE = re.compile(r"^( +)```py(?:thon)?\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
 def plain_type(written: str) -> str:
@@ -33,6 +36,7 @@ class References(griffe.Extension):
     def on_object(self, *, obj, **kwargs):
         if obj.docstring:
             text = ARGUMENT.sub(lambda m: f"{m[1]}({plain_type(m[2])}):", obj.docstring.value)
+            text = EXAMPLE.sub(lambda m: f"```python\n{dedent(m[2])}```", text)
             obj.docstring.value = REFERENCE.sub(self.rewritten, RESULT.sub(r"\1\2: ", text))
 
     def rewritten(self, match: re.Match) -> str:
