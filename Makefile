@@ -11,7 +11,7 @@ DEMO = examples/demo
 OUT ?= demo-output
 SEED ?= 42
 
-.PHONY: demo test slow lint install vllm llama clean
+.PHONY: demo test slow lint docs install vllm llama clean
 
 install: $(VENV)/.installed
 
@@ -55,5 +55,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, in site/: open site/index.html, no server is needed
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(OUT)
+	rm -rf $(VENV) $(VLLM_VENV) $(OUT) site

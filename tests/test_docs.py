@@ -1,5 +1,6 @@
 """Links in the documentation lead somewhere."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -26,3 +27,26 @@ def test_links_lead_somewhere(page):
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def messages() -> list[str]:
+    """All texts in the package's code, with `...` for what they fill in."""
+    texts = []
+    for file in (ROOT / "peft_be").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(str(p.value) if isinstance(p, ast.Constant) else "..." for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def test_the_messages_in_troubleshooting_are_ours():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)
+    quoted = [text for row in rows if "(PEFT's)" not in row for text in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 50
+    known = messages()
+    for text in quoted:
+        pieces = [piece.strip(" '") for piece in text.split("...") if len(piece.strip(" '")) > 3]
+        assert any(all(piece in message for piece in pieces) for message in known), text
