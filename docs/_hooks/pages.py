@@ -33,7 +33,15 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 # The groups of the reference, in the order in which one meets them
 GROUPS = {
-    "Jobs": ["compress_prompt", "compress_prompts", "PromptJob", "pretrain_ae"],
+    "Jobs": [
+        "compress_prompt",
+        "Compression",
+        "compress_prompts",
+        "PromptJob",
+        "PromptResult",
+        "QuerySplits",
+        "pretrain_ae",
+    ],
     "Loading": ["load_model", "load_adapter", "load_adapters", "load_prompt", "load_queries", "as_queries"],
     "Rendering": ["PromptRenderer"],
     "Evaluation": ["evaluate_fidelity", "evaluate_refusals", "audit_leakage", "bench_inference"],
@@ -46,7 +54,7 @@ GROUPS = {
         "push_adapters",
     ],
     "The tuner": ["BETokenConfig", "BETokenModel"],
-    "Training": ["BEDistillConfig", "BEDistillTrainer", "AEConfig", "AETrainer"],
+    "Training": ["BEDistillConfig", "BEDistillTrainer", "ManyPromptsTrainer", "AEConfig", "AETrainer"],
 }
 
 
