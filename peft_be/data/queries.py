@@ -132,7 +132,24 @@ def query_dataset(source: Iterable) -> Dataset:
                 if isinstance(rows, Dataset)
                 else [row.get(name) if isinstance(row, Mapping) else None for row in rows]
             )
+    if "answer" in columns:
+        columns["answer"] = _checked_answers(columns["answer"])
     return Dataset.from_dict(columns)
+
+
+def _checked_answers(answers: list) -> list[str | list[int] | None]:
+    """Given answers: all texts, or all token ids, with `None` where there is none, as tables write it too."""
+    answers = [answer.tolist() if hasattr(answer, "tolist") else answer for answer in answers]
+    answers = [None if isinstance(answer, float) and answer != answer else answer for answer in answers]
+    kind = next((type(answer) for answer in answers if answer is not None), str)
+    for number, answer in enumerate(answers, start=1):
+        ids = isinstance(answer, list) and answer and all(type(token_id) is int for token_id in answer)
+        if answer is not None and not (type(answer) is kind and (isinstance(answer, str) or ids)):
+            raise ValueError(
+                f"The answer in row {number} of the queries is {shown(answer)}: answers are texts, or lists of token ids, the "
+                "same in all rows, or None where the teacher is to answer."
+            )
+    return answers
 
 
 def _keys(rows: list) -> set[str]:
