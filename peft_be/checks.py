@@ -143,6 +143,12 @@ def check_names(given: Iterable[str], config_class: type) -> None:
             raise ValueError(f"There is no setting '{name}': {hint}")
 
 
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raises a `ValueError` if an argument is of another type than `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, and is of type {type(value).__name__}.")
+
+
 def check_choice(name: str, value, choices: Iterable) -> None:
     """Raises a `ValueError` if `value` is none of `choices`."""
     if value not in choices:

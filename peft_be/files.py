@@ -19,6 +19,9 @@ from typing import Any
 _BYTE_ORDER_MARK = "\ufeff"
 # What JSON escapes can spell and no encoding can write: half of a pair of surrogates
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What nobody sees, such as a byte-order mark, a zero-width space or a soft hyphen. The joiners U+200C and U+200D are
+# not among them: they tell words apart in some scripts
+INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 # The limits of a text that is read at once and of a line, in bytes: far more than a model takes, and less than memory
 MAX_SIZE, MAX_LINE = 2**28, 2**26
 _JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "a boolean"}
@@ -88,6 +91,11 @@ def well_formed(text: str) -> str:
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see in a text."""
+    return not INVISIBLE.sub("", text).replace("\u200c", "").replace("\u200d", "").strip()
 
 
 def parse_json(text: str, where: str, kind: type | None = None) -> Any:

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check_type
 from ..tuner import BETokenConfig
 from .ae_row import known_ae_row
 from .base_weights import check_plain
@@ -51,6 +52,34 @@ def add_adapter(
     if ae_row is not None:
         peft_model.base_model.set_ae_row("default", ae_row)
     return peft_model
+
+
+def with_adapter(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reconstructs: bool,
+    peft_config: BETokenConfig | None = None,
+) -> PeftModel:
+    """
+    The model that a trainer trains: a PeftModel as it is, and a base model with the adapter of `peft_config`, or with one of a
+    single [BE] row. If `reconstructs`, the new adapter has the [AE] row that the package ships for this backbone.
+    """
+    if peft_config is not None:
+        check_type("peft_config", peft_config, BETokenConfig)
+    if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise ValueError(
+                "The model has an adapter already: pass the base model with `peft_config`, or leave it out."
+            )
+        return model
+    check_base_model(model)
+    ae_row = find_ae_row(None, model, tokenizer, model.name_or_path, reconstructs)
+    if peft_config is None:
+        return add_adapter(model, tokenizer, ae_row=ae_row)
+    model = get_peft_model(model, peft_config)
+    if ae_row is not None and peft_config.use_ae_token:
+        model.base_model.set_ae_row("default", ae_row)
+    return model
 
 
 def check_base_model(model: PreTrainedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..files import capitalised, well_formed
@@ -33,6 +34,18 @@ def load_corpus(path: str | os.PathLike) -> list[str]:
     if not any(text.strip() for text in texts):
         raise ValueError(f"The corpus file '{path}' holds no text.")
     return texts
+
+
+def check_passages(name: str, dataset: object) -> None:
+    """Raises a `ValueError` if the argument `name` is no data set with a text in each row's `text`."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise ValueError(
+            f"{name} must be a Dataset with a column 'text', such as Dataset.from_dict({{'text': texts}}), and is of type "
+            f"{type(dataset).__name__}."
+        )
+    for number, row in enumerate(dataset, start=1):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"Row {number} of {name} has no text in a column 'text'.")
 
 
 def passages(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
-from ..files import capitalised, read_lines, shown, well_formed
+from ..files import capitalised, is_blank, read_lines, shown, well_formed
 from ..prompting.messages import check_query
 from .table import TABLE_SUFFIXES, read_table
 
@@ -21,12 +21,13 @@ from .table import TABLE_SUFFIXES, read_table
 # input
 QUERY_FIELDS = ("query", "prompt", "question", "instruction", "messages")
 INPUT_FIELD = "input"
-# What data sets keep next to a query and show to the model with it: a passage, or a system text
-CONTEXT_FIELDS = ("context", "system", "system_prompt")
+# What data sets keep next to a query and show to the model with it: a passage, the choices of a test, earlier turns, a
+# system text. In any letter case
+CONTEXT_FIELDS = (
+    *("article", "background", "context", "contexts", "document", "documents", "paragraph", "passage", "support"),
+    *("choices", "options", "history", "image", "images", "system", "system_message", "system_prompt"),
+)
 _HOW = "--query-field (in Python: as_queries(..., field=...))"
-# What nobody sees, such as a byte-order mark, a zero-width space or a soft hyphen. The joiners U+200C and U+200D are
-# not among them: they tell words apart in some scripts
-INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
@@ -95,10 +96,11 @@ def as_queries(source: Iterable, field: str | None = None) -> list:
         ```
     """
     _check_source(source)
+    source = _without_format(source)
     if isinstance(source, Dataset):
-        # Other columns may be large, or images that would be decoded
-        known = {field} if field else {*QUERY_FIELDS, INPUT_FIELD, *CONTEXT_FIELDS}
-        columns = [name for name in source.column_names if name in known]
+        # Other columns may be large
+        known = {field} if field else {*QUERY_FIELDS, INPUT_FIELD}
+        columns = [name for name in source.column_names if name in known or (not field and _is_context(name))]
         source = source.select_columns(columns) if columns else source
     return [_query_of(row, field, f"row {number} of the queries") for number, row in enumerate(source, start=1)]
 
@@ -119,13 +121,35 @@ def query_dataset(source: Iterable) -> Dataset:
         `ValueError`: as in [`as_queries`].
     """
     _check_source(source)
+    source = _without_format(source)
     rows = source if isinstance(source, Dataset) else list(source)
     names = rows.column_names if isinstance(rows, Dataset) else _keys(rows)
     columns = {"query": query_column(as_queries(rows, "query" if "query" in names else None))}
     for name in ("answer", "prompt_name"):
         if name in names:
-            columns[name] = list(rows[name]) if isinstance(rows, Dataset) else [row.get(name) for row in rows]
+            columns[name] = (
+                list(rows[name])
+                if isinstance(rows, Dataset)
+                else [row.get(name) if isinstance(row, Mapping) else None for row in rows]
+            )
+    if "answer" in columns:
+        columns["answer"] = _checked_answers(columns["answer"])
     return Dataset.from_dict(columns)
+
+
+def _checked_answers(answers: list) -> list[str | list[int] | None]:
+    """Given answers: all texts, or all token ids, with `None` where there is none, as tables write it too."""
+    answers = [answer.tolist() if hasattr(answer, "tolist") else answer for answer in answers]
+    answers = [None if isinstance(answer, float) and answer != answer else answer for answer in answers]
+    kind = next((type(answer) for answer in answers if answer is not None), str)
+    for number, answer in enumerate(answers, start=1):
+        ids = isinstance(answer, list) and answer and all(type(token_id) is int for token_id in answer)
+        if answer is not None and not (type(answer) is kind and (isinstance(answer, str) or ids)):
+            raise ValueError(
+                f"The answer in row {number} of the queries is {shown(answer)}: answers are texts, or lists of token ids, the "
+                "same in all rows, or None where the teacher is to answer."
+            )
+    return answers
 
 
 def _keys(rows: list) -> set[str]:
@@ -133,7 +157,7 @@ def _keys(rows: list) -> set[str]:
 
 
 def _check_source(source: Any) -> None:
-    if isinstance(source, (str, bytes, os.PathLike)):
+    if isinstance(source, (str, bytes, os.PathLike, io.IOBase)):
         raise ValueError("Queries are a list, not a single text; read a file with peft_be.load_queries(path).")
     if isinstance(source, Mapping):
         raise ValueError(
@@ -143,6 +167,11 @@ def _check_source(source: Any) -> None:
         raise ValueError("Queries are a list or a Dataset: pass a DataFrame as Dataset.from_pandas(frame).")
     if isinstance(source, (set, frozenset)) or not isinstance(source, Iterable):
         raise ValueError(f"Queries are a list or another iterable with an order, and not a {type(source).__name__}.")
+
+
+def _without_format(source: Iterable) -> Iterable:
+    """A data set whose rows are dicts of Python's types, where its format would make them tensors, arrays or tables."""
+    return source.with_format(None) if isinstance(source, (Dataset, IterableDataset)) else source
 
 
 def query_column(queries: list) -> list:
@@ -160,6 +189,11 @@ def _text_queries(path: Path) -> list[str]:
             f"The query file '{path}' is not plain text but what belongs into a {suffix} file: rename it, or give one "
             "query a line."
         )
+    if len(lines) > 1 and (name := lines[0][1].strip("\"'")).casefold() in QUERY_FIELDS:
+        raise ValueError(
+            f"The first line of the query file '{path}' is '{name}', which looks like the name of a column: delete the "
+            "line, or rename the file to .csv."
+        )
     return [_query_of(line, None, f"line {number} of '{path}'") for number, line in lines]
 
 
@@ -171,7 +205,7 @@ def _structure(lines: list[str]) -> str | None:
     if first[0] == "{" and _is_json(first):
         return ".jsonl"
     for separator, suffix in ((",", ".csv"), (";", ".csv"), ("\t", ".tsv")):
-        names = [name.strip(" \"'") for name in first.split(separator)]
+        names = [name.strip(" \"'").casefold() for name in first.split(separator)]
         if len(names) > 1 and set(names) & set(QUERY_FIELDS):
             return suffix
     return None
@@ -212,6 +246,11 @@ def _value_of(row: Mapping, field: str | None, where: str) -> Any:
     if not found:
         if {"role", "content"} <= row.keys():
             raise ValueError(f"{capitalised(where)} is a chat message: put the messages of each dialogue into a list.")
+        if empty := [name for name in QUERY_FIELDS if name in row]:
+            raise ValueError(
+                f"{capitalised(where)} has no query: there is nothing in {', '.join(empty)}. Leave the row out, or name "
+                f"another field with {_HOW}."
+            )
         raise ValueError(
             f"{capitalised(where)} has no query: it needs one of {', '.join(QUERY_FIELDS)}, and has {_names(row)}. "
             f"Name another field with {_HOW}."
@@ -227,20 +266,24 @@ def _value_of(row: Mapping, field: str | None, where: str) -> Any:
             f"{capitalised(where)} has several fields that may hold the query: {', '.join(found)}. Choose one with "
             f"{_HOW}."
         )
-    context = next((name for name in CONTEXT_FIELDS if not _is_empty(row.get(name))), None)
+    context = next((name for name, value in row.items() if _is_context(name) and not _is_empty(value)), None)
     if context is not None:
         raise ValueError(
-            f"{capitalised(where)} has '{context}' next to '{found[0]}', and it would be dropped: write it into the query, or "
+            f"{capitalised(where)} has {shown(context)} next to '{found[0]}', and it would be dropped: write it into the query, or "
             f"say that the query is '{found[0]}' alone with {_HOW}."
         )
     return row[found[0]]
+
+
+def _is_context(name: Any) -> bool:
+    return isinstance(name, str) and name.strip().casefold().replace(" ", "_") in CONTEXT_FIELDS
 
 
 def _is_empty(value: Any) -> bool:
     """Whether a field has no content: tables fill missing cells with `None` or NaN."""
     if isinstance(value, float):
         return value != value
-    return value is None or value == [] or (isinstance(value, str) and not INVISIBLE.sub("", value).strip())
+    return value is None or (isinstance(value, str) and is_blank(value)) or (isinstance(value, list) and not value)
 
 
 def _names(row: Mapping) -> str:

@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .queries import INVISIBLE, as_queries
+from ..files import INVISIBLE
+from .queries import as_queries
 
 
 _SPACES = re.compile(r"\s+")
@@ -63,7 +64,7 @@ def split_queries(
     if len(distinct) < 2:
         raise ValueError(
             f"Only {len(distinct)} distinct training quer{'y is' if len(distinct) == 1 else 'ies are'} left of "
-            f"{len(queries)} given: at least two different queries are needed, a few hundred are good."
+            f"{len(queries)} given{', without those of the test' if test else ''}: at least two different queries are needed, a few hundred are good."
         )
     pool = list(distinct.values())
     random.Random(seed).shuffle(pool)

@@ -86,7 +86,8 @@ def _csv_rows(path: Path, what: str, delimiter: str) -> Iterator[tuple[str, dict
                 names = [name.strip() for name in cells]
                 repeated = next((name for name in names if names.count(name) > 1), None)
                 if repeated is not None:
-                    raise ValueError(f"The {what} '{path}' has more than one column {shown(repeated)}.")
+                    raise ValueError(f"The {what} '{path}' has more than one column {shown(repeated)}: rename one.")
+                _check_separator(names, delimiter, f"the {what} '{path}'")
                 continue
             if len(cells) > len(names):
                 raise ValueError(
@@ -100,11 +101,25 @@ def _csv_rows(path: Path, what: str, delimiter: str) -> Iterator[tuple[str, dict
         csv.field_size_limit(limit)
 
 
+def _check_separator(names: list[str], delimiter: str, where: str) -> None:
+    """Refuse a table with another separator, whose first line would be the name of one column."""
+    for_excel = names[0].casefold().startswith("sep=")
+    if for_excel or (len(names) == 1 and any(other in names[0] for other in ";\t|," if other != delimiter)):
+        raise ValueError(
+            f"The first line of {where} is {shown(delimiter.join(names))} and names no columns: cells of .csv are "
+            "separated by commas and those of .tsv by tabs, save it like that."
+        )
+
+
 def _parquet_rows(path: Path, what: str) -> Iterator[tuple[str, dict]]:
     check_file(path, what)
     number = 0
     try:
         with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            repeated = next((name for name in names if names.count(name) > 1), None)
+            if repeated is not None:
+                raise ValueError(f"it has more than one column {shown(repeated)}, rename one")
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..files import parse_json, read_text, shown
+from ..files import is_blank, parse_json, read_text, shown
 
 
 # The limit of a message, about a million tokens: more than models' contexts, and counting the tokens of more takes minutes
@@ -70,7 +70,7 @@ def check_prompt(prompt: Any, name: str = "The prompt") -> list[dict[str, str]]:
         `ValueError`: if it is empty or not such a prompt.
     """
     messages = check_messages([{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt, name)
-    if not any(message["content"].strip() for message in messages):
+    if all(is_blank(message["content"]) for message in messages):
         raise ValueError(f"{name} is empty: there is nothing to compress.")
     if messages[-1]["role"] == "user":
         raise ValueError(
@@ -122,7 +122,7 @@ def load_prompt(path: str | os.PathLike) -> str | list[dict[str, str]]:
     if path.suffix.lower() not in (".txt", ".json"):
         raise ValueError(f"Cannot read the prompt '{path}': pass {_SUFFIXES}.")
     text = read_text(path, "prompt file").removesuffix("\n")
-    if not text.strip():
+    if is_blank(text):
         raise ValueError(f"The prompt file '{path}' is empty: there is nothing to compress.")
     if path.suffix.lower() == ".txt":
         if _is_message_list(text):

@@ -6,14 +6,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from ..adapters.create import check_base_model
 from ..adapters.provenance import origin
-from ..data.corpus import passages
+from ..checks import check_type
+from ..data.corpus import check_passages, passages
 from ..losses import OutputHead, cross_entropy
 from ..prompting.context import check_length
 from ..prompting.reconstruction import reconstruction_example
 from ..tuner import BETokenConfig
 from .ae_config import AEConfig
 from .learning_rows import check_learning_rows
-from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting, tokenizer_of
+from .row_trainer import (
+    RowCollator,
+    RowTrainer,
+    final_hidden_states,
+    has_flash_attention,
+    predicting,
+    tokenizer_of,
+    unwrapped_on_failure,
+)
 
 
 class AETrainer(RowTrainer):
@@ -62,26 +71,32 @@ class AETrainer(RowTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        args = args or AEConfig("ae")
+        args = AEConfig("ae") if args is None else args
+        check_type("args", args, AEConfig)
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if dataset is not None or name == "train_dataset":
+                check_passages(name, dataset)
         processing_class = tokenizer_of(model, processing_class)
+        given = model
         if not isinstance(model, PeftModel):
             check_base_model(model)
             set_seed(args.seed)  # the row starts at random
             vocab_size = model.get_input_embeddings().num_embeddings
             model = get_peft_model(model, BETokenConfig.for_tokenizer(processing_class, vocab_size, 0, True))
-        self._ae_token_id = model.peft_config[check_learning_rows(model, self._learns)].ae_token_id
-        self._base = model.get_base_model()
-        self._head = OutputHead(self._base)
-        self._origin = origin(self._base, processing_class)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=RowCollator(processing_class.pad_token_id or 0, has_flash_attention(self._base)),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-        )
+        with unwrapped_on_failure(model, given):
+            self._ae_token_id = model.peft_config[check_learning_rows(model, self._learns)].ae_token_id
+            self._base = model.get_base_model()
+            self._head = OutputHead(self._base)
+            self._origin = origin(self._base, processing_class)
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=RowCollator(processing_class.pad_token_id or 0, has_flash_attention(self._base)),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+            )
 
     def _prepare_dataset(self, dataset, processing_class, args, *_):
         ids = passages(list(dataset["text"]), processing_class, args.min_passage_length, args.max_passage_length)

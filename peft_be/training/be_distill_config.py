@@ -6,6 +6,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_training_args
+from ..files import is_blank, well_formed
 from .init import INITS
 
 
@@ -142,7 +143,9 @@ class BEDistillConfig(SFTConfig):
         check_choice("optim", self.optim, (GGT_NAME, *(name.value for name in OptimizerNames)))
         if self.init not in (None, *INITS):
             raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
-        if self.init == "text" and (not isinstance(self.init_text, str) or not self.init_text.strip()):
+        if isinstance(self.init_text, str):
+            self.init_text = well_formed(self.init_text)
+        if self.init == "text" and (not isinstance(self.init_text, str) or is_blank(self.init_text)):
             raise ValueError(f"init='text' needs a text that is not empty, got init_text={self.init_text!r}.")
         if self.init_text is not None and self.init not in (None, "text"):
             raise ValueError(

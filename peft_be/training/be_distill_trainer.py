@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from ..adapters.create import add_adapter, check_base_model, find_ae_row
+from ..adapters.create import with_adapter
 from ..adapters.provenance import origin, stage_name
+from ..checks import check_type
 from ..data import query_dataset
 from ..figures import gap_closed
 from ..losses import OutputHead, cross_entropy, divergence
@@ -23,7 +24,15 @@ from .be_distill_config import GGT_NAME, BEDistillConfig
 from .ggt import GGT
 from .init import start_rows
 from .learning_rows import check_learning_rows
-from .row_trainer import RowCollator, RowTrainer, final_hidden_states, has_flash_attention, predicting, tokenizer_of
+from .row_trainer import (
+    RowCollator,
+    RowTrainer,
+    final_hidden_states,
+    has_flash_attention,
+    predicting,
+    tokenizer_of,
+    unwrapped_on_failure,
+)
 from .teaching import Teaching
 
 
@@ -106,7 +115,8 @@ class BEDistillTrainer(RowTrainer):
         callbacks: list[TrainerCallback] | None = None,
         on_teacher_progress: Callable[[str, int, int], None] | None = None,
     ):
-        args = args or BEDistillConfig("be")
+        args = BEDistillConfig("be") if args is None else args
+        check_type("args", args, BEDistillConfig)
         if prompt is None:
             raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
         if isinstance(prompt, dict) != self._named:
@@ -115,7 +125,41 @@ class BEDistillTrainer(RowTrainer):
         if args.kd_weight > 0:
             queries = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
         self._tokenizer = tokenizer_of(model, processing_class)
-        model = self._with_adapter(model, args, peft_config)
+        given, reconstructs = model, args.kd_weight < 1 and args.use_ae_token
+        model = with_adapter(model, self._tokenizer, reconstructs, peft_config)
+        with unwrapped_on_failure(model, given):
+            rows = self._prepare(model, args, prompt, queries, on_teacher_progress)
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=self._collate,
+                train_dataset=rows["train"],
+                eval_dataset=rows["validation"],
+                processing_class=self._tokenizer,
+                callbacks=callbacks,
+                optimizer_cls_and_kwargs=(GGT, {"lr": args.learning_rate}) if args.optim == GGT_NAME else None,
+            )
+
+    @property
+    def no_prompt_kl(self) -> dict[str, float]:
+        return self._teaching.no_prompt_kl
+
+    @property
+    def learning(self) -> list[str]:
+        """The names of the prompts whose rows still learn."""
+        return list(self.renderers)
+
+    # What is made before the first step
+
+    def _prepare(
+        self,
+        model: PeftModel,
+        args: BEDistillConfig,
+        prompt: str | list | dict,
+        queries: dict[str, Dataset | None],
+        on_teacher_progress: Callable[[str, int, int], None] | None,
+    ) -> dict[str, Dataset]:
+        """Set the start rows and have the teacher answer. Returns the rows to train and to validate on."""
         self._adapter = check_learning_rows(model, self._learns)
         config = model.peft_config[self._adapter]
         base = model.get_base_model().to(args.device)
@@ -129,53 +173,13 @@ class BEDistillTrainer(RowTrainer):
         self._start_rms = self._start(model, args)
         self._reconstruction = self._reconstruction_batches(base, config, args)
         self._teaching = Teaching(base, self._head, self._tokenizer, args, on_teacher_progress)
-        if args.kd_weight > 0:
-            rows = self._teaching.rows(self.renderers, queries, self._named)
-            self._num_queries = {split: len(dataset) for split, dataset in queries.items()}
-        else:
+        if args.kd_weight == 0:
             # The one training example of stage 1 is in compute_loss: the rows here only count the steps
             dummy = {"input_ids": [[0]], "labels": [[-100]], "length": [1], "prompt": [0]}
-            rows = dict.fromkeys(queries, Dataset.from_dict(dummy))
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=self._collate,
-            train_dataset=rows["train"],
-            eval_dataset=rows["validation"],
-            processing_class=self._tokenizer,
-            callbacks=callbacks,
-            optimizer_cls_and_kwargs=(GGT, {"lr": args.learning_rate}) if args.optim == GGT_NAME else None,
-        )
-
-    @property
-    def no_prompt_kl(self) -> dict[str, float]:
-        return self._teaching.no_prompt_kl
-
-    @property
-    def learning(self) -> list[str]:
-        """The names of the prompts whose rows still learn."""
-        return list(self.renderers)
-
-    # What is made before the first step
-
-    def _with_adapter(
-        self, model: PreTrainedModel | PeftModel, args: BEDistillConfig, peft_config: BETokenConfig | None
-    ) -> PeftModel:
-        if isinstance(model, PeftModel):
-            if peft_config is not None:
-                raise ValueError(
-                    "The model has an adapter already: leave out `peft_config`, or pass the base model with it."
-                )
-            return model
-        check_base_model(model)
-        reconstructs = args.kd_weight < 1 and args.use_ae_token
-        ae_row = find_ae_row(None, model, self._tokenizer, model.name_or_path, reconstructs)
-        if peft_config is None:
-            return add_adapter(model, self._tokenizer, ae_row=ae_row)
-        model = get_peft_model(model, peft_config)
-        if ae_row is not None and peft_config.use_ae_token:
-            model.base_model.set_ae_row("default", ae_row)
-        return model
+            return dict.fromkeys(queries, Dataset.from_dict(dummy))
+        rows = self._teaching.rows(self.renderers, queries, self._named)
+        self._num_queries = {split: len(dataset) for split, dataset in queries.items()}
+        return rows
 
     def _make_renderers(self, config: BETokenConfig) -> dict[str, PromptRenderer]:
         count = len(self._prompts)

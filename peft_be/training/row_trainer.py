@@ -54,15 +54,34 @@ def tokenizer_of(
     The tokenizer that a trainer was given, or that of the model's name, as in TRL.
 
     Raises:
-        `ValueError`: none was given, and none can be loaded.
+        `ValueError`: it is no tokenizer, or none was given and none can be loaded.
     """
-    if processing_class is not None:
+    if isinstance(processing_class, PreTrainedTokenizerBase):
         return processing_class
+    if processing_class is not None:
+        raise ValueError(
+            f"processing_class must be the model's tokenizer, such as AutoTokenizer.from_pretrained(...) returns, and is of type "
+            f"{type(processing_class).__name__}."
+        )
     name = getattr(model, "name_or_path", None)
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises many types where a folder or a name has no tokenizer
         raise ValueError(f"No tokenizer can be loaded for the model '{name}': pass it as processing_class.") from error
+
+
+@contextlib.contextmanager
+def unwrapped_on_failure(model: PeftModel, given: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """
+    Context after which an error leaves a base model as it was given: without the adapter that the trainer has put on it.
+    The trainer can then be made again, with other arguments.
+    """
+    try:
+        yield
+    except BaseException:
+        if model is not given:
+            model.unload()
+        raise
 
 
 class EpochLengthSampler(LengthGroupedSampler):

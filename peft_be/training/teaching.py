@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data import query_key
 from ..losses import OutputHead
 from ..prompting import PromptRenderer
 from ..teacher import (
@@ -90,12 +91,16 @@ class Teaching:
         Raises:
             `ValueError`: a prompt has no queries, or leaves no room in the context for query and answer.
         """
+        if named:
+            for split, dataset in datasets.items():
+                _check_owners(dataset, renderers, split)
         rows: dict[str, list[dict]] = {split: [] for split in datasets}
         done = dict.fromkeys(datasets, 0)
         training = self._base.training
         self._base.eval()
         for number, (name, renderer) in enumerate(renderers.items()):
             own = {split: _own_queries(dataset, name, split, named) for split, dataset in datasets.items()}
+            _warn_of_seen_queries(own, f" of '{name}'" if named else "")
             prompts = {
                 split: teacher_prompts(self._base, renderer, dataset["query"], self._args.max_answer_length)
                 for split, dataset in own.items()
@@ -217,6 +222,30 @@ class Teaching:
                 "may be too weak to follow the prompt, or the queries do not touch on what it says.",
                 stacklevel=1,
             )
+
+
+def _check_owners(dataset: Dataset | None, names: Collection[str], split: str) -> None:
+    """Refuse queries of prompts that do not learn, which nobody would be told were left out."""
+    if dataset is None:
+        return
+    if "prompt_name" not in dataset.column_names:
+        raise ValueError(f"The {split} queries of several prompts need a column prompt_name: the prompt of each.")
+    for number, name in enumerate(dataset["prompt_name"], start=1):
+        if name not in names:
+            raise ValueError(
+                f"Row {number} of the {split} queries has the prompt_name {name!r}, and the prompts are "
+                f"{', '.join(map(str, names))}."
+            )
+
+
+def _warn_of_seen_queries(own: dict[str, Dataset], of: str) -> None:
+    seen, held_out = ([query_key(query) for query in own[split]["query"]] for split in ("train", "validation"))
+    if again := len(set(held_out).intersection(seen)):
+        warnings.warn(
+            f"{again} of the {len(held_out)} validation queries{of} are trained on, too: the KL on them does not say how [BE] "
+            "answers others. Hold out queries of their own.",
+            stacklevel=1,
+        )
 
 
 def _own_queries(dataset: Dataset | None, name: str, split: str, named: bool) -> Dataset:

@@ -71,6 +71,7 @@ def test_queries(cli, job, name, content, words):
         ({"init": "word"}, ["Unknown init 'word'", "auto, neutral, prompt, text, random"]),
         ({"init": "text"}, ["init='text' needs a text"]),
         ({"init": "text", "init_text": " "}, ["init='text' needs a text"]),
+        ({"init": "text", "init_text": "\u200b"}, ["init='text' needs a text"]),
         ({"init_text": "You are"}, ["init_text is for init='text'"]),
     ],
 )

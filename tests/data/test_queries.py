@@ -1,8 +1,11 @@
 """Queries from files and from Python: what the formats mean, and what is refused with the place where it stands."""
 
+import io
 import json
 import tracemalloc
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value
 
@@ -22,6 +25,13 @@ def write(path, content):
 
 def json_lines(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def parquet(columns, names):
+    """The bytes of a Parquet table."""
+    file = io.BytesIO()
+    pa.parquet.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], names=names), file)
+    return file.getvalue()
 
 
 def save(texts, path):
@@ -106,7 +116,15 @@ def test_files_as_the_world_writes_them(tmp_path, name, content, queries):
         ("q.csv", 'query\n"a" b\n', "Line 2 of .* is no row of a table"),
         ("q.csv", 'query\na\n"b\nc\n', "Line 3 of .* is no row of a table"),
         ("q.csv", "query,query\na,b\n", "more than one column 'query'"),
-        ("q.csv", "query;answer\na;b\n", "Line 2 of .* has no query.* and has query;answer"),
+        ("q.parquet", parquet([["a"], ["b"]], ["query", "query"]), "more than one column 'query'"),
+        # Other separators
+        ("q.csv", "query;answer\na;b\n", "first line of .* is 'query;answer' .*separated by commas"),
+        ("q.csv", "id\tquery\n1\ta, b\n", "first line of .* names no columns"),
+        ("q.csv", "sep=,\nquery,id\na,1\n", "first line of .* is 'sep=,'"),
+        ("q.tsv", "query,answer\na,b\n", "those of .tsv by tabs"),
+        # Tables that are called texts
+        ("q.txt", "Query,Answer\na,b\n", "belongs into a .csv file"),
+        ("q.txt", "Question\na\n", "first line of .* is 'Question'.*name of a column"),
         # Nothing in it
         ("q.txt", "\ufeff\n \n", "holds no queries"),
         ("q.jsonl", "", "holds no queries"),
@@ -122,12 +140,16 @@ def test_files_as_the_world_writes_them(tmp_path, name, content, queries):
         ("q.json", '["a", null]', "The query in item 2 of .* of type NoneType"),
         ("q.json", '["a", " "]', "The query in item 2 of .* is empty"),
         ("q.json", '[{"role": "user", "content": "Hi"}]', "Item 1 of .* is a chat message: put the messages"),
-        ("q.csv", "id,query\n1,a\n2,\n", "Line 3 of .* has no query"),
+        ("q.csv", "id,query\n1,a\n2,\n", "Line 3 of .* has no query: there is nothing in query"),
+        ("q.jsonl", '{"query": "\\u200d"}\n', "Line 1 of .* has no query"),
         # Rows with several
         ("q.jsonl", '{"query": "a"}\n{"prompt": "b", "question": "c"}\n', "Line 2 of .* several .*: prompt, question"),
         ("q.jsonl", '{"question": "a", "input": "b"}\n', "several fields .*: question, input.* --query-field"),
         ("q.jsonl", '{"question": "a", "context": "b"}\n', "'context' next to 'question'.*dropped.* --query-field"),
         ("q.csv", "system,query\na,b\n", "'system' next to 'query'"),
+        ("q.csv", "question,System Prompt\na,b\n", "'System Prompt' next to 'question'"),
+        ("q.jsonl", '{"question": "a", "choices": {"text": ["b"]}}\n', "'choices' next to 'question'"),
+        ("q.jsonl", '{"instruction": "a", "input": "", "history": [["b", "c"]]}\n', "'history' next to 'instruction'"),
         ("q.csv", "prompt,question\na,b\n", "Line 2 of .* several fields .*: prompt, question"),
     ],
 )  # fmt: skip
@@ -219,6 +241,8 @@ def test_sources_of_queries_in_python():
         (DatasetDict({"train": Dataset.from_dict({"query": ["a"]})}), "not an object with train"),
         (Dataset.from_dict({"query": ["a"]}).to_pandas(), "Dataset.from_pandas"),
         ({"a", "b"}, "an order, and not a set"),
+        (io.StringIO("a\n"), "read a file with peft_be.load_queries"),
+        (Dataset.from_dict({"question": ["a"], "Passage": ["b"]}), "'Passage' beside 'question'"),
         (5, "not a int"),
         (None, "not a NoneType"),
         (["a", 5], "The query in row 2 of the queries must be a text .* of type int"),
@@ -233,6 +257,15 @@ def test_sources_of_queries_in_python():
 def test_sources_that_are_no_queries(source, message):
     with pytest.raises(ValueError, match=message):
         as_queries(source)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "pandas", "arrow", "torch"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_data_sets_with_a_format(kind, streamed):
+    source = Dataset.from_dict({"messages": [DIALOGUE], "answer": [[1, 2]]})
+    source = (source.to_iterable_dataset() if streamed else source).with_format(kind)
+    assert as_queries(source) == [DIALOGUE]
+    assert query_dataset(source)["answer"][:] == [[1, 2]]
 
 
 def test_queries_to_train_on():

@@ -46,6 +46,7 @@ def test_json(tmp_path):
     [
         ("P.txt", b"", "is empty"),
         ("P.txt", b" \n\t\n", "is empty"),
+        ("P.txt", "\u200b\u2060\n".encode(), "is empty"),
         ("P.txt", b"caf\xe9", r"is not UTF-8 text \(byte 3\)"),
         ("P.txt", b"\xff\xfeP\x00", r"is not UTF-8 text \(byte 0\)"),
         ("P.md", b"x", "pass a .txt file with the system prompt or a .json file"),
