@@ -242,7 +242,7 @@ def test_sources_of_queries_in_python():
         (Dataset.from_dict({"query": ["a"]}).to_pandas(), "Dataset.from_pandas"),
         ({"a", "b"}, "an order, and not a set"),
         (io.StringIO("a\n"), "read a file with peft_be.load_queries"),
-        (Dataset.from_dict({"question": ["a"], "Passage": ["b"]}), "'Passage' beside 'question'"),
+        (Dataset.from_dict({"question": ["a"], "Passage": ["b"]}), "'Passage' next to 'question'"),
         (5, "not a int"),
         (None, "not a NoneType"),
         (["a", 5], "The query in row 2 of the queries must be a text .* of type int"),
