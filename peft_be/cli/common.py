@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.text import Text
 from wrapt import register_post_import_hook
 
+from ..machine.errors import is_out_of_memory
+
 
 # What a wrong input, a full disk, a missing file or package raises. Anything else is a bug and keeps its traceback.
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
@@ -111,11 +113,6 @@ def run_cleanly(app: typer.Typer) -> None:
         elif isinstance(error, OSError) and error.strerror and error.filename:
             message = f"{error.filename}: {error.strerror}."
         fail(message)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def fail(message: str) -> None:
