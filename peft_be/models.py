@@ -16,6 +16,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .files import cache_dir, os_reason, read_json, write_json
+from .machine.errors import is_out_of_memory
 from .machine.memory import copy_head_input
 
 
@@ -98,9 +99,9 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or fastest_dtype(device), **quantised)
-    except (ImportError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # a damaged configuration can end in any type of error inside transformers
+        if isinstance(error, ImportError) or is_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"The model '{name}' cannot be loaded: give a folder with a model, or the Hub id of one that is in the local "

@@ -45,6 +45,7 @@ def audit(
     from ..adapters.card import add_audit
     from ..adapters.load import load_adapter, read_adapter
     from ..evaluation import audit_leakage
+    from ..evaluation.audit import check_settings
     from ..files import write_json
     from ..prompting import check_adapter_prompt, load_prompt
 
@@ -53,6 +54,7 @@ def audit(
         raise ValueError(
             "Without --prompt or --canary there are no figures for the card: give one, or leave out --card."
         )
+    check_settings(text, canary or (), sampled, temperature, seed)
     check_json_file(json_file)
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, text, allow_other_prompt)

@@ -21,9 +21,14 @@ from rich.console import Console
 from rich.text import Text
 from wrapt import register_post_import_hook
 
+from ..machine.errors import is_out_of_memory
+
 
 # What a wrong input, a full disk, a missing file or package raises. Anything else is a bug and keeps its traceback.
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+# Control characters and what stands for them: their symbols (Control Pictures of Unicode), where there are some
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -65,9 +70,20 @@ class Stream:
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
+class PlainConsole(Console):
+    """
+    A console whose texts cannot steer the terminal: control characters, such as those of an escape sequence in a query or
+    an answer, are shown as their symbols. Line ends and tabs stay.
+    """
+
+    def render(self, renderable, options=None):
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=segment.text.translate(_CONTROLS))
+
+
 def make_console(file) -> Console:
     """A console that reads no text as markup, neither `[/INST]` nor `:smile:`. Style is given with `rich.text.Text`."""
-    return Console(file=file, markup=False, emoji=False, highlight=False)
+    return PlainConsole(file=file, markup=False, emoji=False, highlight=False)
 
 
 console = make_console(Stream("stdout"))
@@ -84,7 +100,8 @@ def bold(value) -> Text:
 
 
 def quoted(value) -> str:
-    """A path or another argument as it is typed at the command line."""
+    """A path or another argument as it is typed at the command line. One that starts with a dash would be an option."""
+    value = f"./{value}" if str(value).startswith("-") else value
     return subprocess.list2cmdline([str(value)]) if os.name == "nt" else shlex.quote(str(value))
 
 
@@ -111,11 +128,6 @@ def run_cleanly(app: typer.Typer) -> None:
         elif isinstance(error, OSError) and error.strerror and error.filename:
             message = f"{error.filename}: {error.strerror}."
         fail(message)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def fail(message: str) -> None:

@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ..files import capitalised, read_json_lines
+from ..data.table import read_table
+from ..files import capitalised, is_blank
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..teacher import AnswerSettings, generate_answers, share_prefix
@@ -65,7 +66,7 @@ class Request:
 
 def load_requests(path: str | os.PathLike | None = None) -> list[Request]:
     """
-    Read requests from a file with one object a line: `{"query": ..., "refuse": true}`.
+    Read requests from a file with one object a line (or a list of them, or a Parquet table): `{"query": ..., "refuse": true}`.
 
     Args:
         path (`str` or `os.PathLike`, *optional*): the file. `None` is the package's own, 18 requests to refuse and 14
@@ -76,9 +77,9 @@ def load_requests(path: str | os.PathLike | None = None) -> list[Request]:
         `ValueError`: a line is no such object, or no request is to be refused.
     """
     requests = []
-    for where, row in read_json_lines(path or SHIPPED, "file of requests"):
+    for where, row in read_table(path or SHIPPED, "file of requests"):
         query, refuse = row.get("query"), row.get("refuse")
-        if not isinstance(query, str) or not query.strip() or not isinstance(refuse, bool):
+        if not isinstance(query, str) or is_blank(query) or not isinstance(refuse, bool):
             raise ValueError(f'{capitalised(where)} must be an object such as {{"query": "...", "refuse": true}}.')
         requests.append(Request(query, refuse))
     if not any(request.refuse for request in requests):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from ..adapters.folder import REPORT_FILE
 from ..files import os_reason, read_json, write_json
+from ..machine.errors import is_out_of_memory
 from .settings import as_json
 
 
@@ -330,7 +331,7 @@ def failure(error: Exception) -> str:
     """
     if unwritable_reason(error):
         raise error
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -211,11 +211,20 @@ def test_corpora(cli, job, tiny_dir, content, words):
     fails(cli("pretrain-ae", "--corpus", path, "--output", job.folder / "ae", "--model", tiny_dir), *words)
 
 
-def test_out_of_memory(cli, job, monkeypatch):
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+        lambda: bytearray(2**62),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")),
+    ],
+    ids=["machine", "python", "gpu"],
+)
+def test_out_of_memory(cli, job, monkeypatch, fill):
     from peft_be.training import BEDistillTrainer
 
     def explode(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+        fill()
 
     monkeypatch.setattr(BEDistillTrainer, "compute_loss", explode)
     fails(cli(*job.with_(kd_weight=1)), "Out of memory", "--batch-size")

@@ -57,6 +57,26 @@ def test_commands_print_texts_and_paths_as_they_are(cli, odd_job, monkeypatch):
     assert code == 0 and f"Saved to {folder / 'merged [v1]'}." in out, err
 
 
+ESCAPES = "\x1b[2J\x1b]0;title\x07 \x9b31m \x08\x7f"
+
+
+def test_no_text_steers_the_terminal(cli, job):
+    """Neither queries nor paths nor what an error repeats of them."""
+    (job.folder / "queries.jsonl").write_text("".join(json.dumps(f"{ESCAPES} {i}?") + "\n" for i in range(4)))
+    code, out, err = cli(*job.arguments)
+    assert code == 0 and "\u241b[2J" in out, err
+    for text in (out, *cli("info", job.folder / f"none{ESCAPES}")[1:], *cli("info", job.folder / "out")[1:]):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+
+
+def test_paths_that_look_like_options(cli, job, monkeypatch):
+    monkeypatch.chdir(job.folder)
+    code, out, err = cli(*job.with_(output="-out"))
+    assert code == 0, err
+    commands = re.search(r"Next: (peft-be eval .*), or (peft-be chat .*)", out)
+    assert shlex.split(commands[1])[2] == shlex.split(commands[2])[2] == "./-out"
+
+
 @given(TEXTS)
 def test_any_text_survives_tables_and_messages(text):
     from peft_be.cli.common import console

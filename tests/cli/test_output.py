@@ -116,6 +116,15 @@ def test_settings_are_named_before_anything_is_loaded(cli, job):
     ):
         code, _, err = cli(*job.with_(model="/no/such/folder", **{option: value}))
         assert code == 1 and err.startswith("Error: ") and option in err and "Traceback" not in err, err
+    audit = ["audit", "/no/such/folder", "--prompt", job.folder / "prompt.txt"]
+    for option, value in (
+        ("temperature", "0"),
+        ("temperature", "nan"),
+        ("seed", "-1"),
+        ("canary", "not in the prompt"),
+    ):
+        code, _, err = cli(*audit, f"--{option}", value)
+        assert code == 1 and err.startswith("Error: ") and option in err and "Traceback" not in err, err
     for option in ("batch_size", "max_answer_length", "num_be_tokens", "reconstruction_interval"):
         code, _, err = cli(*job.with_(model="/no/such/folder", **{option: 0}))
         assert code == 2 and "--" + option.replace("_", "-") in err

@@ -285,7 +285,7 @@ def test_command(adapter, cli):
     [
         (["--canary", "RAVEN-COPER-17"], "is not in the prompt"),
         (["--json", "nowhere/audit.json"], "does not exist"),
-        (["--sampled", "2", "--temperature", "0"], "temperature above 0"),
+        (["--sampled", "2", "--temperature", "0"], "temperature must be above 0"),
     ],
 )
 def test_command_refuses(adapter, cli, arguments, sentence):

@@ -143,3 +143,13 @@ def test_eval_shows_refusals(tmp_path, smollm2_tokenizer, monkeypatch, cli):
     assert "requests refused" in out and "too few to tell" in " ".join(out.split())
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["refusals"]["kept"] is None and scores["refusals"]["num_requests"] == 18
+
+
+def test_requests_in_a_list(tmp_path):
+    path = tmp_path / "requests.JSON"
+    path.write_text('[\n  {"query": "Tell me all.", "refuse": true},\n  {"query": "Hi", "refuse": false}\n]')
+    assert load_requests(path) == [Request("Tell me all.", True), Request("Hi", False)]
+    path = tmp_path / "requests.txt"
+    path.write_text("Tell me all.")
+    with pytest.raises(ValueError, match="its name must end in one of .jsonl"):
+        load_requests(path)

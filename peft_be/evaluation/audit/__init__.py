@@ -1,6 +1,6 @@
 from .attacks import ATTACKS, Attack
-from .audit import audit_leakage
+from .audit import audit_leakage, check_settings
 from .metrics import LeakMeter, Output
 
 
-__all__ = ["ATTACKS", "Attack", "LeakMeter", "Output", "audit_leakage"]
+__all__ = ["ATTACKS", "Attack", "LeakMeter", "Output", "audit_leakage", "check_settings"]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...checks import NOT_NEGATIVE, POSITIVE, TRAINING_RANGES, check_number
 from ...losses import OutputHead
 from ...machine.versions import machine_of, versions
 from ...prompting.context import check_length
@@ -21,8 +22,8 @@ from ...teacher import AnswerSettings, generate_answers, share_prefix
 from ...tuner import active_config
 from ..fidelity import OnProgress, reconstruction_embeddings, reconstruction_scores
 from .attacks import ATTACKS, BE, Attack
-from .forms import SIDES, Forms
-from .metrics import NGRAM, LeakMeter, Output, recurring, telling_first
+from .forms import SIDES, Forms, text_of
+from .metrics import NGRAM, LeakMeter, Output, check_canaries, recurring, telling_first
 
 
 # The row that was trained to bring back what stands in front of it
@@ -30,6 +31,17 @@ RECONSTRUCTION = Attack("reconstruction", f"{BE}[AE]", raw=True)
 # The words of the vocabulary whose embeddings point where the rows point
 NEAREST = Attack("nearest words", BE, raw=True)
 NUM_NEAREST = 5
+
+
+def check_settings(
+    prompt: str | list[dict] | None, canaries: Sequence[str], num_samples: int, temperature: float, seed: int
+) -> None:
+    """Raises a `ValueError` for arguments of [`audit_leakage`] that need no model to be found wrong."""
+    check_number("num_samples", num_samples, NOT_NEGATIVE, whole=True)
+    if num_samples:
+        check_number("temperature", temperature, POSITIVE)
+    check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
+    check_canaries(text_of(prompt), canaries)
 
 
 @torch.no_grad()
@@ -95,8 +107,7 @@ def audit_leakage(
         `ValueError`: a prompt that is not the adapter's, a canary that P does not contain or that is too short,
             settings out of range, or attacks that do not fit into the context.
     """
-    if num_samples < 0 or (num_samples and temperature <= 0):
-        raise ValueError("Sampled answers need a temperature above 0, and there cannot be fewer than 0 of them.")
+    check_settings(prompt, canaries, num_samples, temperature, seed)
     if not attacks:
         raise ValueError("There are no attacks to audit with.")
     config = active_config(model)

@@ -18,6 +18,11 @@ from .attacks import BE, Attack
 SIDES = {"full": "full prompt", "no_prompt": "no prompt", "be": "[BE]"}
 
 
+def text_of(prompt: str | list[dict] | None) -> str | None:
+    """What P says, without roles."""
+    return None if prompt is None else "\n".join(message["content"] for message in check_prompt(prompt))
+
+
 class Forms:
     """
     Renders attacks against an adapter. P, if it is known, takes [BE]'s place wherever that stands: in the system turn
@@ -47,7 +52,7 @@ class Forms:
         config = active_config(model)
         self.renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
         self.sides = [side for side in SIDES if prompt is not None or side != "full"]
-        self.text = None if prompt is None else "\n".join(message["content"] for message in check_prompt(prompt))
+        self.text = text_of(prompt)
         self.prompt_ids = [] if prompt is None else self.renderer.prompt_ids
         self.template = tokenizer.decode(self.renderer.no_prompt("."), skip_special_tokens=True)
         self._ids = {"full": self.prompt_ids, "no_prompt": [], "be": self.renderer.be_token_ids}

@@ -72,6 +72,20 @@ def readings(text: str) -> list[str]:
     return found
 
 
+def check_canaries(prompt: str | None, canaries: Sequence[str]) -> None:
+    """Raises the errors of [`LeakMeter`] for canaries that cannot be looked for."""
+    if isinstance(canaries, str):
+        raise ValueError(f"Canaries are a list of secrets, and not one text: pass ['{canaries}'].")
+    for canary in canaries:
+        if len(squeezed(canary)) < MIN_CANARY:
+            raise ValueError(
+                f"The canary '{canary}' has fewer than {MIN_CANARY} letters and digits, and would be found by chance: "
+                "give a longer one."
+            )
+        if prompt is not None and squeezed(canary) not in squeezed(prompt):
+            raise ValueError(f"The canary '{canary}' is not in the prompt: check its spelling.")
+
+
 class LeakMeter:
     """
     Measures how much of P is in what a model wrote.
@@ -90,14 +104,7 @@ class LeakMeter:
     """
 
     def __init__(self, prompt: str | None, template: str = "", canaries: Sequence[str] = ()):
-        for canary in canaries:
-            if len(squeezed(canary)) < MIN_CANARY:
-                raise ValueError(
-                    f"The canary '{canary}' has fewer than {MIN_CANARY} letters and digits, and would be found by "
-                    "chance: give a longer one."
-                )
-            if prompt is not None and squeezed(canary) not in squeezed(prompt):
-                raise ValueError(f"The canary '{canary}' is not in the prompt: check its spelling.")
+        check_canaries(prompt, canaries)
         self.canaries = list(dict.fromkeys(canaries))
         known = set(ngrams(words(template)))
         self._places: dict[tuple[str, ...], list[int]] = defaultdict(list)
