@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check_type
 from ..models import load_model
 from ..prompting import check_tokenizer
 from ..tuner import BETokenConfig, check_adapter_name
@@ -86,6 +89,8 @@ def load_adapters(
 
     The errors raised are those of [`load_adapter`], and a `ValueError` where the adapters belong to different base models.
     """
+    if not isinstance(directories, Mapping) or not directories:
+        raise ValueError("Adapters are loaded by name: give one folder or more as {name: folder}.")
     for name in directories:
         check_adapter_name(name)
     adapters = {name: read_adapter(directory) for name, directory in directories.items()}
@@ -139,8 +144,24 @@ def _load_recorded(
         ) from error
 
 
+def name_of(model: str | os.PathLike | PreTrainedModel) -> str:
+    """
+    What a run records as its base model.
+
+    Raises:
+        `ValueError`: it is neither a name nor a loaded model.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(
+            f"model must be smollm2, a folder, a Hub id or a loaded causal LM, and is of type {type(model).__name__}."
+        )
+    return model.name_or_path
+
+
 def load_base(
-    model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    model: str | os.PathLike | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     The base model and the tokenizer of a job, which takes a name or a loaded model.
@@ -149,9 +170,10 @@ def load_base(
         `ValueError`: a loaded model comes without its tokenizer, or carries adapters.
         `OSError`: the model cannot be loaded.
     """
-    if isinstance(model, str):
-        return load_model(model)
+    if isinstance(model, (str, os.PathLike)):
+        return load_model(os.fspath(model))
     if tokenizer is None:
         raise ValueError("A loaded model needs its tokenizer: pass `tokenizer`.")
+    check_type("tokenizer", tokenizer, PreTrainedTokenizerBase)
     check_plain(model)
     return model, tokenizer

@@ -12,6 +12,8 @@ from ..files import is_blank, parse_json, read_text, shown
 
 # The limit of a message, about a million tokens: more than models' contexts, and counting the tokens of more takes minutes
 MAX_CHARACTERS = 2**22
+# Longest text that may be a path
+MAX_PATH = 1024
 _SUFFIXES = "a .txt file with the system prompt or a .json file with a list of chat messages"
 
 
@@ -69,6 +71,10 @@ def check_prompt(prompt: Any, name: str = "The prompt") -> list[dict[str, str]]:
     Raises:
         `ValueError`: if it is empty or not such a prompt.
     """
+    if isinstance(prompt, os.PathLike) or _names_a_file(prompt):
+        raise ValueError(
+            f"{name} is the path '{prompt}' and not what stands there: read it with peft_be.load_prompt(path)."
+        )
     messages = check_messages([{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt, name)
     if all(is_blank(message["content"]) for message in messages):
         raise ValueError(f"{name} is empty: there is nothing to compress.")
@@ -78,6 +84,13 @@ def check_prompt(prompt: Any, name: str = "The prompt") -> list[dict[str, str]]:
             "or put the text into a system message."
         )
     return messages
+
+
+def _names_a_file(prompt: Any) -> bool:
+    """Whether a text is the path of a prompt's file, given where P itself was meant."""
+    if not isinstance(prompt, str) or not prompt.lower().endswith((".txt", ".json")) or len(prompt) > MAX_PATH:
+        return False
+    return Path(prompt).is_file()
 
 
 def check_query(query: Any, name: str = "The query") -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.create import add_adapter, find_ae_row
-from ..adapters.load import load_base
+from ..adapters.load import load_base, name_of
 from ..adapters.provenance import best_figures, stage_name
 from ..checks import NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
 from ..data import QuerySplits, query_column, split_queries
@@ -21,6 +21,7 @@ from ..files import read_json
 from ..models import DEFAULT_MODEL
 from ..prompting.context import check_length
 from ..prompting.fingerprints import sha256
+from ..prompting.messages import check_prompt
 from ..teacher import teacher_cache_dir, weights_sha256
 from ..training import BEDistillConfig, BEDistillTrainer
 from ..training.budget import Budget, steps_in_time
@@ -124,6 +125,7 @@ def compress_prompt(
         `FloatingPointError`: the loss is not a finite number.
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
+    check_prompt(prompt)
     splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=seed)
     check_names(training_args, BEDistillConfig)
     checked = BEDistillConfig(str(output_dir), seed=seed, **training_args)
@@ -134,7 +136,7 @@ def compress_prompt(
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation]),
-        "model": model if isinstance(model, str) else model.name_or_path,
+        "model": name_of(model),
         "ae": None if ae is None else str(ae),
         "num_be_tokens": num_be_tokens,
         "slot": slot,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.create import add_adapter, find_ae_row
 from ..adapters.folder import WEIGHTS_FILE
-from ..adapters.load import load_base
+from ..adapters.load import load_base, name_of
 from ..adapters.provenance import best_figures, stage_name
 from ..checks import COUNT, check_choice, check_names, check_number
 from ..data import QuerySplits, query_column, split_queries
@@ -110,7 +110,7 @@ def compress_prompts(
     training_args = {name: value for name, value in training_args.items() if name not in (*needed, "save_steps")}
     settings = {
         "prompts": sha256([[job.name, job.prompt, job.queries, job.test_queries] for job in jobs]),
-        "model": model if isinstance(model, str) else model.name_or_path,
+        "model": name_of(model),
         "ae": None if ae is None else str(ae),
         "num_be_tokens": num_be_tokens,
         "slot": slot,

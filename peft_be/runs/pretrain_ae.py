@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..adapters.load import load_base
+from ..adapters.load import load_base, name_of
 from ..checks import COUNT, check_names, check_number
 from ..models import DEFAULT_MODEL
 from ..prompting.fingerprints import sha256
@@ -57,9 +57,14 @@ def pretrain_ae(
     check_number("num_validation", num_validation, COUNT, whole=True)
     defaults = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 25, "save_steps": 25}
     check_steps(AEConfig(str(output_dir), seed=seed, **{**defaults, **training_args}))
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            "The corpus is a list of texts: read a file with peft_be.data.load_corpus(path), or take a column."
+        )
+    texts = list(texts)
     settings = {
         "corpus": sha256(texts),
-        "model": model if isinstance(model, str) else model.name_or_path,
+        "model": name_of(model),
         "num_validation": num_validation,
         "seed": seed,
         **{name: value for name, value in training_args.items() if name not in PLACES},

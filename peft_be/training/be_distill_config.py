@@ -154,10 +154,12 @@ class BEDistillConfig(SFTConfig):
         if self.learning_rate is None:
             self.learning_rate = 0.05 if self.optim == GGT_NAME else 0.2
         # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction
-        self.metric_for_best_model = self.metric_for_best_model or (
-            "kl" if self.kd_weight > 0 else "reconstruction_loss"
-        )
-        self.greater_is_better = False if self.greater_is_better is None else self.greater_is_better
+        metric = "kl" if self.kd_weight > 0 else "reconstruction_loss"
+        self.metric_for_best_model = metric if self.metric_for_best_model is None else self.metric_for_best_model
+        check_choice("metric_for_best_model", self.metric_for_best_model, (metric,))
+        if self.greater_is_better:
+            raise ValueError(f"greater_is_better=True would keep the worst rows by the {metric}: leave it out.")
+        self.greater_is_better = False
         if self.accelerator_config is None:  # the next batch is copied to a GPU while it computes
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         with_ggt = self.optim == GGT_NAME
