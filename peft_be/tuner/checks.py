@@ -52,7 +52,8 @@ def check_fields(config) -> None:
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise ValueError(f"{name} must be a string, got {value!r:.60}.")
     targets = config.target_modules
-    if targets is not None and not isinstance(targets, (str, list, tuple, set)):
+    names = targets if isinstance(targets, (list, tuple, set)) else [targets]
+    if targets is not None and not all(isinstance(name, str) for name in names):
         raise ValueError(f"target_modules must be a string or a list of strings, got {targets!r:.60}.")
     if config.provenance is not None and not isinstance(config.provenance, dict):
         raise ValueError(f"provenance must be an object, got {config.provenance!r:.60}.")
