@@ -140,7 +140,10 @@ class BEDistillConfig(SFTConfig):
             raise ValueError(f"beta lies between 0 (forward KL) and 1 (reverse KL), got {self.beta}.")
         if self.num_answers > 1 and self.answer_temperature == 0:
             raise ValueError("num_answers above 1 needs sampling: set answer_temperature above 0.")
-        check_choice("optim", self.optim, (GGT_NAME, *(name.value for name in OptimizerNames)))
+        if self.optim not in (GGT_NAME, *(name.value for name in OptimizerNames)):
+            raise ValueError(
+                f"optim must be {GGT_NAME}, or an optimizer of transformers such as adamw_torch, got {self.optim!r:.60}."
+            )
         if self.init not in (None, *INITS):
             raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
         if isinstance(self.init_text, str):
