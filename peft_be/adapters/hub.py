@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from peft import PeftModel
 
 from ..files import write_json
-from .card import CARD_FILE, REPOSITORY, TAGS, body_of, is_unedited, signed
+from .card import CARD_FILE, REPOSITORY, TAGS, body_of, is_unedited, signed, write_card
 from .folder import ADAPTER_FILES, REPORT_FILE, read_config, read_report
 
 
@@ -134,7 +134,8 @@ def _stage(folder: Path, target: Path, name: str, base_model: str | None, licens
         )
     if base_model is not None:
         config.base_model_name_or_path = base_model
-        config.save_pretrained(target)  # with the card, unless its text was edited
+        config.save_pretrained(target)
+        write_card(target, config)  # leaves a text that was edited as it is
         if (target / REPORT_FILE).is_file():
             report = read_report(target)
             settings = {**report.get("settings", {}), "model": base_model}
