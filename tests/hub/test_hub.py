@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from peft_be import BETokenConfig, PromptJob, compress_prompts
+from peft_be.adapters.card import write_card
 
 from .server import TOKEN, Hub
 
@@ -105,6 +106,7 @@ def test_the_base_is_renamed_where_it_is_named(hub, adapters, tmp_path, edited):
     config = BETokenConfig.from_pretrained(tmp_path / "one")
     config.base_model_name_or_path = "model"
     config.save_pretrained(tmp_path / "one")
+    write_card(tmp_path / "one", config)
     if edited:
         card = tmp_path / "one" / "README.md"
         card.write_text(card.read_text() + "\nMine, for a model of `model`.\n")
