@@ -7,7 +7,7 @@ What padding costs a training step: the same rows padded to one length, and join
   where the model attends with them. Only where `flash_attn` is installed and there is a GPU.
 
 A step is the loss, forward and backward; the sides take turns. `kernels` are the attention operators that torch's profiler
-saw, `apart` is the relative difference of the loss from that of the padded rows.
+saw. `apart` tells how far the side's loss is from the loss of the padded rows, as a share of the latter.
 
 Example: `python benchmarks/attention.py --json attention.json`
 """

@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from peft_be.evaluation import inference
 from peft_be.machine.clock import synchronize
 from peft_be.machine.memory import release_freed_memory
 from peft_be.machine.versions import machine, versions
@@ -38,7 +38,7 @@ def timed(device: torch.device, work: Callable, *args) -> tuple[Any, float]:
 def quartiles(values: list[float]) -> dict[str, float]:
     if len(values) < 2:
         return dict.fromkeys(("q1", "median", "q3"), values[0])
-    return dict(zip(("q1", "median", "q3"), statistics.quantiles(values, n=4, method="inclusive")))
+    return inference.quartiles(values)
 
 
 @torch.no_grad()

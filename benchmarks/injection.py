@@ -36,7 +36,7 @@ PLACEHOLDER = "<prompt_embeds>"
 ANSWERED, SHORT = 20, 200
 # What transformers and llama.cpp raise where they do not take a text, and `Server.post` where a server does not
 REFUSALS = (RuntimeError, TypeError, ValueError)
-# The adapter is exported under several names: an attacker may reach for another prompt than that of the chat
+# The adapter is exported under several names, since an attacker may spell the token of another prompt than the chat's
 NAMES = ("a", "b", "c")
 
 Reader = Callable[[list[dict]], list[int]]

@@ -7,8 +7,9 @@ Queries are cut or repeated to one length and have gold answers of exactly `--an
 axis compute batches of one shape and the teacher need not write.
 
 The trainers of an axis are built first, each on a model of its own, and step by turns: medians and quartiles. Vocabularies
-other than the model's belong to random models of the same architecture. Peak memory is counted above the loaded model, the
-teacher's work included; on the CPU, it is that of a process of its own. On the vocabulary's axis it is measured for three more steps on the same batches:
+other than the model's belong to random models of the same architecture. Peak memory is what comes on
+top of the loaded model, with the teacher's work. On the CPU, a process of its own measures it. The vocabulary's axis also has
+the peak of three other steps on the same batches:
 
 - `ours, checkpointing`: with `gradient_checkpointing=True`;
 - `plain`: the step as it is mostly written: the teacher's forward over prompt, query and answer, its logits for the answer's
