@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from .runs.compress import compress_prompt as compress_prompt
     from .runs.compress_many import PromptResult as PromptResult
     from .runs.compress_many import compress_prompts as compress_prompts
+    from .runs.config import CompressConfig as CompressConfig
+    from .runs.config import PretrainAEConfig as PretrainAEConfig
     from .runs.manifest import PromptJob as PromptJob
+    from .runs.pretrain_ae import PretrainedAE as PretrainedAE
     from .runs.pretrain_ae import pretrain_ae as pretrain_ae
     from .serving import PromptDirectory as PromptDirectory
     from .serving import PromptEmbeds as PromptEmbeds
@@ -54,8 +57,11 @@ _LAZY = {
     "BEDistillTrainer": "training",
     "BETokenConfig": "tuner",
     "BETokenModel": "tuner",
+    "CompressConfig": "runs.config",
     "Compression": "runs.compress",
     "ManyPromptsTrainer": "training",
+    "PretrainAEConfig": "runs.config",
+    "PretrainedAE": "runs.pretrain_ae",
     "PromptDirectory": "serving",
     "PromptEmbeds": "serving",
     "PromptJob": "runs.manifest",

@@ -65,6 +65,29 @@ TRAINING_RANGES = {
     "warmup_steps": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
 }
+# Fields that trainers inherit and do not read: they make their rows themselves, and have losses of their own
+UNUSED = (
+    "assistant_only_loss",
+    "chat_template_path",
+    "completion_only_loss",
+    "dataset_kwargs",
+    "dataset_num_proc",
+    "dataset_text_field",
+    "eos_token",
+    "eval_packing",
+    "label_smoothing_factor",
+    "loss_type",
+    "max_length",
+    "model_init_kwargs",
+    "packing",
+    "packing_strategy",
+    "pad_token",
+    "padding_free",
+    "router_aux_loss_coef",
+    "shuffle_dataset",
+    "truncation_mode",
+    "use_liger_kernel",
+)
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
 
 
@@ -121,9 +144,21 @@ def check_fields(config, ranges: dict[str, Range]) -> None:
             raise ValueError(f"{field.name} must be a string, got {value!r}.")
 
 
+def check_unused(args, names: Iterable[str], where: str) -> None:
+    """Raises a `ValueError` for a field that was set and that nothing reads. `where` says where it is not read."""
+    defaults = {field.name: field.default for field in fields(args)}
+    for name in names:
+        if getattr(args, name) != defaults[name]:
+            raise ValueError(f"{name} does nothing {where}: leave it out.")
+
+
 def check_training_args(args, ranges: dict[str, Range]) -> None:
-    """[`check_fields`] for a configuration of a trainer, whose own fields have the given `ranges`."""
-    check_fields(args, {**TRAINING_RANGES, **ranges})
+    """
+    Check the configuration of a trainer: its values, as [`check_fields`] does, and that no field is set that does
+    nothing.
+    """
+    check_fields(args, ranges)
+    check_unused(args, UNUSED, f"in {type(args).__name__}")
     # Whatever it does not know, transformers takes for the first one
     check_choice("train_sampling_strategy", args.train_sampling_strategy, SAMPLING_STRATEGIES)
     if args.max_steps < 1 and args.max_steps != -1:

@@ -10,7 +10,7 @@ PACKAGE = Path(peft_be.__file__).parent
 # A room imports from the levels before its own alone. docs/design.md draws them
 LEVELS = (
     {"tuner", "machine", "files", "checks", "figures"},
-    {"prompting", "losses", "models"},
+    {"prompting", "losses", "models", "recipe"},
     {"adapters", "data", "teacher"},
     {"training"},
     {"evaluation", "runs"},

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..prompting import tokenizer_fingerprint
 from ..tuner import BETokenConfig
 from ..tuner.checks import read_rows
+from ..tuner.provenance import Provenance
 from .base_weights import check_weights, same_weights, weights_fingerprint
 from .folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 
@@ -51,13 +52,13 @@ def load_ae_row(
             f"The [AE] row in '{directory}' is {row.shape[1]} wide and belongs to another backbone than this one, which "
             f"needs {width}: train one for it with peft-be pretrain-ae."
         )
-    provenance = config.provenance or {}
-    if provenance.get("tokenizer_sha256") not in (None, tokenizer_fingerprint(tokenizer)):
+    recorded = Provenance.of(config)
+    if recorded.tokenizer_sha256 not in (None, tokenizer_fingerprint(tokenizer)):
         raise ValueError(
             f"The [AE] row in '{directory}' was trained with another tokenizer: train one for this model."
         )
-    if "base_weights" in provenance and not allow_other_weights:
-        check_weights(provenance, weights_fingerprint(model), f"The [AE] row in '{directory}'")
+    if recorded.base_weights is not None and not allow_other_weights:
+        check_weights(recorded, weights_fingerprint(model), f"The [AE] row in '{directory}'")
     return row
 
 
@@ -80,7 +81,7 @@ def shipped_ae(model: PreTrainedModel) -> Path | None:
         if config.base_model_name_or_path != model.name_or_path:
             continue
         if shape == tuple(model.get_input_embeddings().weight.shape) and same_weights(
-            config.provenance["base_weights"], weights_fingerprint(model)
+            Provenance.of(config).base_weights, weights_fingerprint(model)
         ):
             return folder
     return None

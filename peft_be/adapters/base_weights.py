@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..tuner import BETokenEmbedding
+from ..tuner.provenance import Provenance
 
 
 # How many numbers are kept of matrices and of vectors; the numbers of neighbouring layers are added up
@@ -108,13 +109,13 @@ def same_weights(one: dict, other: dict) -> bool:
 
 
 def check_weights(
-    provenance: dict | None, weights: dict | None, adapter: str, allow_other_weights: bool = False
+    provenance: Provenance, weights: dict | None, adapter: str, allow_other_weights: bool = False
 ) -> None:
     """
     Check that an adapter is used with the weights it was trained on.
 
     Args:
-        provenance (`dict` or `None`): of the adapter's configuration. One that records no weights is not checked.
+        provenance ([`Provenance`]): of the adapter. One that records no weights is not checked.
         weights (`dict` or `None`): fingerprint of the base model, `None` if it was not taken.
         adapter (`str`): what the adapter is called in the error message.
         allow_other_weights (`bool`, *optional*, defaults to `False`): accept other weights.
@@ -122,7 +123,7 @@ def check_weights(
     Raises:
         `ValueError`: the weights are others, or what is recorded of them is damaged.
     """
-    recorded = (provenance or {}).get("base_weights")
+    recorded = provenance.base_weights
     if recorded is None or weights is None or allow_other_weights:
         return
     if not isinstance(recorded, dict):

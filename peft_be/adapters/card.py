@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from wrapt import wrap_function_wrapper
 
 from ..figures import gap_closed, kl_sentence
+from ..tuner.provenance import Provenance
 
 
 CARD_FILE = "README.md"
@@ -184,7 +185,7 @@ def _digest(body: str) -> str:
 
 
 def _training(config) -> dict:
-    return (config.provenance or {}).get("training", {})
+    return Provenance.of(config).training
 
 
 def _validation_metrics(training: dict) -> dict[str, float | None]:
@@ -196,7 +197,7 @@ def _validation_metrics(training: dict) -> dict[str, float | None]:
 def _title(config) -> str:
     if not config.num_be_tokens:
         return f"The [AE] row of {config.base_model_name_or_path}"
-    tokens = (config.provenance or {}).get("prompt_tokens")
+    tokens = Provenance.of(config).prompt_tokens
     prompt = "A prompt" if tokens is None else f"A prompt of {tokens:,} tokens"
     return f"{prompt} in " + (
         "one learned token" if config.num_be_tokens == 1 else f"{config.num_be_tokens} learned tokens"
@@ -209,7 +210,7 @@ def _body(config) -> str:
         return _AE_BODY.format(title=_title(config), base=base)
     sentences = []
     if config.provenance:
-        sentences.append(", then ".join(config.provenance.get("stages", ["training"])).capitalize())
+        sentences.append(", then ".join(Provenance.of(config).stages or ["training"]).capitalize())
         if "steps" in training:
             sentences[-1] += f", {training['steps']} steps"
         if "train_queries" in training:

@@ -54,6 +54,13 @@ def add_adapter(
     return peft_model
 
 
+def add_ae_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
+    """Put a new adapter with an [AE] row alone on a model."""
+    check_base_model(model)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    return get_peft_model(model, BETokenConfig.for_tokenizer(tokenizer, vocab_size, 0, True))
+
+
 def with_adapter(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -14,6 +14,7 @@ from ..checks import check_type
 from ..models import load_model
 from ..prompting import check_tokenizer
 from ..tuner import BETokenConfig, check_adapter_name
+from ..tuner.provenance import Provenance
 from .base_weights import check_plain, check_weights, weights_fingerprint
 from .folder import read_config, read_report
 from .hub import find_adapter
@@ -104,21 +105,20 @@ def load_adapters(
     base, tokenizer = (
         _load_recorded(first, config, dtype, device) if model is None else load_model(model, dtype, device)
     )
-    records = any((config.provenance or {}).get("base_weights") for _, config in adapters.values())
+    records = any(Provenance.of(config).base_weights for _, config in adapters.values())
     weights = weights_fingerprint(base) if records and not allow_other_weights else None
     shape = tuple(base.get_input_embeddings().weight.shape)
     peft_model, checked = None, set()
     for name, (directory, config) in adapters.items():
         # Hundreds of adapters may have the same fingerprints, and to compute a tokenizer's takes half a second
-        fingerprints = tuple(
-            str((config.provenance or {}).get(f"{part}_sha256")) for part in ("tokenizer", "chat_template")
-        )
+        recorded = Provenance.of(config)
+        fingerprints = (recorded.tokenizer_sha256, recorded.chat_template_sha256)
         if fingerprints not in checked:
             check_tokenizer(config, tokenizer, allow_template_change)
             checked.add(fingerprints)
         # For another shape, PEFT raises a clearer error below
         if (config.vocab_size or shape[0], config.hidden_size or shape[1]) == shape:
-            check_weights(config.provenance, weights, f"The adapter in '{directory}'")
+            check_weights(recorded, weights, f"The adapter in '{directory}'")
         if peft_model is None:
             peft_model = PeftModel.from_pretrained(base, directory, adapter_name=name)
         else:

@@ -7,22 +7,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..figures import gap_closed
 from ..machine.versions import versions
 from ..prompting import chat_template_fingerprint, tokenizer_fingerprint
+from ..tuner.provenance import Provenance
 from .base_weights import check_plain, weights_fingerprint
 
 
-def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
+def origin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Provenance:
     """
     What rows belong to: the base model's revision, fingerprints of weights, tokenizer and template, and the versions
     used.
     """
     check_plain(model, rows_allowed=True)
-    return {
-        "base_model_revision": getattr(model.config, "_commit_hash", None),
-        "base_weights": weights_fingerprint(model),
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "chat_template_sha256": chat_template_fingerprint(tokenizer) if tokenizer.chat_template else None,
-        "versions": versions(),
-    }
+    return Provenance(
+        base_model_revision=getattr(model.config, "_commit_hash", None),
+        base_weights=weights_fingerprint(model),
+        tokenizer_sha256=tokenizer_fingerprint(tokenizer),
+        chat_template_sha256=chat_template_fingerprint(tokenizer) if tokenizer.chat_template else None,
+        versions=versions(),
+    )
 
 
 def stage_name(kd_weight: float) -> str:

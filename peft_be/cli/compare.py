@@ -5,18 +5,22 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..comparison.config import CompareConfig
 from .common import bold, console, resumable, say
-from .options import QUERY_FILES, MaxAnswerLength, Model, Overwrite, QueryField, Resume
+from .config_options import with_options_of
+from .options import QUERY_FILES, Model, Overwrite, QueryField, Resume
 from .progress import progress_bars
 
 
 SMALL_SET = "be,soft-prompt,distillation,memory-token,truncation:64,self-information:64"
 
 
+@with_options_of(CompareConfig, without=("seeds",))
 def compare(
     prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
     queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for results.json, report.html and table.md.")],
+    config: CompareConfig,
     methods: Annotated[
         str,
         typer.Option(help="Names with commas between them; name:8 for 8 tokens. Full and no prompt are always there."),
@@ -27,11 +31,6 @@ def compare(
     ] = None,
     query_field: QueryField = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method that has something random in it.")] = 1,
-    max_steps: Annotated[
-        Optional[int], typer.Option(min=1, help="Training steps of each run; by default each method's own.")
-    ] = None,
-    max_minutes: Annotated[Optional[float], typer.Option(help="Minutes of training of each run.")] = None,
-    max_answer_length: MaxAnswerLength = None,
     task: Annotated[
         Optional[str], typer.Option(help="A task to score on, too, such as gsm8k: see docs/evaluation.md.")
     ] = None,
@@ -58,12 +57,10 @@ def compare(
             asked,
             output,
             [spec.strip() for spec in methods.split(",") if spec.strip()],
+            config,
             model=model,
             test_queries=held_out,
             seeds=tuple(range(seed, seed + seeds)),
-            max_steps=max_steps,
-            max_minutes=max_minutes,
-            max_answer_length=64 if max_answer_length is None else max_answer_length,
             task=load_task(task, task_items) if task else None,
             name=prompt.stem,
             resume=resume,

@@ -5,53 +5,24 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..runs.config import CompressConfig
 from .common import bold, quoted, resumable, say
-from .options import (
-    AE,
-    QUERY_FILES,
-    Init,
-    InitText,
-    KDWeight,
-    LearningRate,
-    MaxAnswerLength,
-    MaxSteps,
-    Model,
-    Overwrite,
-    QueryField,
-    Resume,
-    Seed,
-    Slot,
-    Temperature,
-)
+from .config_options import ABLATIONS, with_options_of
+from .options import QUERY_FILES, Model, Overwrite, QueryField, Resume
 from .progress import progress_bars
 
 
+@with_options_of(CompressConfig, without=ABLATIONS)
 def compress(
     prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
     queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    config: CompressConfig,
     model: Model = "smollm2",
     test_queries: Annotated[
         Optional[Path], typer.Option(help="Queries kept for peft-be eval: their duplicates are not trained on.")
     ] = None,
     query_field: QueryField = None,
-    ae: AE = None,
-    num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows.")] = 1,
-    slot: Slot = "system",
-    init: Init = None,
-    init_text: InitText = None,
-    kd_weight: KDWeight = None,
-    temperature: Temperature = None,
-    learning_rate: LearningRate = None,
-    max_steps: MaxSteps = None,
-    batch_size: Annotated[Optional[int], typer.Option(min=1, help="Answers a step.", show_default="2")] = None,
-    max_answer_length: MaxAnswerLength = None,
-    reconstruction_steps: Annotated[int, typer.Option(min=0, help="Steps of stage 1 alone before the rest.")] = 0,
-    reconstruction_interval: Annotated[
-        Optional[int], typer.Option(min=1, help="Reconstruct at every n-th step only.", show_default="32")
-    ] = None,
-    max_minutes: Annotated[Optional[float], typer.Option(help="Time for all of it, model loading excluded.")] = None,
-    seed: Seed = 42,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -62,17 +33,6 @@ def compress(
     from ..prompting import load_prompt
     from ..runs.compress import compress_prompt
 
-    training_args = {
-        "init": init,
-        "init_text": init_text,
-        "kd_weight": kd_weight,
-        "temperature": temperature,
-        "learning_rate": learning_rate,
-        "max_steps": max_steps,
-        "per_device_train_batch_size": batch_size,
-        "max_answer_length": max_answer_length,
-        "reconstruction_interval": reconstruction_interval,
-    }
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
     held_out = load_queries(test_queries, query_field) if test_queries else None
     say("Compressing ", bold(prompt), f" with {len(asked)} queries on ", bold(model))
@@ -81,19 +41,13 @@ def compress(
             text,
             asked,
             output,
+            config,
             model=model,
             test_queries=held_out,
-            ae=ae,
-            num_be_tokens=num_be_tokens,
-            slot=slot,
-            reconstruction_steps=reconstruction_steps,
-            max_minutes=max_minutes,
-            seed=seed,
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
             on_preview=show_preview,
-            **{name: value for name, value in training_args.items() if value is not None},
         )
     size = (output / "adapter_model.safetensors").stat().st_size
     say(f"{result.report['steps']} steps in {result.report['seconds'] / 60:.1f} min.")

@@ -1,30 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from ..runs.config import CompressConfig
 from .common import bold, console, resumable, say
-from .options import (
-    AE,
-    Init,
-    InitText,
-    KDWeight,
-    LearningRate,
-    MaxAnswerLength,
-    MaxSteps,
-    Model,
-    Overwrite,
-    Resume,
-    Seed,
-    Slot,
-    Temperature,
-)
+from .config_options import ABLATIONS, with_options_of
+from .options import Model, Overwrite, Resume
 from .progress import progress_bars
 
 
+@with_options_of(CompressConfig, without=(*ABLATIONS, "max_minutes", "reconstruction_steps", "save_steps"))
 def compress_many(
     manifest: Annotated[
         Path,
@@ -34,22 +23,9 @@ def compress_many(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the adapters, each in a folder of its name.")],
+    config: CompressConfig,
     model: Model = "smollm2",
-    ae: AE = None,
-    num_be_tokens: Annotated[int, typer.Option(min=1, help="Number of [BE] rows of each prompt.")] = 1,
-    slot: Slot = "system",
-    init: Init = None,
-    init_text: InitText = None,
     group_size: Annotated[int, typer.Option(min=1, help="Prompts that learn together.")] = 8,
-    kd_weight: KDWeight = None,
-    temperature: Temperature = None,
-    learning_rate: LearningRate = None,
-    max_steps: MaxSteps = None,
-    batch_size: Annotated[
-        Optional[int], typer.Option(min=1, help="Answers of a prompt in a step.", show_default="2")
-    ] = None,
-    max_answer_length: MaxAnswerLength = None,
-    seed: Seed = 42,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -57,16 +33,6 @@ def compress_many(
     from ..runs.compress_many import compress_prompts
     from ..runs.manifest import load_manifest
 
-    training_args = {
-        "init": init,
-        "init_text": init_text,
-        "kd_weight": kd_weight,
-        "temperature": temperature,
-        "learning_rate": learning_rate,
-        "max_steps": max_steps,
-        "per_device_train_batch_size": batch_size,
-        "max_answer_length": max_answer_length,
-    }
     jobs, errors = load_manifest(manifest)
     if not jobs:
         raise ValueError(f"No prompt of '{manifest}' can be used: {next(iter(errors.values()))}")
@@ -75,16 +41,12 @@ def compress_many(
         results = compress_prompts(
             jobs,
             output,
+            config,
             model=model,
-            ae=ae,
-            num_be_tokens=num_be_tokens,
-            slot=slot,
             group_size=group_size,
-            seed=seed,
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
-            **{name: value for name, value in training_args.items() if value is not None},
         )
     table = Table()
     for column in ("prompt", "validation queries", "KL", "KL, no prompt", "gap closed", "step", "adapter"):

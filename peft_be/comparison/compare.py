@@ -7,12 +7,11 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_number
 from ..data import QuerySplits, as_queries, query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.latency import time_requests
@@ -21,15 +20,17 @@ from ..evaluation.tasks import Task, evaluate_task
 from ..figures import gap_closed
 from ..files import append_record, read_json, read_records
 from ..machine.versions import machine_of, versions
-from ..models import DEFAULT_MODEL, load_model
+from ..models import DEFAULT_MODEL
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..prompting.fingerprints import sha256
+from ..runs.config import changed
 from ..runs.folder import RunFolder, failure
+from ..runs.prepare import load_confirmed
 from ..runs.report import warn_of_few_queries
-from ..runs.settings import default_settings
-from ..teacher import teacher_prompts, weights_sha256
+from ..teacher import teacher_prompts
 from ..training.callbacks import OnProgress
+from .config import CompareConfig
 from .methods.method import Job, Method
 from .methods.registry import make_method
 from .report.report import html_report, markdown_table
@@ -145,18 +146,16 @@ def compare_methods(
     queries: Iterable,
     output_dir: str | os.PathLike,
     methods: list[str],
+    config: CompareConfig | None = None,
     *,
     model: str = DEFAULT_MODEL,
     test_queries: Iterable | None = None,
-    seeds: tuple[int, ...] = (42,),
-    max_steps: int | None = None,
-    max_minutes: float | None = None,
-    max_answer_length: int = 64,
     task: Task | None = None,
     name: str = "prompt",
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    **changes,
 ) -> dict:
     """
     Train and score methods that replace a prompt by something shorter, all under one budget.
@@ -171,20 +170,17 @@ def compare_methods(
         output_dir (`str` or `os.PathLike`): folder for `results.json`, `report.html` and `table.md`; a finished run of a method
             is kept there until all are done.
         methods (`list[str]`): see [`make_method`].
+        config ([`CompareConfig`], *optional*): the budget and the seeds.
         model (`str`, *optional*, defaults to `"smollm2"`): `smollm2`, a folder, a GGUF file or a Hub id.
         test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are
             fewer.
-        seeds (`tuple[int, ...]`, *optional*, defaults to `(42,)`): one run of each method for each; one in all for methods
-            without anything random.
-        max_steps (`int`, *optional*): training steps of each run; `None` is each method's own default.
-        max_minutes (`float`, *optional*): minutes of training of each run; `None` sets no limit.
-        max_answer_length (`int`, *optional*, defaults to `64`): longest answer, in tokens, in training and scoring.
         task ([`Task`], *optional*): a task to score every method on, too.
         name (`str`, *optional*, defaults to `"prompt"`): what the report calls P.
         resume (`bool`, *optional*, defaults to `False`): go on with the interrupted run in `output_dir`.
         overwrite (`bool`, *optional*, defaults to `False`): replace an earlier run in `output_dir`, as in [`compress_prompt`].
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called with what is being done, the work done, its
             total, and the latest values.
+        **changes: fields of [`CompareConfig`] that replace those of `config`, for instance `seeds=(42, 43)`.
 
     Returns:
         `dict`: what `results.json` holds. A method that failed has its `error` there; `resume=True` tries it again.
@@ -194,91 +190,102 @@ def compare_methods(
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `KeyboardInterrupt`: Ctrl-C; finished runs are kept, and `resume=True` goes on.
     """
-    methods = list(dict.fromkeys(["full", "none", *methods]))
-    made = {spec: make_method(spec) for spec in methods}
-    _check_budget(seeds, max_steps, max_minutes, max_answer_length)
+    made = {spec: make_method(spec) for spec in dict.fromkeys(["full", "none", *methods])}
+    config = changed(config, CompareConfig, changes)
     splits = _split(as_queries(queries), test_queries)
     warn_of_few_queries({name: splits})
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation, splits.test]),
         "model": model,
-        "methods": methods,
-        "seeds": list(seeds),
-        "max_steps": max_steps,
-        "max_minutes": max_minutes,
-        "max_answer_length": max_answer_length,
+        "methods": list(made),
+        **asdict(config),
         "task": task and {"name": type(task).__name__, "items": sha256([task.queries, task.references])},
     }
-    defaults = default_settings(settings, compare_methods)
-    with ComparisonFolder(output_dir, settings, resume, overwrite, defaults) as folder:
+    with ComparisonFolder(output_dir, settings, resume, overwrite) as folder:
         if folder.is_finished:
             return read_json(folder.directory / folder.RESULT, "result", dict)
-        base, tokenizer = load_model(model)
-        folder.confirm("base_sha256", weights_sha256(base), "base model or dtype")
-        renderer = PromptRenderer(tokenizer, prompt)
-        if task is not None:  # errors in the task come up before the methods are trained
-            prompts = [renderer.full(query) for query in task.queries]
-            check_prompts(base, prompts, task.answer_lengths(tokenizer), task.queries)
-
-        def job(spec: str, seed: int) -> Job:
-            directory = folder.work / f"{spec.replace(':', '-')}-{seed}"
-            budget = {"max_steps": max_steps, "max_minutes": max_minutes, "max_answer_length": max_answer_length}
-            return Job(base, tokenizer, prompt, splits, directory, seed=seed, on_progress=on_progress, **budget)
-
-        done = {(cell["method"], cell["seed"]): cell for cell in folder.cells()}
-        errors = {}
-        if any(method.trains for method in made.values()):
-            for split in ("train", "validation"):
-                job("teacher", SPLIT_SEED).teacher_answers(split)
-        full = teacher_prompts(base, renderer, splits.test, max_answer_length)
-        report = on_progress and (lambda what, done, total: on_progress(what, done, total, {}))
-        scorer = FidelityScorer(base, tokenizer, full, max_answer_length, on_progress=report)
-        for spec, method in made.items():
-            for seed in seeds if method.is_random else seeds[:1]:
-                if (spec, seed) in done or spec in errors:
-                    continue
-                own = job(spec, seed)
-                try:
-                    run = run_method(spec, {}, own, scorer, splits.test, task)
-                except Exception as error:
-                    errors[spec] = failure(error)
-                    continue
-                done[spec, seed] = {"method": spec, "seed": seed, **run}
-                append_record(folder.cells_file, done[spec, seed])
-                shutil.rmtree(own.directory, ignore_errors=True)
-        results = {
-            **_described(splits, folder.settings, task),
-            "model": model,
-            "prompt": {"name": name, "tokens": len(renderer.prompt_ids)},
-            "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
-            "full_answers": scorer.texts,
-            "methods": [summary(spec, made[spec], done, errors.get(spec)) for spec in methods],
-            "machine": machine_of(base),
-            "versions": versions(),
-        }
+        base, tokenizer = load_confirmed(folder, model, None)
+        comparison = _Comparison(folder, config, base, tokenizer, prompt, splits, task, on_progress)
+        comparison.check_task()
+        results = {"model": model, **comparison.run(made, name), "machine": machine_of(base), "versions": versions()}
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
         # Failed methods can be tried again, and the results of the others are kept until then
-        if errors:
+        if any(method["error"] for method in results["methods"]):
             folder.publish(results)
         else:
             folder.finish(results)
         return results
 
 
-def _check_budget(
-    seeds: tuple[int, ...], max_steps: int | None, max_minutes: float | None, max_answer_length: int
-) -> None:
-    if not seeds:
-        raise ValueError("A comparison needs at least one seed.")
-    for seed in seeds:
-        check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
-    check_number("max_answer_length", max_answer_length, COUNT, whole=True)
-    if max_steps is not None:
-        check_number("max_steps", max_steps, COUNT, whole=True)
-    if max_minutes is not None:
-        check_number("max_minutes", max_minutes, POSITIVE)
+@dataclass
+class _Comparison:
+    """What the runs of all methods share."""
+
+    folder: ComparisonFolder
+    config: CompareConfig
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
+    splits: QuerySplits
+    task: Task | None
+    on_progress: OnProgress | None
+
+    def check_task(self) -> None:
+        """Raises a `ValueError` for a task that the full prompt cannot be asked, before the methods are trained."""
+        if self.task is not None:
+            renderer = PromptRenderer(self.tokenizer, self.prompt)
+            prompts = [renderer.full(query) for query in self.task.queries]
+            check_prompts(self.base, prompts, self.task.answer_lengths(self.tokenizer), self.task.queries)
+
+    def run(self, made: dict[str, Method], name: str) -> dict:
+        """Run all methods that are not done yet. Returns what `results.json` says of the methods and of their prompt."""
+        if any(method.trains for method in made.values()):
+            for split in ("train", "validation"):
+                self._job("teacher", SPLIT_SEED).teacher_answers(split)
+        renderer, length = PromptRenderer(self.tokenizer, self.prompt), self.config.max_answer_length
+        full = teacher_prompts(self.base, renderer, self.splits.test, length)
+        report = self.on_progress and (lambda what, done, total: self.on_progress(what, done, total, {}))
+        scorer = FidelityScorer(self.base, self.tokenizer, full, length, on_progress=report)
+        done = {(cell["method"], cell["seed"]): cell for cell in self.folder.cells()}
+        errors: dict[str, str] = {}
+        for spec, method in made.items():
+            for seed in self.config.seeds if method.is_random else self.config.seeds[:1]:
+                if (spec, seed) in done or spec in errors:
+                    continue
+                try:
+                    done[spec, seed] = self._run_one(spec, seed, scorer)
+                except Exception as error:
+                    errors[spec] = failure(error)
+        return {
+            **_described(self.splits, self.folder.settings, self.task),
+            "prompt": {"name": name, "tokens": len(renderer.prompt_ids)},
+            "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
+            "full_answers": scorer.texts,
+            "methods": [summary(spec, method, done, errors.get(spec)) for spec, method in made.items()],
+        }
+
+    def _run_one(self, spec: str, seed: int, scorer: FidelityScorer) -> dict:
+        job = self._job(spec, seed)
+        cell = {"method": spec, "seed": seed, **run_method(spec, {}, job, scorer, self.splits.test, self.task)}
+        append_record(self.folder.cells_file, cell)
+        shutil.rmtree(job.directory, ignore_errors=True)
+        return cell
+
+    def _job(self, spec: str, seed: int) -> Job:
+        return Job(
+            self.base,
+            self.tokenizer,
+            self.prompt,
+            self.splits,
+            self.folder.work / f"{spec.replace(':', '-')}-{seed}",
+            seed=seed,
+            max_steps=self.config.max_steps,
+            max_minutes=self.config.max_minutes,
+            max_answer_length=self.config.max_answer_length,
+            on_progress=self.on_progress,
+        )
 
 
 def _split(queries: list, test_queries: Iterable | None) -> QuerySplits:
@@ -296,7 +303,7 @@ def _described(splits: QuerySplits, settings: dict, task: Task | None) -> dict:
         "num_queries": {split: len(getattr(splits, split)) for split in ("train", "validation", "test")},
         "max_answer_length": settings["max_answer_length"],
         "budget": {name: settings[name] for name in ("max_steps", "max_minutes")},
-        "seeds": settings["seeds"],
+        "seeds": list(settings["seeds"]),
         "task": task and type(task).__name__,
         "task_lower_is_better": task is not None and task.lower_is_better,
         "queries": [query if isinstance(query, str) else query[-1]["content"] for query in splits.test],

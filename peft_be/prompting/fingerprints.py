@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from ..tuner.provenance import Provenance
 from .messages import check_prompt
 
 
@@ -68,13 +69,13 @@ def check_tokenizer(config, tokenizer, allow_template_change: bool = False) -> N
     Raises:
         `ValueError`: if one of them differs.
     """
-    provenance = config.provenance or {}
-    expected = provenance.get("tokenizer_sha256")
+    recorded = Provenance.of(config)
+    expected = recorded.tokenizer_sha256
     if expected is not None and tokenizer_fingerprint(tokenizer) != expected:
         raise ValueError(
             "The adapter was trained with another tokenizer than this one: load the tokenizer of its base model."
         )
-    expected = provenance.get("chat_template_sha256")
+    expected = recorded.chat_template_sha256
     if expected is None or allow_template_change:
         return
     if not tokenizer.chat_template or chat_template_fingerprint(tokenizer) != expected:
@@ -107,7 +108,7 @@ def is_prompt_of(config, prompt: str | list[dict[str, str]]) -> bool | None:
         config (`BETokenConfig`): The adapter's configuration.
         prompt (`str` or `list[dict]`): P.
     """
-    recorded = (config.provenance or {}).get("prompt_sha256")
+    recorded = Provenance.of(config).prompt_sha256
     if recorded is None:
         return None
     # Earlier versions took the hash of what they were given

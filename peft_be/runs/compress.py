@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +12,24 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..adapters.create import add_adapter, find_ae_row
-from ..adapters.load import load_base, name_of
+from ..adapters.create import add_adapter
+from ..adapters.load import name_of
 from ..adapters.provenance import best_figures, stage_name
-from ..checks import NOT_NEGATIVE, POSITIVE, check_choice, check_names, check_number
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json
 from ..models import DEFAULT_MODEL
-from ..prompting.context import check_length
 from ..prompting.fingerprints import sha256
 from ..prompting.messages import check_prompt
-from ..teacher import teacher_cache_dir, weights_sha256
+from ..recipe import recorded
 from ..training import BEDistillConfig, BEDistillTrainer
 from ..training.budget import Budget, steps_in_time
 from ..training.callbacks import OnPreview, OnProgress
 from ..tuner import BETokenConfig
-from ..tuner.config import SLOTS
+from .config import CompressConfig, changed
 from .folder import RunFolder
+from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
-from .settings import NUM_BE_TOKENS, PLACES, check_steps, config_args, default_settings
-from .train import report_to, train
+from .train import train
 
 
 @dataclass
@@ -56,21 +54,16 @@ def compress_prompt(
     prompt: str | list[dict[str, str]],
     queries: Iterable | QuerySplits,
     output_dir: str | os.PathLike,
+    config: CompressConfig | None = None,
     *,
     model: str | PreTrainedModel = DEFAULT_MODEL,
     tokenizer: PreTrainedTokenizerBase | None = None,
     test_queries: Iterable | None = None,
-    ae: str | os.PathLike | None = None,
-    num_be_tokens: int = 1,
-    slot: str = "system",
-    reconstruction_steps: int = 0,
-    max_minutes: float | None = None,
-    seed: int = 42,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
     on_preview: OnPreview | None = None,
-    **training_args,
+    **changes,
 ) -> Compression:
     """
     Compress a prompt into `num_be_tokens` learned rows.
@@ -83,26 +76,14 @@ def compress_prompt(
             out to choose the checkpoint by.
         output_dir (`str` or `os.PathLike`):
             Folder of the adapter. An unfinished run keeps its work there.
+        config ([`CompressConfig`], *optional*):
+            How to compress it. If `None`, the default recipe.
         model (`str` or [`~transformers.PreTrainedModel`], *optional*, defaults to `"smollm2"`):
             `smollm2`, a folder, a Hub id, or a loaded model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Needed with a loaded model.
         test_queries (`Iterable`, *optional*):
             Queries for a later evaluation; their duplicates are taken out of the training queries.
-        ae (`str` or `os.PathLike`, *optional*):
-            Folder of an adapter with the [AE] row, for `kd_weight` below 1 and `reconstruction_steps`. `None` takes the one
-            that the package ships for this backbone, if there is one.
-        num_be_tokens (`int`, *optional*, defaults to `1`):
-            k, the number of [BE] rows.
-        slot (`str`, *optional*, defaults to `"system"`):
-            Where [BE] stands: `"system"` in the template's system turn, `"prefix"` in front of the user's turn.
-        reconstruction_steps (`int`, *optional*, defaults to `0`):
-            Steps of stage 1 alone (Eq. 2) before the main training.
-        max_minutes (`float`, *optional*):
-            Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
-            `max_steps` stays the upper bound.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of everything that is random.
         resume (`bool`, *optional*, defaults to `False`):
             Go on with the interrupted run in `output_dir`. If there is none, one is begun, with a warning; a finished
             one is returned as it is.
@@ -112,8 +93,8 @@ def compress_prompt(
             Called with the stage, the work done, its total, and the latest logged values.
         on_preview (`Callable[[list[dict]], None]`, *optional*):
             Called before the first step with what [BE] is to imitate, see [`BEDistillTrainer.preview`].
-        **training_args:
-            Fields of [`BEDistillConfig`], for instance `max_steps` or `learning_rate`.
+        **changes:
+            Fields of [`CompressConfig`] that replace those of `config`, for instance `num_be_tokens=8`.
 
     Returns:
         [`Compression`]
@@ -126,120 +107,112 @@ def compress_prompt(
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
     check_prompt(prompt)
-    splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=seed)
-    check_names(training_args, BEDistillConfig)
-    checked = BEDistillConfig(str(output_dir), seed=seed, **training_args)
-    check_steps(checked)
-    _check_options(num_be_tokens, slot, reconstruction_steps, max_minutes)
-    if checked.kd_weight > 0:
+    config = changed(config, CompressConfig, changes)
+    splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
+    distillation_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
+    if config.kd_weight > 0:
         warn_of_few_queries({"prompt": splits})
     settings = {
         "prompt": sha256(prompt),
         "queries": sha256([splits.train, splits.validation]),
         "model": name_of(model),
-        "ae": None if ae is None else str(ae),
-        "num_be_tokens": num_be_tokens,
-        "slot": slot,
-        "reconstruction_steps": reconstruction_steps,
-        "max_minutes": max_minutes,
-        "seed": seed,
-        **{name: value for name, value in training_args.items() if name not in PLACES},
+        **recorded(config),
     }
-    defaults = default_settings(settings, compress_prompt, BEDistillConfig)
+    defaults = recorded(CompressConfig())
     with RunFolder(output_dir, settings, resume, overwrite, defaults) as run, ExitStack() as on_failure:
-        model_name = settings["model"]
-        model, tokenizer = load_base(model, tokenizer)
-        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
-        budget = Budget(max_minutes)
-        check_length(model, num_be_tokens, f"num_be_tokens={num_be_tokens}")
-        training_args = {**config_args(run.settings, BEDistillConfig), **training_args}
-        checked = BEDistillConfig(str(run.work), **training_args)  # what an unfinished run has recorded, too
-        reconstructs = (checked.kd_weight < 1 or reconstruction_steps > 0) and checked.use_ae_token
-        ae_row = find_ae_row(ae, model, tokenizer, model_name, reconstructs)
-        if ae_row is not None:
-            run.confirm("ae_sha256", sha256(ae_row.tolist()), "[AE] row")
-        peft_model = add_adapter(model, tokenizer, num_be_tokens, ae_row, slot)
+        model, tokenizer = load_confirmed(run, model, tokenizer)
+        budget = Budget(config.max_minutes)
+        ae_row = confirmed_ae_row(run, config, model, tokenizer)
+        peft_model = add_adapter(model, tokenizer, config.num_be_tokens, ae_row, config.slot)
         on_failure.callback(peft_model.unload)  # a model that was passed in can be used again
         if run.is_finished:
-            return _finished(run, peft_model, tokenizer, on_failure)
+            compression = _finished(run, peft_model, tokenizer)
+        else:
+            training = _Training(run, config, peft_model, tokenizer, prompt, splits, budget, on_progress)
+            report = training.run_stages(on_preview)
+            peft_model.save_pretrained(run.directory)
+            run.finish(report)
+            compression = Compression(run.directory, peft_model, tokenizer, report)
+        on_failure.pop_all()
+        return compression
 
-        logs = []
-        if reconstruction_steps:
-            args = {**training_args, "kd_weight": 0.0, "max_steps": reconstruction_steps}
-            args = BEDistillConfig(str(run.work / "stage1"), **args)
-            trainer = BEDistillTrainer(peft_model, args, prompt, processing_class=tokenizer)
-            report_to(on_progress, trainer, "stage 1")
-            logs += train(trainer, "stage 1")
-            training_args["init"] = None  # go on from there
-        args = {"answer_cache_dir": str(teacher_cache_dir()), **training_args}
-        args = BEDistillConfig(str(run.work / "stage2"), **args)
-        stage = stage_name(args.kd_weight)
-        measured = run.settings.get("fitting_steps", {}).get(stage)
-        # A resumed run keeps the number of steps that it measured, however long its teacher takes now
-        on_answers = None if measured else budget.left
-        trainer = _distiller(peft_model, tokenizer, prompt, splits, args, on_progress, on_answers)
-        report_to(on_progress, trainer, stage)
+
+@dataclass
+class _Training:
+    """The two stages of a run, on its model with a new adapter."""
+
+    run: RunFolder
+    config: CompressConfig
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    prompt: str | list[dict[str, str]]
+    splits: QuerySplits
+    budget: Budget
+    on_progress: OnProgress | None
+
+    def run_stages(self, on_preview: OnPreview | None) -> dict:
+        """Train the rows, and return the report."""
+        log, changes = [], {}
+        if self.config.reconstruction_steps:
+            log += self._reconstruct()
+            changes = {"init": None, "init_text": None}  # go on from there
+        trainer = self._distiller(distillation_args(self.config, self.run.work / "stage2", **changes))
         if on_preview:
             on_preview(trainer.preview())
-        if budget.seconds is not None:
-            if measured is None:
-                measured = steps_in_time(trainer, budget.left())
-                run.remember("fitting_steps", {stage: measured})
-            trainer.args.max_steps = min(trainer.args.max_steps, measured)
-        logs += train(trainer, stage)
-        state, no_prompt_kl = trainer.state, trainer.no_prompt_kl.get("default")
+        self._fit_steps(trainer)
+        log += train(trainer, stage_name(self.config.kd_weight), self.on_progress)
+        state = trainer.state
         best = best_figures(
-            trainer.args.metric_for_best_model, state.best_metric, state.best_global_step, no_prompt_kl
+            trainer.args.metric_for_best_model,
+            state.best_metric,
+            state.best_global_step,
+            trainer.no_prompt_kl.get("default"),
         )
-        report = training_report(model_name, run.settings, splits, state.global_step, best, budget.used, logs)
-        peft_model.save_pretrained(run.directory)
-        run.finish(report)
-        on_failure.pop_all()
-        return Compression(run.directory, peft_model, tokenizer, report)
+        return training_report(self.run.settings, self.splits, state.global_step, best, self.budget.used, log)
+
+    def _reconstruct(self) -> list[dict]:
+        """Stage 1 alone."""
+        steps = self.config.reconstruction_steps
+        args = distillation_args(self.config, self.run.work / "stage1", kd_weight=0.0, max_steps=steps)
+        trainer = BEDistillTrainer(self.model, args, self.prompt, processing_class=self.tokenizer)
+        return train(trainer, "stage 1", self.on_progress)
+
+    def _distiller(self, args: BEDistillConfig) -> BEDistillTrainer:
+        """The trainer of the main training, whose teacher stops when the time is over."""
+
+        def report(name: str, done: int, total: int) -> None:
+            if self.on_progress:
+                self.on_progress(f"teacher, {name} queries", done, total, {})
+            # A resumed run keeps the number of steps that it measured, however long its teacher takes now
+            if self._measured_steps is None:
+                self.budget.left()
+
+        return BEDistillTrainer(
+            self.model,
+            args,
+            self.prompt,
+            train_dataset=Dataset.from_dict({"query": query_column(self.splits.train)}),
+            eval_dataset=Dataset.from_dict({"query": query_column(self.splits.validation)}),
+            processing_class=self.tokenizer,
+            on_teacher_progress=report,
+        )
+
+    def _fit_steps(self, trainer: BEDistillTrainer) -> None:
+        """Lower the number of steps to what fits into the time."""
+        if self.budget.seconds is None:
+            return
+        if self._measured_steps is None:
+            self.run.remember("fitting_steps", steps_in_time(trainer, self.budget.left()))
+        trainer.args.max_steps = min(trainer.args.max_steps, self._measured_steps)
+
+    @property
+    def _measured_steps(self) -> int | None:
+        return self.run.settings.get("fitting_steps")
 
 
-def _check_options(num_be_tokens: int, slot: str, reconstruction_steps: int, max_minutes: float | None) -> None:
-    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
-    check_choice("slot", slot, SLOTS)
-    check_number("reconstruction_steps", reconstruction_steps, NOT_NEGATIVE, whole=True)
-    if max_minutes is not None:
-        check_number("max_minutes", max_minutes, POSITIVE)
-
-
-def _distiller(
-    peft_model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str | list[dict[str, str]],
-    splits: QuerySplits,
-    args: BEDistillConfig,
-    on_progress: OnProgress | None,
-    on_answers: Callable[[], object] | None,
-) -> BEDistillTrainer:
-    """The trainer of the main training. While its teacher works, `on_answers` may raise to end it."""
-
-    def report(name: str, done: int, total: int) -> None:
-        if on_progress:
-            on_progress(f"teacher, {name} queries", done, total, {})
-        if on_answers:
-            on_answers()
-
-    return BEDistillTrainer(
-        peft_model,
-        args,
-        prompt,
-        train_dataset=Dataset.from_dict({"query": query_column(splits.train)}),
-        eval_dataset=Dataset.from_dict({"query": query_column(splits.validation)}),
-        processing_class=tokenizer,
-        on_teacher_progress=report,
-    )
-
-
-def _finished(
-    run: RunFolder, peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, on_failure: ExitStack
-) -> Compression:
+def _finished(run: RunFolder, peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Compression:
     """What a finished run made; `peft_model` has an adapter like the run's, and gets its rows."""
     peft_model.load_adapter(run.directory, "default", is_trainable=True)
     peft_model.peft_config["default"].provenance = BETokenConfig.from_pretrained(run.directory).provenance
     report = read_json(run.directory / run.RESULT, "result", dict)
-    on_failure.pop_all()
     return Compression(run.directory, peft_model, tokenizer, report)

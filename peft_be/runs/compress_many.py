@@ -13,27 +13,32 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..adapters.create import add_adapter, find_ae_row
+from ..adapters.create import add_adapter
 from ..adapters.folder import WEIGHTS_FILE
-from ..adapters.load import load_base, name_of
+from ..adapters.load import name_of
 from ..adapters.provenance import best_figures, stage_name
-from ..checks import COUNT, check_choice, check_names, check_number
+from ..checks import COUNT, check_number
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json, write_json
 from ..models import DEFAULT_MODEL
 from ..prompting import PromptRenderer
-from ..prompting.context import check_length
 from ..prompting.fingerprints import sha256
-from ..teacher import teacher_cache_dir, teacher_prompts, weights_sha256
+from ..recipe import recorded
+from ..teacher import teacher_prompts
 from ..training import BEDistillConfig
 from ..training.callbacks import OnProgress
 from ..training.many_prompts import EachPromptsBest, ManyPromptsTrainer
-from ..tuner.config import SLOTS
+from ..tuner.checks import BE_KEY
+from .config import CompressConfig, changed
 from .folder import RunFolder, failure
 from .manifest import PromptJob, check_job_names
+from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
-from .settings import NUM_BE_TOKENS, PLACES, check_steps, config_args, default_settings
-from .train import PATIENCE, report_to, train
+from .train import PATIENCE, train
+
+
+# What a run of one prompt has, and one of many does not
+_ALONE = ("max_minutes", "reconstruction_steps")
 
 
 @dataclass
@@ -57,18 +62,15 @@ class PromptResult:
 def compress_prompts(
     jobs: list[PromptJob],
     output_dir: str | os.PathLike,
+    config: CompressConfig | None = None,
     *,
     model: str | PreTrainedModel = DEFAULT_MODEL,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    ae: str | os.PathLike | None = None,
-    num_be_tokens: int = 1,
-    slot: str = "system",
     group_size: int = 8,
-    seed: int = 42,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
-    **training_args,
+    **changes,
 ) -> list[PromptResult]:
     """
     Compress many prompts in one run.
@@ -83,10 +85,11 @@ def compress_prompts(
             The prompts, with different names.
         output_dir (`str` or `os.PathLike`):
             Folder in which each prompt gets a folder of its name, with its adapter. `training.json` in it sums up.
+        config ([`CompressConfig`], *optional*):
+            How to compress each of them, without `max_minutes` and `reconstruction_steps`. Rows are saved where they are
+            validated: `save_steps` is `eval_steps`.
         group_size (`int`, *optional*, defaults to `8`):
             Prompts that learn together. A step holds the activations of `group_size * per_device_train_batch_size` answers.
-        **training_args:
-            Fields of [`BEDistillConfig`]. They hold for all prompts.
 
     The other arguments are those of [`compress_prompt`].
 
@@ -100,74 +103,48 @@ def compress_prompts(
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
     check_job_names([job.name for job in jobs])
-    check_names(training_args, BEDistillConfig)
     check_number("group_size", group_size, COUNT, whole=True)
-    check_number("num_be_tokens", num_be_tokens, NUM_BE_TOKENS, whole=True)
-    check_choice("slot", slot, SLOTS)
-    # Each prompt's best rows are taken from the checkpoints, so all of these are kept. They hold a few KB per prompt
-    needed = {"eval_strategy": "steps", "save_total_limit": None, "load_best_model_at_end": False}
-    check_steps(BEDistillConfig(str(output_dir), seed=seed, **{"load_best_model_at_end": False, **training_args}))
-    training_args = {name: value for name, value in training_args.items() if name not in (*needed, "save_steps")}
+    config = changed(config, CompressConfig, changes)
+    for name in _ALONE:
+        if getattr(config, name):
+            raise ValueError(f"{name} is for a prompt that is compressed alone: leave it out, or use compress_prompt.")
+    _group_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
     settings = {
         "prompts": sha256([[job.name, job.prompt, job.queries, job.test_queries] for job in jobs]),
         "model": name_of(model),
-        "ae": None if ae is None else str(ae),
-        "num_be_tokens": num_be_tokens,
-        "slot": slot,
         "group_size": group_size,
-        "seed": seed,
-        **{name: value for name, value in training_args.items() if name not in PLACES},
+        **recorded(config),
     }
-    defaults = {**default_settings(settings, compress_prompts, BEDistillConfig), **needed}
+    defaults = {"group_size": 8, **recorded(CompressConfig())}
     with RunFolder(output_dir, settings, resume, overwrite, defaults) as run:
-        if run.is_finished:
-            record = read_json(run.directory / run.RESULT, "result", dict)
-            errors = {prompt["name"]: prompt["error"] for prompt in record["prompts"] if prompt["error"] is not None}
-            if not errors:
-                return [_result(run, job.name, errors) for job in jobs]
+        failed = _errors_of(run)
+        if run.is_finished and not failed:
+            return [_result(run, job.name, {}) for job in jobs]
         # Of a finished run, what failed is tried again
-        waiting = [job for job in jobs if not run.is_finished or job.name in errors]
-        model, tokenizer = load_base(model, tokenizer)
-        run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
-        check_length(model, num_be_tokens, f"num_be_tokens={num_be_tokens}")
-        training_args = {**config_args(run.settings, BEDistillConfig), **training_args, **needed}
-        training_args["save_steps"] = training_args["eval_steps"]
-        reconstructs = training_args["kd_weight"] < 1 and training_args.get("use_ae_token", True)
-        batch = _Batch(
-            run=run,
-            settings=run.settings,
-            model=model,
-            tokenizer=tokenizer,
-            ae_row=find_ae_row(ae, model, tokenizer, settings["model"], reconstructs),
-            on_progress=on_progress,
-            training_args=training_args,
-        )
-        errors: dict[str, str] = {}
-        prepared: list[tuple[PromptJob, QuerySplits]] = []
-        for job in waiting:
-            try:
-                prepared.append((job, batch.prepare(job)))
-            except Exception as error:
-                errors[job.name] = failure(error)
-        if prepared and training_args["kd_weight"] > 0:
-            warn_of_few_queries({job.name: splits for job, splits in prepared})
-        for number, start in enumerate(range(0, len(prepared), group_size)):
-            group = prepared[start : start + group_size]
-            label = f"{start + 1}-{start + len(group)} of {len(prepared)}"
-            # Other prompts than before may have failed, so that they need a folder of another name
-            name = f"group-{number}" + (f"-{sha256([job.name for job, _ in group])[:8]}" if run.is_finished else "")
-            errors |= batch.compress(group, run.work / name, label)
+        waiting = [job for job in jobs if not run.is_finished or job.name in failed]
+        model, tokenizer = load_confirmed(run, model, tokenizer)
+        ae_row = confirmed_ae_row(run, config, model, tokenizer)
+        batch = _Batch(run, config, model, tokenizer, ae_row, on_progress)
+        errors = batch.compress_all(waiting, group_size)
         run.work.mkdir(exist_ok=True)
         results = [_result(run, job.name, errors) for job in jobs]
-        run.finish(
-            {
-                "settings": run.settings,
-                "prompts": [
-                    {"name": r.name, "error": r.error, "best": r.report and r.report["best"]} for r in results
-                ],
-            }
-        )
+        prompts = [{"name": r.name, "error": r.error, "best": r.report and r.report["best"]} for r in results]
+        run.finish({"settings": run.settings, "prompts": prompts})
         return results
+
+
+def _group_args(config: CompressConfig, output_dir: str | os.PathLike) -> BEDistillConfig:
+    # Each prompt's best rows are taken from the checkpoints, so all of these are kept. They hold a few KB per prompt
+    kept = {"save_total_limit": None, "load_best_model_at_end": False, "save_steps": config.eval_steps}
+    return distillation_args(config, output_dir, **kept)
+
+
+def _errors_of(run: RunFolder) -> dict[str, str]:
+    """What failed in a finished run, by name of the prompt."""
+    if not run.is_finished:
+        return {}
+    record = read_json(run.directory / run.RESULT, "result", dict)
+    return {prompt["name"]: prompt["error"] for prompt in record["prompts"] if prompt["error"] is not None}
 
 
 def _result(run: RunFolder, name: str, errors: dict[str, str]) -> PromptResult:
@@ -182,20 +159,36 @@ class _Batch:
     """What the groups of a run share."""
 
     run: RunFolder
-    settings: dict
+    config: CompressConfig
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     ae_row: torch.Tensor | None
     on_progress: OnProgress | None
-    training_args: dict
+
+    def compress_all(self, jobs: list[PromptJob], group_size: int) -> dict[str, str]:
+        """Compress prompts in groups, and write their adapters. Returns the errors by name."""
+        errors: dict[str, str] = {}
+        prepared: list[tuple[PromptJob, QuerySplits]] = []
+        for job in jobs:
+            try:
+                prepared.append((job, self.prepare(job)))
+            except Exception as error:
+                errors[job.name] = failure(error)
+        if prepared and self.config.kd_weight > 0:
+            warn_of_few_queries({job.name: splits for job, splits in prepared})
+        for number, start in enumerate(range(0, len(prepared), group_size)):
+            group = prepared[start : start + group_size]
+            label = f"{start + 1}-{start + len(group)} of {len(prepared)}"
+            # Other prompts than before may have failed, so that they need a folder of another name
+            again = f"-{sha256([job.name for job, _ in group])[:8]}" if self.run.is_finished else ""
+            errors |= self.compress(group, self.run.work / f"group-{number}{again}", label)
+        return errors
 
     def prepare(self, job: PromptJob) -> QuerySplits:
         """Split a job's queries. Raises a `ValueError` if it cannot be compressed, before any work was done on the others."""
-        seed = self.settings["seed"]
-        splits = split_queries(job.queries, job.test_queries, seed=seed)
-        args = BEDistillConfig(str(self.run.work), **self.training_args)
+        splits = split_queries(job.queries, job.test_queries, seed=self.config.seed)
         renderer = PromptRenderer(self.tokenizer, job.prompt)
-        teacher_prompts(self.model, renderer, splits.train + splits.validation, args.max_answer_length)
+        teacher_prompts(self.model, renderer, splits.train + splits.validation, self.config.max_answer_length)
         return splits
 
     def compress(self, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str) -> dict[str, str]:
@@ -223,10 +216,38 @@ class _Batch:
         done = self._finished(group, record)
         if done is not None:
             return done
-        k, start = self.settings["num_be_tokens"], time.perf_counter()
-        slot = self.settings["slot"]
-        peft_model = add_adapter(self.model, self.tokenizer, k * len(group), self.ae_row, slot)
-        args = {"answer_cache_dir": str(teacher_cache_dir()), **self.training_args}
+        k, start = self.config.num_be_tokens, time.perf_counter()
+        together = add_adapter(self.model, self.tokenizer, k * len(group), self.ae_row, self.config.slot)
+        trainer = None
+        try:
+            trainer = self._trainer(together, group, work, label)
+            best = EachPromptsBest(trainer, PATIENCE)
+            trainer.add_callback(best)
+            stage = stage_name(self.config.kd_weight)
+            train(trainer, stage, self.on_progress, f"{label}: {stage}")
+        except FloatingPointError:
+            if trainer is None or len(trainer.failed) < len(group):
+                raise
+        finally:
+            self.model = together.unload()
+        seconds = (time.perf_counter() - start) / len(group)
+
+        single = add_adapter(self.model, self.tokenizer, k, self.ae_row, self.config.slot)
+        try:
+            for number, (job, splits) in enumerate(group):
+                if job.name not in trainer.failed:
+                    _, step = best.best[job.name]
+                    rows = _saved_rows(work / f"checkpoint-{step}")[number * k : (number + 1) * k]
+                    single.base_model.set_rows("default", rows)
+                    self._write(single, best, job.name, splits, seconds)
+        finally:
+            self.model = single.unload()
+        write_json(record, trainer.failed)
+        return trainer.failed
+
+    def _trainer(
+        self, model: PeftModel, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str
+    ) -> ManyPromptsTrainer:
         queries = {
             split: Dataset.from_dict(
                 {
@@ -236,63 +257,24 @@ class _Batch:
             )
             for split in ("train", "validation")
         }
-        trainer = None
-        try:
-            trainer = ManyPromptsTrainer(
-                peft_model,
-                BEDistillConfig(str(work), **args),
-                {job.name: job.prompt for job, _ in group},
-                train_dataset=queries["train"],
-                eval_dataset=queries["validation"],
-                processing_class=self.tokenizer,
-                on_teacher_progress=self.on_progress
-                and (lambda name, done, total: self.on_progress(f"{label}: teacher, {name} queries", done, total, {})),
-            )
-            stage = stage_name(trainer.args.kd_weight)
-            report_to(self.on_progress, trainer, f"{label}: {stage}")
-            best = EachPromptsBest(trainer, PATIENCE)
-            trainer.add_callback(best)
-            train(trainer, stage)
-        except FloatingPointError:
-            if trainer is None or len(trainer.failed) < len(group):
-                raise
-        finally:
-            self.model = peft_model.unload()
-        seconds = (time.perf_counter() - start) / len(group)
-
-        single = add_adapter(self.model, self.tokenizer, k, self.ae_row, slot)
-        try:
-            for number, (job, splits) in enumerate(group):
-                if job.name not in trainer.failed:
-                    rows = slice(number * k, (number + 1) * k)
-                    together = [other.name for other, _ in group]
-                    self._write(single, trainer, best, job.name, splits, work, rows, together, seconds)
-        finally:
-            self.model = single.unload()
-        write_json(record, trainer.failed)
-        return trainer.failed
+        return ManyPromptsTrainer(
+            model,
+            _group_args(self.config, work),
+            {job.name: job.prompt for job, _ in group},
+            train_dataset=queries["train"],
+            eval_dataset=queries["validation"],
+            processing_class=self.tokenizer,
+            on_teacher_progress=self.on_progress
+            and (lambda name, done, total: self.on_progress(f"{label}: teacher, {name} queries", done, total, {})),
+        )
 
     def _write(
-        self,
-        single: PeftModel,
-        trainer: ManyPromptsTrainer,
-        best: EachPromptsBest,
-        name: str,
-        splits: QuerySplits,
-        work: Path,
-        own: slice,
-        together: list[str],
-        seconds: float,
+        self, single: PeftModel, followed: EachPromptsBest, name: str, splits: QuerySplits, seconds: float
     ) -> None:
-        """Write a prompt's adapter with its best rows, which are a part of one of the group's checkpoints."""
-        (value, step), steps = best.best[name], best.last_step[name]
-        (rows,) = (
-            tensor
-            for key, tensor in load_file(work / f"checkpoint-{step}" / WEIGHTS_FILE).items()
-            if key.endswith("be_token_embedding.weight")
-        )
-        single.base_model.set_rows("default", rows[own])
-        metric, stage = trainer.args.metric_for_best_model, stage_name(trainer.args.kd_weight)
+        """Write the adapter of a prompt, whose best rows `single` has."""
+        trainer = followed.trainer
+        (value, step), steps = followed.best[name], followed.last_step[name]
+        metric, stage = trainer.args.metric_for_best_model, stage_name(self.config.kd_weight)
         log = [
             {"stage": stage, "step": entry["step"], f"eval_{metric}": entry[f"eval_{metric}_{name}"]}
             for entry in trainer.state.log_history
@@ -307,19 +289,12 @@ class _Batch:
         if metric == "kl":
             log = [{**entry, "eval_no_prompt_kl": trainer.no_prompt_kl[name]} for entry in log]
             figures["validation_kl_no_prompt"] = trainer.no_prompt_kl[name]
-        report = training_report(
-            self.settings["model"],
-            {**self.settings, "prompts": together},
-            splits,
-            steps,
-            best_figures(metric, value, step, trainer.no_prompt_kl.get(name)),
-            seconds,
-            log,
-        )
+        settings = {**self.run.settings, "prompts": list(trainer.renderers)}
+        best = best_figures(metric, value, step, trainer.no_prompt_kl.get(name))
+        single.peft_config["default"].provenance = trainer.provenance_of(name, figures).as_json()
         directory = self.run.directory / name
-        single.peft_config["default"].provenance = trainer.provenance_of(name, figures)
         single.save_pretrained(directory)
-        write_json(directory / RunFolder.RESULT, report)
+        write_json(directory / RunFolder.RESULT, training_report(settings, splits, steps, best, seconds, log))
 
     def _finished(self, group: list[tuple[PromptJob, QuerySplits]], record: Path) -> dict[str, str] | None:
         """
@@ -331,3 +306,9 @@ class _Batch:
             return None
         names = [job.name for job, _ in group if job.name not in failed]
         return failed if all((self.run.directory / name / RunFolder.RESULT).is_file() for name in names) else None
+
+
+def _saved_rows(checkpoint: Path) -> torch.Tensor:
+    """The [BE] rows `[n * k, d]` of a checkpoint of `n` prompts."""
+    tensors = load_file(checkpoint / WEIGHTS_FILE)
+    return next(tensor for name, tensor in tensors.items() if name.endswith(BE_KEY))

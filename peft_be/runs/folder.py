@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from ..adapters.folder import REPORT_FILE
 from ..files import os_reason, read_json, write_json
 from ..machine.errors import is_out_of_memory
-from .settings import as_json
+from .config import as_json
 
 
 # The errors of a disk that takes nothing more, or nothing at all
@@ -45,10 +45,10 @@ class RunFolder:
             and again with the same arguments until it has succeeded.
         overwrite (`bool`, *optional*, defaults to `False`): replace the run in the folder. It is deleted when the new
             one is finished, and comes back if that fails before it has done any work.
-        defaults (`dict`, *optional*): the settings that hold where `settings` has none, see [`default_settings`].
+        defaults (`dict`, *optional*): what a setting was before there was one: a record of an earlier version lacks it.
 
     Attributes:
-        settings (`dict`): those that hold: as asked, as the resumed run recorded them, or the defaults.
+        settings (`dict`): the settings, and what was found on the way: see `remember`.
 
     Raises:
         `FileExistsError`: the folder holds a finished run, an unfinished one, or other files, or another process is at
@@ -76,15 +76,12 @@ class RunFolder:
         self._moving = self.directory / ".replaced.part"
         self._lock_file = self.directory / ".lock"
         self._asked, self._defaults = settings, defaults or {}
-        self.settings = as_json({**self._defaults, **settings})
+        self.settings = as_json(settings)
         if resume and overwrite:
             raise ValueError("A run is either resumed or overwritten: leave out --resume or --overwrite.")
         if self._holds_other_files():
             raise FileExistsError(f"'{directory}' exists and is not an empty folder: choose another one.")
-        self._made_folder = not self.directory.exists()
-        with self._writing():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock()
+        self._lock()
         try:
             with self._writing():
                 self._recover()
@@ -190,7 +187,7 @@ class RunFolder:
             ) from error
 
     def _check(self, record: dict | None) -> None:
-        """Compare what is asked with what a run recorded, and take over what was not asked."""
+        """Compare what is asked with what a run recorded, and take over what it found on the way."""
         if not isinstance(record, dict):
             raise FileExistsError(
                 f"'{self.directory}' holds a finished run: choose another folder, or pass --overwrite."
@@ -232,13 +229,16 @@ class RunFolder:
         )
 
     def _lock(self) -> None:
+        self._made_folder = not self.directory.exists()
         self._held = FileLock(self._lock_file)
-        try:
-            self._held.acquire(timeout=0)
-        except Timeout:
-            raise FileExistsError(
-                f"Another process is at work in '{self.directory}': wait until it has ended, or choose another folder."
-            ) from None
+        with self._writing():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._held.acquire(timeout=0)
+            except Timeout:
+                raise FileExistsError(
+                    f"Another process is at work in '{self.directory}': wait until it has ended, or choose another folder."
+                ) from None
 
     def _release(self) -> None:
         with contextlib.suppress(OSError):

@@ -41,11 +41,11 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
 
 
 def training_report(
-    model_name: str, settings: dict, splits: QuerySplits, steps: int, best: dict, seconds: float, log: list[dict]
+    settings: dict, splits: QuerySplits, steps: int, best: dict, seconds: float, log: list[dict]
 ) -> dict:
     """What `training.json` says of an adapter."""
     return {
-        "model": model_name,
+        "model": settings["model"],
         "settings": settings,
         "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
         # Hashes, so that an evaluation can leave out what was seen without the queries being published

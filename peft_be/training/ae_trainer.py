@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from ..adapters.create import check_base_model
+from ..adapters.create import add_ae_adapter
 from ..adapters.provenance import origin
 from ..checks import check_type
 from ..data.corpus import check_passages, passages
 from ..losses import OutputHead, cross_entropy
 from ..prompting.context import check_length
 from ..prompting.reconstruction import reconstruction_example
-from ..tuner import BETokenConfig
+from ..tuner.provenance import Provenance
 from .ae_config import AEConfig
 from .learning_rows import check_learning_rows
 from .row_trainer import (
@@ -79,24 +81,25 @@ class AETrainer(RowTrainer):
         processing_class = tokenizer_of(model, processing_class)
         given = model
         if not isinstance(model, PeftModel):
-            check_base_model(model)
             set_seed(args.seed)  # the row starts at random
-            vocab_size = model.get_input_embeddings().num_embeddings
-            model = get_peft_model(model, BETokenConfig.for_tokenizer(processing_class, vocab_size, 0, True))
+            model = add_ae_adapter(model, processing_class)
         with unwrapped_on_failure(model, given):
-            self._ae_token_id = model.peft_config[check_learning_rows(model, self._learns)].ae_token_id
-            self._base = model.get_base_model()
-            self._head = OutputHead(self._base)
-            self._origin = origin(self._base, processing_class)
             super().__init__(
                 model=model,
                 args=args,
-                data_collator=RowCollator(processing_class.pad_token_id or 0, has_flash_attention(self._base)),
+                data_collator=self._prepare(model, processing_class),
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
                 callbacks=callbacks,
             )
+
+    def _prepare(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> RowCollator:
+        """Keep what the loss and the record need, and return what makes the batches."""
+        self._ae_token_id = model.peft_config[check_learning_rows(model, self._learns)].ae_token_id
+        self._base = model.get_base_model()
+        self._head, self._origin = OutputHead(self._base), origin(self._base, tokenizer)
+        return RowCollator(tokenizer.pad_token_id or 0, has_flash_attention(self._base))
 
     def _prepare_dataset(self, dataset, processing_class, args, *_):
         ids = passages(list(dataset["text"]), processing_class, args.min_passage_length, args.max_passage_length)
@@ -106,8 +109,8 @@ class AETrainer(RowTrainer):
             {"input_ids": [r[0] for r in rows], "labels": [r[1] for r in rows], "length": [len(r[0]) for r in rows]}
         )
 
-    def provenance(self) -> dict:
-        return {**self._origin, "stages": ["stage 0"], "training": {"steps": self.state.global_step}}
+    def provenance(self) -> Provenance:
+        return replace(self._origin, stages=["stage 0"], training={"steps": self.state.global_step})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         hidden, labels = predicting(final_hidden_states(model, inputs), inputs)

@@ -1,32 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
-from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_training_args
-from ..files import is_blank, well_formed
-from .init import INITS
+from ..checks import check_choice, check_training_args, check_unused
+from ..recipe import GGT_NAME, RANGES, Recipe, setting
 
 
-# The value of `optim` that stands for [`GGT`], in addition to the names that transformers knows
-GGT_NAME = "ggt"
-RANGES = {
-    "answer_batch_size": COUNT,
-    "answer_temperature": NOT_NEGATIVE,
-    "answer_top_p": Range(above=0, high=1),
-    "init_scale": POSITIVE,
-    "max_answer_length": COUNT,
-    "max_kd_tokens": COUNT,
-    "num_answers": COUNT,
-    "reconstruction_interval": COUNT,
-    "temperature": POSITIVE,
-}
+# Fields of other optimizers. GGT has its own betas and no weight decay
+ADAM_ONLY = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_target_modules", "weight_decay")
 
 
 @dataclass
-class BEDistillConfig(SFTConfig):
+class BEDistillConfig(Recipe, SFTConfig):
     r"""
     Configuration class for the [`BEDistillTrainer`], stages 1 and 2 of the paper (sections 2.2 and 2.3). Its defaults
     are the recipe that came nearest to the full prompt in the same time (research/log.md);
@@ -88,74 +76,24 @@ class BEDistillConfig(SFTConfig):
             `None` is 0.05 for [`GGT`] and 0.2 for other optimizers, whose steps point in worse directions and partly cancel.
     """
 
-    kd_weight: float = field(default=1.0, metadata={"help": "lambda of Eq. 4: 0 is stage 1 alone, 1 stage 2 alone."})
-    temperature: float = field(default=1.0, metadata={"help": "tau of Eq. 3."})
-    beta: float = field(default=0.0, metadata={"help": "0 is the forward KL, 1 the reverse KL, between them the JSD."})
-    scale_by_temperature_squared: bool = field(default=False, metadata={"help": "Multiply Eq. 3 by tau^2."})
-    reconstruction_interval: int = field(default=32, metadata={"help": "Reconstruct at every n-th step only."})
-    use_ae_token: bool = field(default=True, metadata={"help": "Whether reconstruction asks with [AE]."})
-    hard_labels: bool = field(default=False, metadata={"help": "Learn the answers' tokens: prompt tuning."})
-    max_kd_tokens: int | None = field(default=None, metadata={"help": "Distil only so many tokens of an answer."})
-    max_answer_length: int = field(default=64, metadata={"help": "Longest answer of the teacher, in tokens."})
-    num_answers: int = field(default=1, metadata={"help": "Answers of the teacher to each query."})
-    answer_temperature: float = field(
-        default=0.0, metadata={"help": "Sampling temperature of the answers, 0 is greedy."}
-    )
-    answer_top_p: float = field(default=1.0, metadata={"help": "Nucleus (top-p) of the sampling."})
-    answer_batch_size: int = field(default=64, metadata={"help": "Queries that the teacher answers together."})
-    answer_cache_dir: str | None = field(default=None, metadata={"help": "Where the teacher's work is kept."})
-    init: str | None = field(default="auto", metadata={"help": f"Where the rows start: {', '.join(INITS)}."})
-    init_text: str | None = field(default=None, metadata={"help": "The text of init='text'."})
-    init_scale: float | None = field(default=None, metadata={"help": "Factor on the start rows; None measures one."})
-
-    optim: str = field(default=GGT_NAME, metadata={"help": "ggt, or an optimizer of transformers."})
-    learning_rate: float | None = field(default=None, metadata={"help": "In units of the start rows' RMS."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
-    warmup_steps: float = field(default=10, metadata={"help": "Steps (or share of all steps) of linear warm-up."})
-    max_steps: int = field(default=600, metadata={"help": "Number of update steps."})
-    per_device_train_batch_size: int = field(default=2, metadata={"help": "Answers per step and device."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Answers per validation batch."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for memory."})
-    bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16; the base model's dtype rules."})
-    logging_steps: float = field(default=20, metadata={"help": "Log every so many steps."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to validate."})
-    eval_steps: float | None = field(default=100, metadata={"help": "Validate every so many steps."})
-    save_steps: float = field(default=100, metadata={"help": "Save every so many steps."})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints to keep; the best one is kept, too."}
-    )
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the rows that validated best."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide losses that are not finite in the log."}
-    )
-    report_to: str = field(default="none", metadata={"help": "Where to report to."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The rows are made by the trainer."})
-    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
+    bf16: bool | None = setting(False, "Autocast to bfloat16; the base model's dtype rules.")
+    eval_strategy: str = setting("steps", "When to validate.")
+    save_total_limit: int | None = setting(2, "Checkpoints to keep; the best one is kept, too.")
+    load_best_model_at_end: bool = setting(True, "Keep the rows that validated best.")
+    logging_nan_inf_filter: bool = setting(False, "Hide losses that are not finite in the log.")
+    remove_unused_columns: bool = setting(False, "The rows are made by the trainer.")
+    train_sampling_strategy: str = setting("group_by_length", "Batches of similar length.")
 
     def __post_init__(self):
         check_training_args(self, RANGES)
-        if not 0.0 <= self.kd_weight <= 1.0:
-            raise ValueError(f"kd_weight is lambda of Eq. 4 and lies between 0 and 1, got {self.kd_weight}.")
-        if not 0.0 <= self.beta <= 1.0:
-            raise ValueError(f"beta lies between 0 (forward KL) and 1 (reverse KL), got {self.beta}.")
-        if self.num_answers > 1 and self.answer_temperature == 0:
-            raise ValueError("num_answers above 1 needs sampling: set answer_temperature above 0.")
+        Recipe.__post_init__(self)
         if self.optim not in (GGT_NAME, *(name.value for name in OptimizerNames)):
             raise ValueError(
                 f"optim must be {GGT_NAME}, or an optimizer of transformers such as adamw_torch, got {self.optim!r:.60}."
             )
-        if self.init not in (None, *INITS):
-            raise ValueError(f"Unknown init '{self.init}': choose one of {', '.join(INITS)}.")
-        if isinstance(self.init_text, str):
-            self.init_text = well_formed(self.init_text)
-        if self.init == "text" and (not isinstance(self.init_text, str) or is_blank(self.init_text)):
-            raise ValueError(f"init='text' needs a text that is not empty, got init_text={self.init_text!r}.")
-        if self.init_text is not None and self.init not in (None, "text"):
-            raise ValueError(
-                f"init_text is for init='text', and init is '{self.init}': change init, or leave out init_text."
-            )
-        if self.learning_rate is None:
-            self.learning_rate = 0.05 if self.optim == GGT_NAME else 0.2
+        if self.optim == GGT_NAME:
+            check_unused(self, ADAM_ONLY, f"with optim='{GGT_NAME}'")
+        self.learning_rate = self.peak_learning_rate
         # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction
         metric = "kl" if self.kd_weight > 0 else "reconstruction_loss"
         self.metric_for_best_model = metric if self.metric_for_best_model is None else self.metric_for_best_model
@@ -168,6 +106,6 @@ class BEDistillConfig(SFTConfig):
         with_ggt = self.optim == GGT_NAME
         if with_ggt:  # which transformers does not know, and would refuse
             self.optim = "adamw_torch"
-        super().__post_init__()
+        SFTConfig.__post_init__(self)
         if with_ggt:
             self.optim = GGT_NAME

@@ -17,13 +17,14 @@ from ..data import query_dataset
 from ..figures import gap_closed
 from ..losses import OutputHead, cross_entropy, divergence
 from ..prompting import PromptRenderer, is_prompt_of, prompt_fingerprint
-from ..prompting.context import check_length
-from ..prompting.reconstruction import reconstruction_example
+from ..recipe import GGT_NAME
 from ..tuner import BETokenConfig
-from .be_distill_config import GGT_NAME, BEDistillConfig
+from ..tuner.provenance import Provenance
+from .be_distill_config import BEDistillConfig
 from .ggt import GGT
 from .init import start_rows
 from .learning_rows import check_learning_rows
+from .reconstruction import reconstruction_batches
 from .row_trainer import (
     RowCollator,
     RowTrainer,
@@ -117,17 +118,11 @@ class BEDistillTrainer(RowTrainer):
     ):
         args = BEDistillConfig("be") if args is None else args
         check_type("args", args, BEDistillConfig)
-        if prompt is None:
-            raise ValueError("BEDistillTrainer needs the prompt that [BE] is to replace: pass `prompt`.")
-        if isinstance(prompt, dict) != self._named:
-            raise ValueError("BEDistillTrainer takes one prompt, and ManyPromptsTrainer a dict of prompts by name.")
-        queries = {"train": train_dataset, "validation": eval_dataset}
-        if args.kd_weight > 0:
-            queries = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
         self._tokenizer = tokenizer_of(model, processing_class)
         given, reconstructs = model, args.kd_weight < 1 and args.use_ae_token
         model = with_adapter(model, self._tokenizer, reconstructs, peft_config)
         with unwrapped_on_failure(model, given):
+            queries = {"train": train_dataset, "validation": eval_dataset}
             rows = self._prepare(model, args, prompt, queries, on_teacher_progress)
             super().__init__(
                 model=model,
@@ -155,11 +150,20 @@ class BEDistillTrainer(RowTrainer):
         self,
         model: PeftModel,
         args: BEDistillConfig,
-        prompt: str | list | dict,
-        queries: dict[str, Dataset | None],
+        prompt: str | list | dict | None,
+        queries: dict[str, Dataset | Iterable | None],
         on_teacher_progress: Callable[[str, int, int], None] | None,
     ) -> dict[str, Dataset]:
-        """Set the start rows and have the teacher answer. Returns the rows to train and to validate on."""
+        """
+        Set the start rows and have the teacher answer. Returns the rows to train and to validate on.
+
+        Not in TRL's hook for datasets: by then TRL has written the tokenizer's stop id into the base's generation config
+        and turned gradient checkpointing on, and the teacher would be another model than the one that is served.
+        """
+        if prompt is None:
+            raise ValueError(f"{type(self).__name__} needs the prompt that [BE] is to replace: pass `prompt`.")
+        if isinstance(prompt, dict) != self._named:
+            raise ValueError("BEDistillTrainer takes one prompt, and ManyPromptsTrainer a dict of prompts by name.")
         self._adapter = check_learning_rows(model, self._learns)
         config = model.peft_config[self._adapter]
         base = model.get_base_model().to(args.device)
@@ -167,19 +171,26 @@ class BEDistillTrainer(RowTrainer):
         self._collator = RowCollator(self._tokenizer.pad_token_id or 0, has_flash_attention(base))
         self._prompts = prompt if self._named else {"default": prompt}
         self.renderers = self._make_renderers(config)
-        earlier = config.provenance or {}
         goes_on = args.init is None and not self._named and is_prompt_of(config, prompt)
-        self._earlier_stages = earlier["stages"] if goes_on else []
+        self._earlier_stages = Provenance.of(config).stages if goes_on else []
         self._start_rms = self._start(model, args)
-        self._reconstruction = self._reconstruction_batches(base, config, args)
+        self._reconstruction = {}
+        if args.kd_weight < 1:
+            ae_token_id = config.ae_token_id if args.use_ae_token else None
+            if args.use_ae_token and ae_token_id is None:
+                raise ValueError(
+                    "Reconstruction (kd_weight below 1) needs a trained [AE] row: create the adapter with "
+                    "use_ae_token=True and set the row, or train with kd_weight=1."
+                )
+            self._reconstruction = reconstruction_batches(base, self.renderers, ae_token_id, self._collator)
         self._teaching = Teaching(base, self._head, self._tokenizer, args, on_teacher_progress)
         if args.kd_weight == 0:
             # The one training example of stage 1 is in compute_loss: the rows here only count the steps
             dummy = {"input_ids": [[0]], "labels": [[-100]], "length": [1], "prompt": [0]}
             return dict.fromkeys(queries, Dataset.from_dict(dummy))
-        rows = self._teaching.rows(self.renderers, queries, self._named)
-        self._num_queries = {split: len(dataset) for split, dataset in queries.items()}
-        return rows
+        queries = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
+        self._num_queries = {split: len(dataset or []) for split, dataset in queries.items()}
+        return self._teaching.rows(self.renderers, queries, self._named)
 
     def _make_renderers(self, config: BETokenConfig) -> dict[str, PromptRenderer]:
         count = len(self._prompts)
@@ -210,26 +221,6 @@ class BEDistillTrainer(RowTrainer):
             )
         return rms
 
-    def _reconstruction_batches(
-        self, base: PreTrainedModel, config: BETokenConfig, args: BEDistillConfig
-    ) -> dict[str, dict[str, torch.Tensor]]:
-        """For each prompt, the one example of Eq. 2 as a batch."""
-        if args.kd_weight == 1:
-            return {}
-        if args.use_ae_token and config.ae_token_id is None:
-            raise ValueError(
-                "Reconstruction (kd_weight below 1) needs a trained [AE] row: create the adapter with use_ae_token=True "
-                "and set the row, or train with kd_weight=1."
-            )
-        batches = {}
-        for name, renderer in self.renderers.items():
-            ae_token_id = config.ae_token_id if args.use_ae_token else None
-            row = reconstruction_example(self._tokenizer, renderer.be_token_ids, ae_token_id, renderer.prompt_ids)
-            check_length(base, len(row[0]), "its reconstruction")
-            batch = self._collator([dict(zip(("input_ids", "labels"), row))])
-            batches[name] = {key: tensor.to(args.device) for key, tensor in batch.items()}
-        return batches
-
     def preview(self) -> list[dict]:
         """
         What [BE] is to imitate: the teacher's answers to the first training queries, of the first prompt if there are
@@ -242,7 +233,7 @@ class BEDistillTrainer(RowTrainer):
 
     # What is recorded
 
-    def provenance(self) -> dict | None:
+    def provenance(self) -> Provenance | None:
         training = {"steps": self.state.global_step}
         if self.args.kd_weight > 0:
             training |= {f"{split}_queries": number for split, number in self._num_queries.items()}
@@ -251,7 +242,7 @@ class BEDistillTrainer(RowTrainer):
                 training["validation_kl_no_prompt"] = self.no_prompt_kl["default"]
         return self.provenance_of("default", training)
 
-    def provenance_of(self, name: str, training: dict) -> dict:
+    def provenance_of(self, name: str, training: dict[str, float]) -> Provenance:
         """
         What the configuration of an adapter with the rows of one of the prompts records about them.
 
@@ -260,13 +251,13 @@ class BEDistillTrainer(RowTrainer):
             training (`dict`): figures for the model card: `steps`, `train_queries`, `validation_queries`,
                 `validation_kl`, `validation_kl_no_prompt`.
         """
-        return {
-            **self._origin,
-            "prompt_sha256": prompt_fingerprint(self._prompts[name]),
-            "prompt_tokens": len(self.renderers[name].prompt_ids),
-            "stages": list(dict.fromkeys([*self._earlier_stages, stage_name(self.args.kd_weight)])),
-            "training": training,
-        }
+        return replace(
+            self._origin,
+            prompt_sha256=prompt_fingerprint(self._prompts[name]),
+            prompt_tokens=len(self.renderers[name].prompt_ids),
+            stages=list(dict.fromkeys([*self._earlier_stages, stage_name(self.args.kd_weight)])),
+            training=training,
+        )
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         if "teacher" in rows[0]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..prompting import PromptRenderer
+from ..recipe import INITS
 from ..teacher.answers import check_finite
 from ..tuner.inputs import any_input
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 # The length of hidden states is measured on this. It belongs to the backbone: prompts change it by a few per cent
 CALIBRATION_QUERY = "What would you like to talk about today, and why?"
-INITS = ("auto", "neutral", "prompt", "text", "random")
 NEUTRAL_TEXT = "You"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -38,10 +39,10 @@ class ManyPromptsTrainer(BEDistillTrainer):
 
     _named = True
 
-    def __init__(self, model, *args, **kwargs):
+    def _prepare(self, *args) -> dict[str, Dataset]:
         self.failed: dict[str, str] = {}
         self.stopped: set[str] = set()
-        super().__init__(model, *args, **kwargs)
+        return super()._prepare(*args)
 
     @property
     def learning(self) -> list[str]:

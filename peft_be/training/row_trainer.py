@@ -21,6 +21,7 @@ from ..adapters.card import CARD_FILE
 from ..adapters.hub import push_adapters
 from ..machine.memory import freed_memory_kept
 from ..machine.quantised import keep_backward
+from ..tuner.provenance import Provenance
 from .learning_rows import RowsMove, check_learning_rows, rows_of
 
 
@@ -143,7 +144,7 @@ class RowTrainer(SFTTrainer):
             self.args.warmup_steps = 0
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def provenance(self) -> dict | None:
+    def provenance(self) -> Provenance | None:
         """What the adapter's configuration records about its rows; `None` where they are the rows of several prompts."""
         raise NotImplementedError
 
@@ -152,7 +153,8 @@ class RowTrainer(SFTTrainer):
         # Where this process made no step, the rows may still be those of a checkpoint
         if moved or (moved is None and self.state.global_step > 0):
             model = self.accelerator.unwrap_model(self.model)
-            model.peft_config[model.active_adapter].provenance = self.provenance()
+            provenance = self.provenance()
+            model.peft_config[model.active_adapter].provenance = provenance and provenance.as_json()
 
     def train(self, *args, **kwargs):
         """

@@ -1,6 +1,6 @@
 from .config import BETokenConfig, active_config
 from .layer import BETokenEmbedding
-from .model import BETokenModel, check_adapter_name
+from .model import BETokenModel, check_adapter_name, untie_output_embedding
 from .registration import register_be_token
 from .token_ids import find_unused_token_ids
 
@@ -12,6 +12,7 @@ __all__ = [
     "active_config",
     "check_adapter_name",
     "find_unused_token_ids",
+    "untie_output_embedding",
 ]
 
 register_be_token(BETokenConfig, BETokenModel)

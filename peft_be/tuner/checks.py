@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .provenance import Provenance
+
 
 BE_KEY, AE_KEY = "be_token_embedding.weight", "be_token_ae_embedding.weight"
 # No prompt has more tokens, and no vocabulary larger ids: a number beyond these is damaged
@@ -55,13 +57,7 @@ def check_fields(config) -> None:
     names = targets if isinstance(targets, (list, tuple, set)) else [targets]
     if targets is not None and not all(isinstance(name, str) for name in names):
         raise ValueError(f"target_modules must be a string or a list of strings, got {targets!r:.60}.")
-    if config.provenance is not None and not isinstance(config.provenance, dict):
-        raise ValueError(f"provenance must be an object, got {config.provenance!r:.60}.")
-    training = (config.provenance or {}).get("training", {})
-    if not isinstance(training, dict) or not all(
-        isinstance(value, (int, float, type(None))) for value in training.values()
-    ):
-        raise ValueError(f"provenance must have an object of numbers as its training, got {training!r:.60}.")
+    Provenance.of(config)
 
 
 def check_rows(tensors: Mapping[str, torch.Tensor], config, where: str) -> None:

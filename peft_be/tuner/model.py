@@ -21,18 +21,32 @@ from .layer import BETokenEmbedding
 from .token_ids import find_unused_token_ids
 
 
-def untie_output_embedding(model: nn.Module) -> None:
-    """Gives a causal LM with tied embeddings an output embedding of its own, a copy of V x d numbers."""
+def untie_output_embedding(model: nn.Module) -> bool:
+    """
+    Gives a causal LM with tied embeddings an output embedding of its own. All logits stay as they are, and the model needs room
+    for V x d more numbers, in memory and when it is saved.
+
+    Call it before you merge rows into the input embedding: a merge does it otherwise, with a warning. Merging is what needs
+    it. An output embedding that shares the table would score the ids by the rows. These are as long as hidden states, and the
+    model would write [BE] nearly everywhere.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The causal LM, with or without an adapter of this method.
+
+    Returns:
+        `bool`: Whether it was tied.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
     if head is None or table is None or head.weight is not table.weight:
-        return
+        return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
     # What transformers ties again when it saves and moves the model
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    return True
 
 
 def check_adapter_name(name: str) -> None:
@@ -311,12 +325,17 @@ class BETokenModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """
-        Unties the output embedding from the table that the rows are about to be written into.
-
-        A tied output embedding would score the ids by the rows: those are as long as hidden states, and the model would write
-        [BE] nearly everywhere. Its copy costs V x d numbers and keeps all logits as they were.
+        Unties the output embedding from the table that the rows are about to be written into, see
+        [`untie_output_embedding`].
         """
-        untie_output_embedding(self.model)
+        if untie_output_embedding(self.model):
+            weight = self.model.get_output_embeddings().weight
+            warnings.warn(
+                "The model's output embedding was tied to its input embedding, which the rows are merged into. It is now a copy, "
+                f"which takes {weight.numel() * weight.element_size() / 1e6:.0f} MB, so that all logits stay as they were. Call "
+                "peft_be.tuner.untie_output_embedding(model) before you merge, to do this where you want it.",
+                stacklevel=2,
+            )
 
     # Ids and rows
 

@@ -100,7 +100,7 @@ def test_the_ae_row(tmp_path, name, value):
 def test_what_is_allowed(tmp_path):
     config = BEDistillConfig(
         str(tmp_path), max_steps=-1, warmup_steps=0.1, eval_steps=0.5, max_grad_norm=0, learning_rate=1, weight_decay=0,
-        save_total_limit=None, init=None, init_text="You", max_kd_tokens=1, report_to=["none"], tf32=None,
+        save_total_limit=None, init=None, max_kd_tokens=1, report_to=["none"], tf32=None,
         answer_cache_dir=tmp_path,
     )  # fmt: skip
     assert config.learning_rate == 1
@@ -120,7 +120,7 @@ def test_what_is_allowed(tmp_path):
         ({"reconstruction_steps": 1.5}, "reconstruction_steps must be a whole"),
         ({"learning_rat": 0.1}, "no setting 'learning_rat': did you mean 'learning_rate'"),
         ({"batchsize": 2}, "no setting 'batchsize'"),
-        ({"quux": 2}, "no setting 'quux': see the fields of BEDistillConfig"),
+        ({"quux": 2}, "no setting 'quux': see the fields of CompressConfig"),
     ],
 )
 def test_arguments_of_a_job(tmp_path, changes, words):

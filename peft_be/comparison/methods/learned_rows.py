@@ -17,7 +17,7 @@ class LearnedRows(Method):
 
     Args:
         num_tokens (`int`, *optional*, defaults to `1`): k, the number of rows.
-        **settings: arguments of [`compress_prompt`] that replace the method's own, fields of [`BEDistillConfig`] among them.
+        **settings: fields of [`CompressConfig`] that replace the method's own.
 
     Raises:
         `ValueError`: `num_tokens` below 1.

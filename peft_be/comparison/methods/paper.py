@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from ...evaluation.stand_in import StandIn
+from ...runs.config import PAPER
 from .learned_rows import LearnedRows
 from .method import Job
 
@@ -19,20 +20,7 @@ class PaperBE(LearnedRows):
         **settings: as in [`LearnedRows`].
     """
 
-    own_settings = {
-        "kd_weight": 0.9,
-        "temperature": 2.0,
-        "scale_by_temperature_squared": True,
-        "reconstruction_interval": 1,
-        "max_kd_tokens": 32,
-        "init": "random",
-        "init_scale": 1.0,
-        "slot": "prefix",
-        "per_device_train_batch_size": 1,
-        "optim": "adamw_torch",
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-    }
+    own_settings = PAPER
 
     def __init__(self, num_tokens: int = 1, learning_rate: float = 0.1, **settings):
         super().__init__(num_tokens, **settings)

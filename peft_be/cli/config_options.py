@@ -1,0 +1,68 @@
+"""Options that are the fields of a configuration: one place has their names, types, defaults and help texts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from typing import Annotated, get_type_hints
+
+import typer
+
+
+# Options that are called otherwise than their field
+NAMES = {"per_device_train_batch_size": "--batch-size"}
+# Settings that the comparisons have as methods of their own, and that nobody serves
+ABLATIONS = ("hard_labels", "max_kd_tokens", "scale_by_temperature_squared", "use_ae_token")
+
+
+def with_options_of(config_class: type, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
+    """
+    Decorator that gives a command an option for each field of a configuration, and passes them to it as `config`.
+
+    Args:
+        config_class (`type`): a dataclass whose fields have a `help` in their metadata.
+        without (`Collection[str]`, *optional*): fields that the command does not offer.
+    """
+    types = get_type_hints(config_class)
+    own = [field for field in fields(config_class) if field.name not in without]
+    # Those that the class itself declares come first, and what it inherits in a panel of its own
+    first = [field for field in own if field.name in vars(config_class)["__annotations__"]]
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def run(**given):
+            settings = {field.name: given.pop(field.name) for field in own}
+            return command(**given, config=config_class(**settings))
+
+        options = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=Annotated[types[field.name], _option(field, None if field in first else "Training")],
+            )
+            for field in sorted(own, key=lambda field: field not in first)
+        ]
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [
+            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(command).parameters.values()
+            if p.name != "config"
+        ]
+        # What typer reads: those that must be given first, then the configuration's, then what all runs have
+        required = [p for p in parameters if p.default is inspect.Parameter.empty]
+        others = [p for p in parameters if p.default is not inspect.Parameter.empty]
+        run.__signature__ = inspect.Signature([*required, *options, *others])
+        run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
+        del run.__wrapped__
+        return run
+
+    return decorate
+
+
+def _option(field: Field, panel: str | None):
+    # A given name leaves out the `--no-` form, which a switch that is off by default does not need
+    name = NAMES.get(field.name, f"--{field.name.replace('_', '-')}")
+    return typer.Option(name, help=field.metadata["help"], rich_help_panel=panel)

@@ -1,0 +1,144 @@
+"""
+What a run is asked to do: the configurations of [`compress_prompt`], [`compress_prompts`] and [`pretrain_ae`]. Imports no
+torch: the commands make their options from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_names, check_number
+from ..recipe import AERecipe, Recipe, setting
+
+
+# Where the authors' published scripts differ from the defaults. Their learning rate is absolute: see [`PaperBE`]
+PAPER = {
+    "kd_weight": 0.9,
+    "temperature": 2.0,
+    "scale_by_temperature_squared": True,
+    "reconstruction_interval": 1,
+    "max_kd_tokens": 32,
+    "init": "random",
+    "init_scale": 1.0,
+    "slot": "prefix",
+    "per_device_train_batch_size": 1,
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+}
+
+
+@dataclass
+class CompressConfig(Recipe):
+    """
+    Configuration class for [`compress_prompt`] and [`compress_prompts`]: how a prompt becomes [BE] rows. A run records all
+    of it but `answer_cache_dir`, `report_to` and `use_cpu`, and is resumed with the same.
+
+    Describes the parameters of the run; all others are those of [`BEDistillConfig`].
+
+    Args:
+        num_be_tokens (`int`, *optional*, defaults to `1`):
+            k, the number of [BE] rows.
+        slot (`str`, *optional*, defaults to `"system"`):
+            Where [BE] stands: `"system"` in the template's system turn, `"prefix"` in front of the user's turn.
+        ae (`str` or `os.PathLike`, *optional*):
+            Folder of an adapter with the [AE] row, for `kd_weight` below 1 and `reconstruction_steps`. `None` takes the
+            one that the package ships for this backbone, if there is one.
+        reconstruction_steps (`int`, *optional*, defaults to `0`):
+            Steps of stage 1 alone (Eq. 2) before the main training.
+        max_minutes (`float`, *optional*):
+            Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
+            `max_steps` stays the upper bound.
+
+    Raises:
+        `ValueError`: a setting is of another type, or out of range.
+    """
+
+    num_be_tokens: int = setting(1, "k, the number of [BE] rows.")
+    slot: str = setting("system", "system: inside the system turn; prefix: in front of the user's turn.")
+    ae: str | None = setting(None, "Folder of the [AE] adapter; the package ships some.")
+    reconstruction_steps: int = setting(0, "Steps of stage 1 alone before the rest.")
+    max_minutes: float | None = setting(None, "Time for all of it, model loading excluded.")
+
+    def __post_init__(self):
+        from ..tuner.checks import MAX_ROWS  # here, since it imports torch
+        from ..tuner.config import SLOTS
+
+        super().__post_init__()
+        check_number("num_be_tokens", self.num_be_tokens, Range(low=1, high=MAX_ROWS), whole=True)
+        check_choice("slot", self.slot, SLOTS)
+        check_number("reconstruction_steps", self.reconstruction_steps, NOT_NEGATIVE, whole=True)
+        check_number("max_steps", self.max_steps, COUNT, whole=True)
+        if self.max_minutes is not None:
+            check_number("max_minutes", self.max_minutes, POSITIVE)
+        if self.ae is not None:
+            self.ae = os.fspath(self.ae)
+
+    @classmethod
+    def paper(cls, **changes) -> CompressConfig:
+        """
+        What the authors' published scripts do, except for their learning rate, which is not in units of the start rows'
+        RMS; [`~peft_be.comparison.methods.PaperBE`] converts it.
+        """
+        return cls(**{**PAPER, **changes})
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the training needs an [AE] row."""
+        return (self.kd_weight < 1 or self.reconstruction_steps > 0) and self.use_ae_token
+
+
+@dataclass
+class PretrainAEConfig(AERecipe):
+    """
+    Configuration class for [`pretrain_ae`].
+
+    Describes the parameters of the run; all others are those of [`AEConfig`].
+
+    Args:
+        num_validation (`int`, *optional*, defaults to `32`):
+            Passages held out to measure the reconstruction on; half of all if there are fewer than twice as many.
+
+    Raises:
+        `ValueError`: a setting is of another type, or out of range.
+    """
+
+    num_validation: int = setting(32, "Passages held out to measure the reconstruction on.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_number("num_validation", self.num_validation, COUNT, whole=True)
+        check_number("max_steps", self.max_steps, COUNT, whole=True)
+
+
+Config = TypeVar("Config")
+
+
+def changed(config: Config | None, config_class: type[Config], changes: dict) -> Config:
+    """
+    A configuration with some fields replaced, as in `generate` of transformers; `None` is the default one.
+
+    Raises:
+        `ValueError`: there is no such field, the value is of another type or out of range, or `config` is of another
+            type.
+    """
+    check_names(changes, config_class)
+    if config is None:
+        return config_class(**changes)
+    if not isinstance(config, config_class):
+        raise ValueError(f"config must be a {config_class.__name__}, and is of type {type(config).__name__}.")
+    return replace(config, **changes)
+
+
+def shared_fields(config: Recipe | AERecipe, config_class: type) -> dict:
+    """The settings that a run has in common with the configuration of its trainer, to make one from the other."""
+    names = {f.name for f in fields(config_class)}
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name in names}
+
+
+def as_json(settings: dict) -> dict:
+    """Settings as they come back from a file."""
+    return json.loads(json.dumps(settings, default=str))

@@ -1,0 +1,38 @@
+"""Commands that train have the fields of their configuration as options: the same names, defaults and help texts."""
+
+from dataclasses import MISSING, fields
+
+import pytest
+from typer.main import get_command
+
+from peft_be import AEConfig, BEDistillConfig, CompressConfig, PretrainAEConfig
+from peft_be.cli.config_options import ABLATIONS, NAMES
+from peft_be.cli.main import app
+
+
+@pytest.mark.parametrize(
+    "name, config_class, without",
+    [
+        ("compress", CompressConfig, ABLATIONS),
+        ("compress-many", CompressConfig, (*ABLATIONS, "max_minutes", "reconstruction_steps", "save_steps")),
+        ("pretrain-ae", PretrainAEConfig, ()),
+    ],
+)
+def test_each_field_is_an_option(name, config_class, without):
+    options = {parameter.name: parameter for parameter in get_command(app).commands[name].params}
+    for field in fields(config_class):
+        if field.name in without:
+            assert field.name not in options
+            continue
+        option = options[field.name]
+        assert (option.default, option.help) == (field.default, field.metadata["help"])
+        assert option.opts == [NAMES.get(field.name, f"--{field.name.replace('_', '-')}")]
+
+
+@pytest.mark.parametrize("run, trainer", [(CompressConfig, BEDistillConfig), (PretrainAEConfig, AEConfig)])
+def test_runs_and_trainers_have_one_set_of_defaults(run, trainer):
+    theirs = {field.name: field for field in fields(trainer)}
+    shared = [field for field in fields(run) if field.name in theirs]
+    assert len(shared) > 10
+    for field in shared:
+        assert field.default == theirs[field.name].default is not MISSING, field.name
