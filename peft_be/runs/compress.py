@@ -29,7 +29,7 @@ from .config import CompressConfig, changed
 from .folder import RunFolder
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
-from .train import train
+from .train import report_to, train
 
 
 @dataclass
@@ -157,10 +157,12 @@ class _Training:
             log += self._reconstruct()
             changes = {"init": None, "init_text": None}  # go on from there
         trainer = self._distiller(distillation_args(self.config, self.run.work / "stage2", **changes))
+        stage = stage_name(self.config.kd_weight)
+        report_to(self.on_progress, trainer, stage)
         if on_preview:
             on_preview(trainer.preview())
         self._fit_steps(trainer)
-        log += train(trainer, stage_name(self.config.kd_weight), self.on_progress)
+        log += train(trainer, stage)
         state = trainer.state
         best = best_figures(
             trainer.args.metric_for_best_model,
@@ -175,7 +177,8 @@ class _Training:
         steps = self.config.reconstruction_steps
         args = distillation_args(self.config, self.run.work / "stage1", kd_weight=0.0, max_steps=steps)
         trainer = BEDistillTrainer(self.model, args, self.prompt, processing_class=self.tokenizer)
-        return train(trainer, "stage 1", self.on_progress)
+        report_to(self.on_progress, trainer, "stage 1")
+        return train(trainer, "stage 1")
 
     def _distiller(self, args: BEDistillConfig) -> BEDistillTrainer:
         """The trainer of the main training, whose teacher stops when the time is over."""

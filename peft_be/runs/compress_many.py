@@ -34,7 +34,7 @@ from .folder import RunFolder, failure
 from .manifest import PromptJob, check_job_names
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
-from .train import PATIENCE, train
+from .train import PATIENCE, report_to, train
 
 
 # What a run of one prompt has, and one of many does not
@@ -224,7 +224,8 @@ class _Batch:
             best = EachPromptsBest(trainer, PATIENCE)
             trainer.add_callback(best)
             stage = stage_name(self.config.kd_weight)
-            train(trainer, stage, self.on_progress, f"{label}: {stage}")
+            report_to(self.on_progress, trainer, f"{label}: {stage}")
+            train(trainer, stage)
         except FloatingPointError:
             if trainer is None or len(trainer.failed) < len(group):
                 raise

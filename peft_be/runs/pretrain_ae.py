@@ -21,7 +21,7 @@ from ..training.callbacks import OnProgress
 from .config import PretrainAEConfig, changed, shared_fields
 from .folder import RunFolder
 from .prepare import load_confirmed
-from .train import train
+from .train import report_to, train
 
 
 @dataclass
@@ -95,7 +95,8 @@ def pretrain_ae(
             eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
             processing_class=tokenizer,
         )
-        log = train(trainer, "stage 0", on_progress)
+        report_to(on_progress, trainer, "stage 0")
+        log = train(trainer, "stage 0")
         report = {
             "model": settings["model"],
             "settings": run.settings,
