@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = [
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "research/README.md",
     "research/log.md",
     "research/images/*",
