@@ -54,6 +54,7 @@ slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Wheel and source distribution, in dist/, and whether the wheel has all that the package needs
 package: install
