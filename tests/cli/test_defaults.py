@@ -3,7 +3,7 @@
 import pytest
 from typer.main import get_command
 
-from peft_be import AEConfig, BEDistillConfig
+from peft_be import AEConfig, BEDistillConfig, BenchConfig
 from peft_be.cli.main import app
 
 
@@ -24,3 +24,12 @@ def test_help_shows_the_defaults_of_the_configuration(name, config, tmp_path):
     assert len(shown) > 2
     for field, default in shown.items():
         assert default == fields[field] or float(default) == fields[field], field
+
+
+def test_help_shows_what_bench_measures():
+    shown = {
+        p.name: p.show_default for p in get_command(app).commands["bench"].params if isinstance(p.show_default, str)
+    }
+    config = BenchConfig()
+    sizes = ",".join(map(str, config.batch_sizes))
+    assert shown == {"batch_sizes": sizes, "new_tokens": str(config.new_tokens), "repeats": str(config.repeats)}
