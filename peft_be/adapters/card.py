@@ -10,6 +10,7 @@ from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from wrapt import wrap_function_wrapper
+from yaml import YAMLError
 
 from ..figures import gap_closed, kl_sentence
 
@@ -170,16 +171,22 @@ def fidelity_figures(directory: Path, config) -> dict[str, dict[str, float]]:
         `dict[str, dict[str, float]]`: by the name of the queries, `kl`, `kl_no_prompt` and `kl_gap_closed`, each only if
             known: those of the training first, then those that `peft-be eval --card` has written into the card.
     """
-    training, figures = _training(config), {}
-    if isinstance(training, dict) and isinstance(training.get("validation_kl"), (int, float)):
-        figures["validation queries"] = _validation_metrics(training)
-    path = Path(directory) / CARD_FILE
-    if path.is_file():
+    training = _training(config) if isinstance(_training(config), dict) else {}
+    known = _validation_metrics({k: v for k, v in training.items() if isinstance(v, (int, float))})
+    figures = {"validation queries": {metric: value for metric, value in known.items() if value is not None}}
+    for result in _card_results(Path(directory) / CARD_FILE):
+        if result.metric_type in _FIDELITY and isinstance(result.metric_value, (int, float)):
+            figures.setdefault(result.dataset_name, {}).setdefault(result.metric_type, result.metric_value)
+    return {name: found for name, found in figures.items() if found}
+
+
+def _card_results(path: Path) -> list[EvalResult]:
+    """The results in a card's metadata; none where there is no card, or nobody can read its metadata."""
+    try:
         card = ModelCard.load(path, ignore_metadata_errors=True)
-        for result in getattr(card.data, "eval_results", None) or []:
-            if result.metric_type in _FIDELITY and isinstance(result.metric_value, (int, float)):
-                figures.setdefault(result.dataset_name, {}).setdefault(result.metric_type, result.metric_value)
-    return {name: {k: v for k, v in found.items() if v is not None} for name, found in figures.items()}
+    except (OSError, ValueError, YAMLError):
+        return []
+    return getattr(card.data, "eval_results", None) or []
 
 
 def is_unedited(text: str) -> bool:

@@ -44,3 +44,7 @@ def test_what_others_wrote_into_a_card_is_no_figure(cli, tiny_dir, tmp_path):
     (folder / "README.md").write_text(f"---\n{json.dumps(content)}\n---\n{card.text}")
     code, out, err = cli("info", folder)
     assert code == 0 and "not measured" in out, err
+    for text in ("---\n: [\n---\n", "\0", "---\n[]\n---\n"):
+        (folder / "README.md").write_text(text)
+        code, out, err = cli("info", folder)
+        assert code == 0 and "not measured" in out, err
