@@ -11,7 +11,7 @@ DEMO = examples/demo
 OUT ?= demo-output
 SEED ?= 42
 
-.PHONY: demo test slow lint docs install vllm llama clean
+.PHONY: demo test slow lint docs package install vllm llama clean
 
 install: $(VENV)/.installed
 
@@ -54,6 +54,14 @@ slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Wheel and source distribution, in dist/, and whether the wheel has all that the package needs
+package: install
+	rm -rf dist
+	$(BIN)/python -m build > /dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/wheel.py dist/*.whl
 
 # The site, in site/: open site/index.html, no server is needed
 docs: $(VENV)/.docs
@@ -64,4 +72,4 @@ $(VENV)/.docs: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(OUT) site
+	rm -rf $(VENV) $(VLLM_VENV) $(OUT) dist site

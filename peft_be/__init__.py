@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .data import QuerySplits as QuerySplits
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
+    from .evaluation import AuditConfig as AuditConfig
+    from .evaluation import BenchConfig as BenchConfig
     from .evaluation import audit_leakage as audit_leakage
     from .evaluation import bench_inference as bench_inference
     from .evaluation import evaluate_fidelity as evaluate_fidelity
@@ -53,10 +55,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "AEConfig": "training",
     "AETrainer": "training",
+    "AuditConfig": "evaluation",
     "BEDistillConfig": "training",
     "BEDistillTrainer": "training",
     "BETokenConfig": "tuner",
     "BETokenModel": "tuner",
+    "BenchConfig": "evaluation",
     "CompressConfig": "runs.config",
     "Compression": "runs.compress",
     "ManyPromptsTrainer": "training",

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = [
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "research/README.md",
     "research/log.md",
     "research/images/*",
@@ -44,7 +46,14 @@ GROUPS = {
     ],
     "Loading": ["load_model", "load_adapter", "load_adapters", "load_prompt", "load_queries", "as_queries"],
     "Rendering": ["PromptRenderer"],
-    "Evaluation": ["evaluate_fidelity", "evaluate_refusals", "audit_leakage", "bench_inference"],
+    "Evaluation": [
+        "evaluate_fidelity",
+        "evaluate_refusals",
+        "audit_leakage",
+        "AuditConfig",
+        "bench_inference",
+        "BenchConfig",
+    ],
     "Serving and sharing": [
         "export_merged",
         "export_gguf",

@@ -278,8 +278,8 @@ def reconstruction_embeddings(
     table = model.get_input_embeddings()
     table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
     # -1 stands for the rows, whose embeddings are put in below
-    ids, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
-    ids = torch.tensor([ids], device=model.device)
+    example, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
+    ids = torch.tensor([example], device=model.device)
     rows = rows.to(model.device)
     special = rows if ae_row is None else torch.cat([rows, ae_row.to(rows)])
     scale = getattr(table, "embed_scale", None)

@@ -80,7 +80,7 @@ class PromptRenderer(ChatInputs):
         self.be_token_ids = [int(token_id) for token_id in be_token_ids]
         self.slot = slot
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._prompt_messages = None if prompt is None else check_prompt(prompt)
+        self._prompt_messages = [] if prompt is None else check_prompt(prompt)
         reserved = {*self.be_token_ids, *([] if ae_token_id is None else [int(ae_token_id)])}
         self._encoder = GuardedTokenizer(tokenizer, reserved)
         self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs)
@@ -143,7 +143,7 @@ class PromptRenderer(ChatInputs):
             raise ValueError("This renderer has no [BE]: pass be_token_ids.")
         messages = check_query(query)
         rendering = render(self._template, messages, self.slot)
-        if self._prompt_messages is not None and not self._compared:
+        if self.prompt is not None and not self._compared:
             self._compared = True
             self._warn_of_switch(messages)
         return self._ids(rendering)
@@ -213,7 +213,7 @@ class PromptRenderer(ChatInputs):
         return [token.id for token in self._encoder.encode(rendering.text, rendering.marks, rendering.spans)]
 
     def _render_full(self, query: str | Messages) -> Rendering:
-        if self._prompt_messages is None:
+        if self.prompt is None:
             raise ValueError("This renderer has no prompt: pass the prompt to render it in full.")
         return render(self._template, self._prompt_messages + check_query(query))
 
@@ -240,11 +240,11 @@ class PromptRenderer(ChatInputs):
             head = text[: border.end]
             self._head = head, self._encoder.encode(head, head_marks, head_spans)
         head, head_tokens = self._head
-        border = head_tokens[-1]
-        tail_marks = [shift(mark, -border.start) for mark in marks if mark.start >= border.start]
-        tail_spans = spans and [shift(span, -border.start) for span in spans if span.start >= border.end]
-        tail = self._encoder.encode(text[border.start :], tail_marks, tail_spans)
-        return head_tokens[:-1] + [shift(token, border.start) for token in tail]
+        last = head_tokens[-1]
+        tail_marks = [shift(mark, -last.start) for mark in marks if mark.start >= last.start]
+        tail_spans = spans and [shift(span, -last.start) for span in spans if span.start >= last.end]
+        tail = self._encoder.encode(text[last.start :], tail_marks, tail_spans)
+        return head_tokens[:-1] + [shift(token, last.start) for token in tail]
 
     def _start_of_query(self, rendering: Rendering) -> int:
         """A character of a full rendering up to which another query's is the same, as far as is known."""

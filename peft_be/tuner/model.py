@@ -12,7 +12,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import _get_input_embeddings_name
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from .checks import check_rows
 from .config import BETokenConfig
@@ -21,7 +21,7 @@ from .layer import BETokenEmbedding
 from .token_ids import find_unused_token_ids
 
 
-def untie_output_embedding(model: nn.Module) -> bool:
+def untie_output_embedding(model: PreTrainedModel) -> bool:
     """
     Gives a causal LM with tied embeddings an output embedding of its own. All logits stay as they are, and the model needs room
     for V x d more numbers, in memory and when it is saved.
@@ -191,7 +191,7 @@ class BETokenModel(BaseTuner):
         need_ae = peft_config.use_ae_token and peft_config.ae_token_id is None
         if not (need_be or need_ae):
             return
-        vocab_size = peft_config.vocab_size
+        vocab_size = peft_config.vocab_size or 0
         num_be_tokens = peft_config.num_be_tokens if need_be else 0
         others = (config for config in self.peft_config.values() if config is not peft_config)
         taken = {i for config in (peft_config, *others) for i in config.token_ids}
@@ -203,7 +203,7 @@ class BETokenModel(BaseTuner):
                 be_token_ids = self._first_free_ids(vocab_size, num_be_tokens, taken)
             peft_config.be_token_ids = be_token_ids
         if need_ae:
-            ids = unused or self._first_free_ids(vocab_size, 1, taken.union(peft_config.be_token_ids))
+            ids = unused or self._first_free_ids(vocab_size, 1, taken.union(peft_config.be_token_ids or []))
             peft_config.ae_token_id = ids[0]
 
     def _unused_token_ids(self, peft_config: BETokenConfig, num_usable: int) -> list[int]:
@@ -233,7 +233,7 @@ class BETokenModel(BaseTuner):
         self,
         peft_config: BETokenConfig,
         adapter_name: str,
-        target: nn.Module,
+        target: nn.Embedding | BETokenEmbedding,
         target_name: str,
         parent: nn.Module,
         current_key: str,

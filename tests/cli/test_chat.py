@@ -6,6 +6,7 @@ import re
 from transformers import AutoTokenizer
 
 from peft_be import PromptRenderer
+from peft_be.evaluation import find_loop
 
 from ..exports import save_adapter
 from ..tiny import save_tiny_llama
@@ -34,3 +35,25 @@ def test_earlier_answers_are_what_the_template_makes_of_them(cli, smollm2_tokeni
         turns.append({"role": "user", "content": question})
         assert int(length) == len(renderer.be(turns))
         turns.append({"role": "assistant", "content": answer[5:]})
+
+
+def test_an_answer_that_runs_in_a_loop_is_stopped(cli, tiny_dir, tmp_path, monkeypatch):
+    """A random model does so at once, and would until the limit."""
+    folder = save_adapter(tiny_dir, tmp_path / "a")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\nAnd now?\n\n"))
+    code, out, err = cli("chat", folder, "--max-new-tokens", 200)
+    assert code == 0, err
+    assert out.count("(stopped: the answer had begun to repeat itself)") == 2
+    # Of the answer, the next question keeps what came before the repetition
+    first, second = map(int, re.findall(r"\((\d+) input tokens", out))
+    assert second < first + 100
+
+
+def test_what_is_a_loop():
+    verse = list(range(20))
+    assert find_loop(verse + [7, 8, 9] * 11) == 23
+    assert find_loop([1] * 32) == 1 and find_loop([1] * 31) is None
+    assert find_loop(verse * 4) == 20 and find_loop(verse * 3) is None  # a refrain
+    assert find_loop([5] + verse * 4 + verse[:13]) == 21  # in the middle of a round
+    assert find_loop(verse * 5 + [99]) is None  # it got out
+    assert find_loop([]) is None

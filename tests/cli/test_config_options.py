@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 import pytest
 from typer.main import get_command
 
-from peft_be import AEConfig, BEDistillConfig, CompressConfig, PretrainAEConfig
+from peft_be import AEConfig, BEDistillConfig, BenchConfig, CompressConfig, PretrainAEConfig
 from peft_be.cli.config_options import ABLATIONS, SHORT
 from peft_be.cli.main import app
 
@@ -36,3 +36,12 @@ def test_runs_and_trainers_have_one_set_of_defaults(run, trainer):
     assert len(shared) > 10
     for field in shared:
         assert field.default == theirs[field.name].default is not MISSING, field.name
+
+
+def test_help_shows_what_bench_measures():
+    shown = {
+        p.name: p.show_default for p in get_command(app).commands["bench"].params if isinstance(p.show_default, str)
+    }
+    config = BenchConfig()
+    sizes = ",".join(map(str, config.batch_sizes))
+    assert shown == {"batch_sizes": sizes, "new_tokens": str(config.new_tokens), "repeats": str(config.repeats)}

@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import pytest
 from huggingface_hub import ModelCard
 
 
@@ -34,6 +35,24 @@ def test_bench_refuses_batch_sizes_that_are_no_numbers(cli, job):
     options = ["--prompt", job.folder / "prompt.txt", "--batch-sizes", "1,many"]
     code, _, err = cli("bench", job.folder / "out", *options)
     assert code == 1 and "--batch-sizes takes whole numbers" in err
+
+
+def test_a_quick_bench(cli, job):
+    assert cli(*job.arguments)[0] == 0
+    figures = job.folder / "figures.json"
+    arguments = ["bench", job.folder / "out", "--prompt", job.folder / "prompt.txt", "--json", figures, "--quick"]
+    code, out, err = cli(*arguments)
+    assert code == 0, err
+    result = json.loads(figures.read_text())
+    assert (result["new_tokens"], result["repeats"], [b["batch_size"] for b in result["batches"]]) == (8, 2, [1])
+    # Times of a tiny model, which would all be "3 (3-3)" without decimals
+    cells = re.search(r"first token, ms │(.*)", out)[1].split("│")[:4]
+    assert all(re.fullmatch(r" *[\d.]+ \([\d.]+-[\d.]+\) *", cell) for cell in cells)
+    for figure, cell in zip(("full", "full_cached", "no_prompt", "be"), cells):
+        median = result["batches"][0][figure]["ttft_ms"]["median"]
+        assert float(cell.split()[0]) == pytest.approx(median, rel=0.01)
+    assert cli(*arguments, "--new-tokens", 3)[0] == 0
+    assert json.loads(figures.read_text())["new_tokens"] == 3
 
 
 def test_chat_with_both_forms(cli, job, monkeypatch):
@@ -86,7 +105,9 @@ def test_the_last_lines_of_compress_say_what_the_kl_is_worth(cli, job):
     assert f"{told} {best['kl_gap_closed']:.3f} (step 2)" in out
     assert "best validation" not in out
     code, out, err = cli("info", job.folder / "out")
-    assert code == 0 and "kl_no_prompt" in out and "kl_gap_closed" in out
+    assert code == 0, err
+    row = re.search(r"validation queries +│ +([\d.]+) │ +([\d.]+) │ +(-?[\d.]+) │", out)
+    assert row.groups() == (f"{best['kl']:.4f}", f"{best['kl_no_prompt']:.4f}", f"{best['kl_gap_closed']:.3f}")
 
 
 def test_a_method_that_fails_is_told_with_the_others(cli, job, tiny_dir):

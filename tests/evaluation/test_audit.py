@@ -4,12 +4,13 @@ import base64
 import codecs
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import get_peft_model
 
-from peft_be import BETokenConfig, PromptRenderer, audit_leakage
+from peft_be import AuditConfig, BETokenConfig, PromptRenderer, audit_leakage
 from peft_be.adapters.card import CARD_FILE
 from peft_be.evaluation.audit import ATTACKS, Attack, LeakMeter, Output
 from peft_be.evaluation.audit.forms import Forms
@@ -184,8 +185,7 @@ def test_a_row_that_is_the_prompt_leaks_as_the_prompt_does(smollm2_tokenizer, ti
         PROMPT,
         canaries=[CANARY],
         ae_row=torch.randn(1, 32),
-        num_samples=1,
-        max_answer_length=6,
+        config=AuditConfig(num_samples=1, max_answer_length=6),
     )
     texts = {side: [(o.attack, o.sampled, o.text) for o in outputs if o.side == side] for side in ("full", "be")}
     full = {(attack, text) for attack, sampled, text in texts["full"] if not sampled}
@@ -199,7 +199,8 @@ def test_a_row_that_is_the_prompt_leaks_as_the_prompt_does(smollm2_tokenizer, ti
 
 
 def test_the_figures_are_those_of_the_outputs(model, smollm2_tokenizer):
-    arguments = {"canaries": [CANARY], "num_samples": 2, "max_answer_length": 5}
+    config = AuditConfig(num_samples=2, max_answer_length=5)
+    arguments = {"canaries": [CANARY], "config": config}
     scores, outputs = audit_leakage(model, smollm2_tokenizer, PROMPT, **arguments)
     assert len(outputs) == 3 * 3 * len(ATTACKS) + 1
     meter = LeakMeter(PROMPT, smollm2_tokenizer.decode([]), [CANARY])
@@ -211,25 +212,29 @@ def test_the_figures_are_those_of_the_outputs(model, smollm2_tokenizer):
     # The same seed, the same answers; the model is left as it was
     again, texts = audit_leakage(model, smollm2_tokenizer, PROMPT, **arguments)
     assert [o.text for o in texts] == [o.text for o in outputs] and again["all"] == scores["all"]
-    other = audit_leakage(model, smollm2_tokenizer, PROMPT, **arguments, seed=7)[1]
+    other = audit_leakage(model, smollm2_tokenizer, PROMPT, config=replace(config, seed=7))[1]
     assert {o.text for o in other if o.sampled} != {o.text for o in outputs if o.sampled}
 
 
 def test_without_a_prompt_there_is_no_full_side(model, smollm2_tokenizer):
-    scores, outputs = audit_leakage(
-        model, smollm2_tokenizer, num_samples=0, max_answer_length=4, ae_row=torch.randn(1, 32)
-    )
+    config = AuditConfig(num_samples=0, max_answer_length=4)
+    scores, outputs = audit_leakage(model, smollm2_tokenizer, ae_row=torch.randn(1, 32), config=config)
     assert {o.side for o in outputs} == {"be", "no_prompt"} and set(scores["all"]) == {"be", "no_prompt"}
     assert scores["prompt_tokens"] is scores["reconstruction"] is scores["be_beyond_no_prompt"] is None
     assert len(scores["nearest_tokens"]) == 2
 
 
 def test_settings_that_mean_nothing_are_refused(model, smollm2_tokenizer):
-    for settings in ({"num_samples": -1}, {"num_samples": 2, "temperature": 0.0}, {"attacks": ()}):
-        with pytest.raises(ValueError):
-            audit_leakage(model, smollm2_tokenizer, PROMPT, **settings)
+    for settings, named in (
+        ({"num_samples": -1}, "num_samples"),
+        ({"num_samples": 2, "temperature": 0.0}, "temperature"),
+        ({"attacks": ()}, "no attacks"),
+        ({"max_answer_length": 0}, "max_new_tokens"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            AuditConfig(**settings)
     with pytest.raises(ValueError, match="does not fit"):
-        audit_leakage(model, smollm2_tokenizer, PROMPT * 20, num_samples=0)
+        audit_leakage(model, smollm2_tokenizer, PROMPT * 20, config=AuditConfig(num_samples=0))
 
 
 # The command

@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from peft_be import BETokenConfig, bench_inference, evaluate_fidelity
+from peft_be import BenchConfig, BETokenConfig, bench_inference, evaluate_fidelity
 from peft_be.comparison.compare import compare_methods
 from peft_be.evaluation import stream_answer
 from peft_be.evaluation.latency import time_requests
@@ -54,7 +54,7 @@ def test_evaluation_and_bench(adapter, smollm2_tokenizer, prompt, query):
         with pytest.raises(ValueError, match=named):
             evaluate_fidelity(adapter, smollm2_tokenizer, prompt, ["A", asked], max_answer_length=4)
         with pytest.raises(ValueError, match=named):
-            bench_inference(adapter, smollm2_tokenizer, prompt, [asked], (1,), new_tokens=2, repeats=2)
+            bench_inference(adapter, smollm2_tokenizer, prompt, [asked], BenchConfig((1,), 2, 2))
 
 
 def test_the_answer_has_to_fit_too(base, smollm2_tokenizer):

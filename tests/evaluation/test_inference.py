@@ -6,7 +6,7 @@ from peft import get_peft_model
 from transformers import DynamicCache
 
 from peft_be import BETokenConfig, PromptRenderer
-from peft_be.evaluation.inference import MODES, bench_inference, break_even
+from peft_be.evaluation.inference import MODES, BenchConfig, bench_inference, break_even
 from peft_be.evaluation.latency import time_requests
 
 
@@ -55,7 +55,7 @@ def test_report(tiny_model, smollm2_tokenizer):
     model = get_peft_model(tiny_model, BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3]))
     rounds = []
     result = bench_inference(
-        model, smollm2_tokenizer, PROMPT, QUERIES, batch_sizes=(1, 3), new_tokens=2, repeats=2, training_seconds=9.0,
+        model, smollm2_tokenizer, PROMPT, QUERIES, BenchConfig((1, 3), new_tokens=2, repeats=2), training_seconds=9.0,
         on_progress=lambda what, done, total, values: rounds.append((done, total)),
     )  # fmt: skip
     renderer = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer, PROMPT)
@@ -88,7 +88,6 @@ def test_break_even():
 
 
 @pytest.mark.parametrize("wrong", [{"repeats": 1}, {"new_tokens": 0}, {"batch_sizes": (0,)}])
-def test_settings_out_of_range(tiny_model, smollm2_tokenizer, wrong):
-    model = get_peft_model(tiny_model, BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3]))
+def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match="at least 2 repeats"):
-        bench_inference(model, smollm2_tokenizer, PROMPT, **wrong)
+        BenchConfig(**wrong)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,11 +59,14 @@ def peft_be(hub, home, *arguments, token=TOKEN, code=None):
 
 def test_push_list_and_load(hub, adapters, tmp_path):
     folder, base = adapters
-    code, out = peft_be(
-        hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny", "--license", "mit"
-    )
+    push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny", "--license", "mit"]
+    code, plan = peft_be(hub, tmp_path, *push, "--dry-run", token=None)
+    assert code == 0 and not hub.repos and not hub.requests, plan
+    code, out = peft_be(hub, tmp_path, *push)
     assert code == 0, out
     assert set(hub.repos["me/keeper"]) == FILES  # and nothing else of the folder
+    planned = re.findall(r"│ (\S+) +│ +([\d,]+) │", plan)
+    assert planned == sorted((name, f"{len(content):,}") for name, content in hub.repos["me/keeper"].items())
     card = ModelCard(hub.repos["me/keeper"]["README.md"].decode())
     assert card.data.license == "mit" and card.data.base_model == "org/tiny" and card.data.library_name == "peft"
     assert "peft_be" in card.data.tags and "import peft_be" in card.text and "Not a secret" in card.text

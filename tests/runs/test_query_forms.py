@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft_be import (
     BEDistillConfig,
     BEDistillTrainer,
+    BenchConfig,
     PromptJob,
     bench_inference,
     compress_prompt,
@@ -45,11 +46,11 @@ def test_compressions(tmp_path, tiny_model, smollm2_tokenizer):
     as_dataset = Dataset.from_list(ROWS)
     scores, samples = evaluate_fidelity(result.model, smollm2_tokenizer, PROMPT, as_dataset, max_answer_length=2)
     assert scores["num_queries"] == 8 and [sample["query"] for sample in samples] == texts
-    timing = {"batch_sizes": (1,), "new_tokens": 1, "repeats": 2}
-    figures = bench_inference(result.model, smollm2_tokenizer, PROMPT, iter(ROWS), **timing)
+    timing = BenchConfig(batch_sizes=(1,), new_tokens=1, repeats=2)
+    figures = bench_inference(result.model, smollm2_tokenizer, PROMPT, iter(ROWS), timing)
     assert figures == {**figures, "new_tokens": 1}
     with pytest.raises(ValueError, match="no queries to measure with"):
-        bench_inference(result.model, smollm2_tokenizer, PROMPT, [], **timing)
+        bench_inference(result.model, smollm2_tokenizer, PROMPT, [], timing)
     result.model.unload()
 
     jobs = [

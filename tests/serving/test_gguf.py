@@ -234,6 +234,21 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):
     assert code == 0 and "<|be_a|>" in printed and out.exists()
 
 
+def test_a_token_has_the_name_that_was_asked_for(smollm2_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    folder, whole = save_adapter(base, tmp_path / "a"), save_gguf(base, tmp_path / "base.gguf")
+    options = ["--output", tmp_path / "out.gguf", "--format", "gguf", "--base", whole, "--token-name"]
+    code, _, err = cli("export", folder, *options, "<|im_start|>")
+    assert code == 1 and "There is a token <|im_start|> already" in err
+    code, _, err = cli("export", folder, *options, "<|pirate|>", "--dtype", "float16")
+    assert code == 1 and "a GGUF file keeps its own types" in err
+    code, out, err = cli("export", folder, *options, "<|pirate|>")
+    assert code == 0 and "a: <|pirate|>" in out, err
+    metadata = read(tmp_path / "out.gguf")[0]
+    (token_id,) = json.loads(metadata["peft_be.tokens"])["a"]["ids"]
+    assert metadata["tokenizer.ggml.tokens"][token_id] == "<|pirate|>"
+
+
 def open_llama(path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     return llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, verbose=False)

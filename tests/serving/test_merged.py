@@ -184,3 +184,39 @@ def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
             num_return_sequences=250,
         )
         assert (written[:, ids.shape[1] :] != be_id).all()
+
+
+def test_tokens_are_called_as_they_are_asked_to_be(smollm2_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    adapters = {name: save_adapter(base, tmp_path / name, k) for name, k in (("a", 1), ("b", 2), ("c", 1))}
+    names = {"a": "[PIRATE]", "b": "<|keeper|>"}
+    tokens = export_merged(adapters, tmp_path / "merged", default="a", token_names=names)
+    assert {name: token.text for name, token in tokens.items()} == {
+        "a": "[PIRATE]",
+        "b": "<|keeper_0|><|keeper_1|>",
+        "c": "<|be_c|>",
+    }
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    for token in tokens.values():
+        assert tokenizer(token.text, add_special_tokens=False)["input_ids"] == token.ids
+    assert "[PIRATE]" in tokenizer.apply_chat_template(CHAT, tokenize=False)  # the default
+
+
+def test_names_that_tokens_cannot_have(smollm2_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    folder = save_adapter(base, tmp_path / "a")
+    for name in ("<|im_end|>", "<repo_name>"):
+        with pytest.raises(ValueError, match="There is a token .* already"):
+            export_merged({"a": folder}, tmp_path / "merged", token_names={"a": name})
+    for name in ("", "pirate", "<a b>", "<'x'>", "<{x}>", "<|x", "<a><b>"):
+        with pytest.raises(ValueError, match="cannot be a token's name"):
+            export_merged({"a": folder}, tmp_path / "merged", token_names={"a": name})
+    with pytest.raises(ValueError, match="not among the adapters"):
+        export_merged({"a": folder}, tmp_path / "merged", token_names={"b": "<|b|>"})
+    assert not (tmp_path / "merged").exists()
+    options = ["--output", tmp_path / "merged", "--token-name", "<|pirate|>"]
+    code, _, err = cli("export", folder, *options, "--token-name", "<|other|>")
+    assert code == 1 and "1 adapters and 2 token names" in err
+    code, out, err = cli("export", folder, *options, "--dtype", "bfloat16")
+    assert code == 0 and "a: <|pirate|> as the system message" in out, err
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").dtype == torch.bfloat16
