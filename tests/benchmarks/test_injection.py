@@ -41,6 +41,7 @@ def test_llama_cpp(run_script, tiny_dir, adapter, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_vllm(run_script, smollm2_dir, tmp_path):
     if not os.environ.get("PEFT_BE_VLLM"):
         pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
