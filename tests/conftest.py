@@ -17,6 +17,12 @@ for name in ("COLUMNS", "LINES"):
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from .skips import (  # noqa: E402, F401
+    pytest_collectreport,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 from .tiny import TOKENIZER, tiny_llama  # noqa: E402
 
 
