@@ -141,8 +141,8 @@ def test_papers_learning_rate_is_absolute(job):
         ("nothing", "Unknown method 'nothing': choose one of full, none, "),
         ("full:3", "'full:3' is no method"),
         ("be:x", "'be:x' is no method"),
-        ("be:0", "num_tokens must be "),
-        ("cartridge:0", "num_tokens must be "),
+        ("be:0", "needs at least one row, got 0"),
+        ("cartridge:0", "needs at least one slot, got 0"),
     ],
 )
 def test_specs_that_are_none(spec, message):
