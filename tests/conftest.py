@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import logging
 import os
@@ -25,6 +26,13 @@ from .skips import (  # noqa: E402, F401
 )
 from .tiny import TOKENIZER, tiny_llama  # noqa: E402
 
+
+with contextlib.suppress(ImportError):  # where tests/gpu alone are run, it may be missing
+    import hypothesis
+
+    # A busy machine is no fault
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_ARGUMENTS = (

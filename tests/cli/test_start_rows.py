@@ -8,7 +8,7 @@ from peft_be import load_adapter
 from peft_be.evaluation.audit.audit import nearest_tokens
 
 from .conftest import PROMPT
-from .test_compress_many import options, write_manifest
+from .manifests import options, write_manifest
 
 
 TEXT = "Aye, captain"

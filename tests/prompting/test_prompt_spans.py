@@ -5,7 +5,7 @@ import pytest
 from peft_be.prompting import PromptRenderer
 
 from .chat_tokenizers import FAMILIES
-from .test_renderer import PROMPTS, QUERIES
+from .conversations import PROMPTS, QUERIES
 
 
 @pytest.mark.parametrize("query", ["short", "spaces", "dialogue"])
