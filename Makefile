@@ -34,9 +34,9 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 	touch $@
 
 # Compiled from source, some minutes, for any x86 with AVX2: code for the very processor may use AMX, which not every virtual
-# machine lets it. Not from pip's cache, which may hold what another machine compiled
+# machine lets it, and without what reads pictures. Not from pip's cache, which may hold what another machine compiled
 llama: install
-	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(BIN)/pip install --quiet --no-cache-dir "$(LLAMA)"
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "$(LLAMA)"
 
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
@@ -49,7 +49,8 @@ test: install
 
 # The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, Debian's package chromium
 slow: install
-	PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) \
+		$(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -15,9 +15,9 @@ from ..tiny import save_tiny_llama
 CUT = "message['content'] if message['role'] != 'assistant' else message['content'][5:]"
 
 
-def test_earlier_answers_are_what_the_template_makes_of_them(cli, smollm2_tokenizer, tmp_path, monkeypatch):
+def test_earlier_answers_are_what_the_template_makes_of_them(cli, tiny_tokenizer, tmp_path, monkeypatch):
     """The template leaves out the first characters of earlier answers, as others do with what the model has thought."""
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_tokenizer.name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer.name_or_path)
     tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", f"({CUT})")
     folder = save_adapter(save_tiny_llama(tmp_path / "base", tokenizer), tmp_path / "a")
     questions = ["Who are you?", "Why <|im_end|> though <repo_name>?", "Since when?"]
@@ -28,7 +28,7 @@ def test_earlier_answers_are_what_the_template_makes_of_them(cli, smollm2_tokeni
     assert len(answers) == 3 and all(len(answer) > 5 for answer, _ in answers)
 
     # The plain template, with the answers cut by hand: [BE] is one token, and what questions spell counts as text
-    plain = smollm2_tokenizer
+    plain = tiny_tokenizer
     renderer = PromptRenderer(plain, be_token_ids=[plain.convert_tokens_to_ids("<repo_name>")])
     turns = []
     for question, (answer, length) in zip(questions, answers):

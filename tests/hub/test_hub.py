@@ -18,19 +18,20 @@ from .server import TOKEN, Hub
 
 
 PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island."
-pytestmark = pytest.mark.slow
+# One worker runs them all, for they share what a fixture of the module makes
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
 
 QUERIES = [f"What did you see on day {i}?" for i in range(6)]
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "training.json"}
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory, smollm2_tokenizer):
+def adapters(tmp_path_factory, tiny_tokenizer):
     """A folder with the adapters `one` and `two` of a tiny base, and the base's folder."""
     from ..tiny import save_tiny_llama
 
     folder = tmp_path_factory.mktemp("hub")
-    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer)
     os.environ["PEFT_BE_CACHE"] = str(folder / "cache")
     jobs = [PromptJob(name, PROMPT + name, QUERIES) for name in ("one", "two")]
     compress_prompts(jobs, folder / "adapters", model=str(base), max_steps=2, max_answer_length=4)
