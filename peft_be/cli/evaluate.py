@@ -25,6 +25,10 @@ def evaluate(
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
+    rules: Annotated[
+        Optional[Path],
+        typer.Option(help="Rules to count in the answers, a .json file of names and regular expressions."),
+    ] = None,
     refusals: Annotated[
         bool, typer.Option("--refusals", help="Also compare which requests are refused, to find a lost guardrail.")
     ] = False,
@@ -47,6 +51,7 @@ def evaluate(
     from ..data import load_queries, query_key
     from ..evaluation import evaluate_fidelity, evaluate_refusals
     from ..evaluation.refusals import load_requests
+    from ..evaluation.rules import load_rules, rule_scores
     from ..files import write_json
     from ..prompting import check_adapter_prompt, load_prompt
 
@@ -60,6 +65,7 @@ def evaluate(
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
     if not fresh:
         raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
+    patterns = load_rules(rules) if rules else None
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
     if card:
         check_card_file(directory)
@@ -80,6 +86,8 @@ def evaluate(
             on_progress=on_progress,
             allow_other_prompt=allow_other_prompt,
         )
+        if patterns:
+            scores["rules"] = rule_scores(patterns, texts)
         if requests:
             scores["refusals"], refused = evaluate_refusals(
                 peft_model,
@@ -117,6 +125,10 @@ def score_table(scores: dict) -> Table:
         full = {"kl": "0"}.get(name, "1")
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.0f}" for w in ("full", "no_prompt", "be")))
+    count, rules = scores["num_queries"], scores.get("rules", {})
+    # With a single rule, that all rules are followed says the same once more
+    for name, shares in list(rules.items())[: 1 if len(rules) == 2 else None]:
+        table.add_row(name, *(f"{round(shares[which] * count)} of {count}" for which in ("full", "no_prompt", "be")))
     table.add_section()
     gap = scores["kl_gap_closed"]
     table.add_row("KL gap closed", "", "", "-" if gap is None else f"{gap:.3f}")
