@@ -4,7 +4,7 @@
 #
 # Example: benchmarks/all.sh figures demo-output
 set -euo pipefail
-out=${1:?folder for the figures} adapter=${2:?folder of the adapter that make demo trains}
+out=${1:?folder for the figures} adapter=${2:?folder of the adapter that make demo-persona trains}
 here=$(dirname "$0") demo=$(dirname "$0")/../examples/demo
 mkdir -p "$out"
 run() { echo "== $1"; python "$here/$1.py" "${@:2}" --json "$out/$1.json"; }
