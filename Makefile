@@ -46,7 +46,7 @@ demo: install
 		--max-answer-length 48
 	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.json --queries $(DEMO)/test_queries.txt --rules $(DEMO)/rules.json \
 		--samples 3 --json $(OUT)/scores.json
-	$(BIN)/peft-be bench $(OUT) --prompt $(DEMO)/prompt.json --batch-sizes 1 --new-tokens 8 --repeats 3
+	$(BIN)/peft-be bench $(OUT) --prompt $(DEMO)/prompt.json --quick
 
 # A role prompt of 1,227 tokens, in up to 20 minutes
 demo-persona: OUT = persona-output
