@@ -11,6 +11,7 @@ DEMO = examples/fernway
 PERSONA = examples/demo
 OUT ?= demo-output
 SEED ?= 42
+ROWS ?= 1
 
 .PHONY: demo demo-persona test slow lint docs install vllm llama clean
 
@@ -42,8 +43,8 @@ llama: install
 # A shop assistant's house style in one token: how many answers keep it, and what that saves
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.json --queries $(DEMO)/train_queries.txt \
-		--test-queries $(DEMO)/test_queries.txt --output $(OUT) --seed $(SEED) --overwrite --max-steps 300 \
-		--max-answer-length 48
+		--test-queries $(DEMO)/test_queries.txt --output $(OUT) --seed $(SEED) --num-be-tokens $(ROWS) --overwrite \
+		--max-steps 300 --max-answer-length 48
 	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.json --queries $(DEMO)/test_queries.txt --rules $(DEMO)/rules.json \
 		--samples 3 --json $(OUT)/scores.json
 	$(BIN)/peft-be bench $(OUT) --prompt $(DEMO)/prompt.json --quick
