@@ -37,12 +37,15 @@ FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 GROUPS = {
     "Jobs": [
         "compress_prompt",
+        "CompressConfig",
         "Compression",
         "compress_prompts",
         "PromptJob",
         "PromptResult",
         "QuerySplits",
         "pretrain_ae",
+        "PretrainAEConfig",
+        "PretrainedAE",
     ],
     "Loading": ["load_model", "load_adapter", "load_adapters", "load_prompt", "load_queries", "as_queries"],
     "Rendering": ["PromptRenderer"],

@@ -36,6 +36,10 @@ def evaluate(
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
+    rules: Annotated[
+        Optional[Path],
+        typer.Option(help="Rules to count in the answers, a .json file of names and regular expressions."),
+    ] = None,
     refusals: Annotated[
         bool, typer.Option("--refusals", help="Also compare which requests are refused, to find a lost guardrail.")
     ] = False,
@@ -57,6 +61,7 @@ def evaluate(
     from ..data import load_queries
     from ..evaluation import evaluate_fidelity, evaluate_refusals, held_out_queries
     from ..evaluation.refusals import load_requests
+    from ..evaluation.rules import load_rules, rule_scores
     from ..files import write_json
     from ..prompting import check_adapter_prompt, load_prompt
 
@@ -67,6 +72,7 @@ def evaluate(
     fresh = held_out_queries(directory, asked)
     if len(fresh) < len(asked):
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
+    patterns = load_rules(rules) if rules else None
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
     if card:
         check_card_file(directory)
@@ -85,6 +91,8 @@ def evaluate(
             on_progress=on_progress,
             allow_other_prompt=allow_other_prompt,
         )
+        if patterns:
+            scores["rules"] = rule_scores(patterns, texts)
         if requests:
             scores["refusals"], refused = evaluate_refusals(
                 peft_model,
@@ -127,6 +135,10 @@ def score_table(scores: dict) -> Table:
         full = {"kl": "0"}.get(name, "1")
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.1f}" for w in ("full", "no_prompt", "be")))
+    count, rules = scores["num_queries"], scores.get("rules", {})
+    # With a single rule, that all rules are followed says the same once more
+    for name, shares in list(rules.items())[: 1 if len(rules) == 2 else None]:
+        table.add_row(name, *(f"{round(shares[which] * count)} of {count}" for which in ("full", "no_prompt", "be")))
     table.add_section()
     gap = scores["kl_gap_closed"]
     table.add_row("KL gap closed", "", "", "-" if gap is None else f"{gap:.3f}")
