@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ..checks import check_number
 from ..data import as_queries
 from ..machine.versions import machine_of, versions
+from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..teacher import common_prefix_length
@@ -78,7 +79,7 @@ def bench_inference(
     queries: Iterable | None = None,
     config: BenchConfig | None = None,
     training_seconds: float | None = None,
-    on_progress: Callable[[str, int, int, dict], None] | None = None,
+    on_progress: OnProgress | None = None,
     allow_other_prompt: bool = False,
 ) -> dict:
     """
@@ -165,7 +166,7 @@ class _Rounds:
         on_progress (`Callable`, *optional*): as in [`bench_inference`].
     """
 
-    def __init__(self, repeats: int, parts: int, on_progress: Callable[[str, int, int, dict], None] | None):
+    def __init__(self, repeats: int, parts: int, on_progress: OnProgress | None):
         self._repeats, self._on_progress = repeats, on_progress
         self._done, self._total = 0, (repeats + 1) * parts
 

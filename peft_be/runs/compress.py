@@ -18,12 +18,13 @@ from ..adapters.provenance import best_figures, stage_name
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json
 from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
 from ..prompting.fingerprints import sha256
 from ..prompting.messages import check_prompt
 from ..recipe import recorded
 from ..training import BEDistillConfig, BEDistillTrainer
 from ..training.budget import Budget, steps_in_time
-from ..training.callbacks import OnPreview, OnProgress
+from ..training.callbacks import OnPreview
 from ..tuner import BETokenConfig
 from .config import CompressConfig, changed
 from .folder import RunFolder

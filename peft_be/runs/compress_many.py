@@ -21,12 +21,12 @@ from ..checks import COUNT, check_number
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json, write_json
 from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.fingerprints import sha256
 from ..recipe import recorded
 from ..teacher import teacher_prompts
 from ..training import BEDistillConfig
-from ..training.callbacks import OnProgress
 from ..training.many_prompts import EachPromptsBest, ManyPromptsTrainer
 from ..tuner.checks import BE_KEY
 from .config import CompressConfig, changed

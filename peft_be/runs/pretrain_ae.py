@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..adapters.load import name_of
 from ..files import read_json
 from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
 from ..prompting.fingerprints import sha256
 from ..recipe import recorded
 from ..training import AEConfig, AETrainer
-from ..training.callbacks import OnProgress
 from .config import PretrainAEConfig, changed, shared_fields
 from .folder import RunFolder
 from .prepare import load_confirmed

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer, TrainerState
 from transformers import ProgressCallback as ProgressBarCallback
 
-from ..training.callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
+from ..progress import OnProgress
+from ..training.callbacks import Patience, ProgressCallback, StopOnInterrupt
 from .checkpoints import STATE, last_checkpoint
 
 

@@ -17,10 +17,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ...checks import NOT_NEGATIVE, POSITIVE, TRAINING_RANGES, check_number
 from ...losses import OutputHead
 from ...machine.versions import machine_of, versions
+from ...progress import OnProgress
 from ...prompting.context import check_length
 from ...teacher import AnswerSettings, generate_answers, share_prefix
 from ...tuner import active_config
-from ..fidelity import OnProgress, reconstruction_embeddings, reconstruction_scores
+from ..fidelity import reconstruction_embeddings, reconstruction_scores
 from .attacks import ATTACKS, BE, Attack
 from .forms import SIDES, Forms
 from .metrics import NGRAM, LeakMeter, Output, recurring, telling_first
@@ -115,7 +116,7 @@ def audit_leakage(
             The [AE] row, for the reconstruction of P from `[BE][AE]`. Without one it is not tried.
         config ([`AuditConfig`], *optional*):
             What to ask, and how many answers to take.
-        on_progress (`Callable[[str, int, int], None]`, *optional*):
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
             Called with what is being done, the attacks done, and their total.
         allow_other_prompt (`bool`, *optional*, defaults to `False`):
             Accept another prompt than the one that the adapter was trained on.
@@ -211,7 +212,7 @@ def _attacked(
 
 
 def _report(on_progress: OnProgress, what: str, before: int, total: int, done: int, _: int) -> None:
-    on_progress(what, before + done, total)
+    on_progress(what, before + done, total, {})
 
 
 def _reconstructed(
