@@ -63,16 +63,7 @@ class PromptRenderer(ChatInputs):
         slot: str = "system",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, and only fast ones tell which text a token comes"
-                " from: load it with AutoTokenizer.from_pretrained(..., use_fast=True)."
-            )
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "The tokenizer has no chat template, as base models often do: use the instruction-tuned model, or set "
-                "tokenizer.chat_template to the template the model is to be used with."
-            )
+        _check_tokenizer(tokenizer)
         if slot not in ("system", "prefix"):
             raise ValueError(f"slot must be 'system' or 'prefix', not {slot!r}.")
         self.tokenizer = tokenizer
@@ -265,3 +256,16 @@ class PromptRenderer(ChatInputs):
                 UserWarning,
                 stacklevel=1,
             )
+
+
+def _check_tokenizer(tokenizer) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer, and only fast ones tell which text a token comes"
+            " from: load it with AutoTokenizer.from_pretrained(..., use_fast=True)."
+        )
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "The tokenizer has no chat template, as base models often do: use the instruction-tuned model, or set "
+            "tokenizer.chat_template to the template the model is to be used with."
+        )

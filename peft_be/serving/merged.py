@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..tuner.model import untie_output_embedding
+from ..tuner import untie_output_embedding
 from ..tuner.token_ids import find_unused_token_ids
 from .tokens import MergedToken, chat_templates, check_names, check_shown, load_rows, never_row, with_default_system
 
