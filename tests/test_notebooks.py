@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 # What each prints when it works
 PRINTED = {
     "first_token.ipynb": ["KL gap closed: 0.", "tokens in: Arr"],
-    "compare.ipynb": ["Report: comparison/report.html", "truncation:32"],
+    "compare.ipynb": ["comparison/report.html", "\nfull  ", "\nbe:4  ", "\ntruncation:32  "],
     "serve_many.ipynb": ["\npirate: Arr", "\nmonk: ", "<|pirate_3|>: Arr", "<|be_monk_3|>: "],
 }
 
