@@ -27,8 +27,9 @@ EXAMPLES = (
 )
 NOTES = """
 **First token**: from the tokenised input to the first token of the answer. The forms are answered one after the other, each alone
-on the model and with nothing cached. **KV cache**: keys and values of the input. Answers are greedy. Each form remembers its own
-answers; an adapter that was trained on single questions may follow the prompt less in later turns.
+on the model and with nothing cached; each time is one measurement, and other work of the machine counts. **KV cache**: keys and
+values of the input. Answers are greedy. Each form remembers its own answers; an adapter that was trained on single questions may
+follow the prompt less in later turns.
 """
 KL_NOTE = """
 **KL**: KL(full prompt || this form), nats a token, a mean over the tokens of the full prompt's answer to this question, after the
