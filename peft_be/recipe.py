@@ -134,8 +134,8 @@ class AERecipe:
         check_fields(self, RANGES)
 
 
-def recorded(config: Recipe | AERecipe) -> dict:
-    """All settings that change the result, as a run records them."""
+def recorded(config) -> dict:
+    """The settings of a configuration that change the result, as a run records them."""
     record = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata.get("place")}
     if isinstance(config, Recipe):
         record["learning_rate"] = config.peak_learning_rate

@@ -25,6 +25,7 @@ from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..prompting.fingerprints import sha256
+from ..recipe import recorded
 from ..runs.config import changed
 from ..runs.folder import RunFolder, failure
 from ..runs.prepare import load_confirmed
@@ -199,13 +200,13 @@ def compare_methods(
         "queries": sha256([splits.train, splits.validation, splits.test]),
         "model": model,
         "methods": list(made),
-        **asdict(config),
+        **recorded(config),
         "task": task and {"name": type(task).__name__, "items": sha256([task.queries, task.references])},
     }
-    with ComparisonFolder(output_dir, settings, resume, overwrite) as folder:
+    with ComparisonFolder(output_dir, settings, resume, overwrite, recorded(CompareConfig())) as folder:
         if folder.is_finished:
             return read_json(folder.directory / folder.RESULT, "result", dict)
-        base, tokenizer = load_confirmed(folder, model)
+        base, tokenizer = load_confirmed(folder, model, None, config.dtype, config.device)
         comparison = _Comparison(folder, config, base, tokenizer, prompt, splits, task, on_progress)
         comparison.check_task()
         results = {"model": model, **comparison.run(made, name), "machine": machine_of(base), "versions": versions()}

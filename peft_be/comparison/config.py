@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_number
+from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_choice, check_number
 from ..recipe import Recipe, setting
+from ..runs.config import DEVICE, DEVICES, DTYPE
 
 
 @dataclass
@@ -22,6 +23,8 @@ class CompareConfig:
             Longest answer, in tokens, in training and scoring.
         seeds (`tuple[int, ...]`, *optional*, defaults to `(42,)`):
             One run of each method for each; one in all for methods without anything random.
+        dtype (`str`, *optional*), device (`str`, *optional*):
+            As in [`CompressConfig`].
 
     Raises:
         `ValueError`: a setting is out of range, or there is no seed.
@@ -31,12 +34,15 @@ class CompareConfig:
     max_minutes: float | None = setting(None, "Minutes of training of each run.")
     max_answer_length: int = setting(Recipe.max_answer_length, "Longest answer, in tokens, in training and scoring.")
     seeds: tuple[int, ...] = setting((42,), "One run of each method for each.")
+    dtype: str | None = DTYPE
+    device: str | None = DEVICE
 
     def __post_init__(self):
         if not self.seeds:
             raise ValueError("A comparison needs at least one seed.")
         for seed in self.seeds:
             check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
+        check_choice("device", self.device, DEVICES)
         check_number("max_answer_length", self.max_answer_length, COUNT, whole=True)
         if self.max_steps is not None:
             check_number("max_steps", self.max_steps, COUNT, whole=True)

@@ -13,7 +13,7 @@ from ..prompting.context import check_length
 from ..prompting.fingerprints import sha256
 from ..teacher import teacher_cache_dir, weights_sha256
 from ..training import BEDistillConfig
-from .config import CompressConfig, PretrainAEConfig, shared_fields
+from .config import CompressConfig, shared_fields
 from .folder import RunFolder
 
 
@@ -31,7 +31,8 @@ def load_confirmed(
     run: RunFolder,
     model: str | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    config: CompressConfig | PretrainAEConfig | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     The base model of a run and its tokenizer.
@@ -39,9 +40,8 @@ def load_confirmed(
     Raises:
         `ValueError`: the run was started with another base model or dtype, or as in [`load_base`].
     """
-    dtype = config and config.dtype
     # A model that is loaded already is moved by the trainer
-    device = config.device if config and not isinstance(model, PreTrainedModel) else None
+    device = None if isinstance(model, PreTrainedModel) else device
     model, tokenizer = load_base(model, tokenizer, dtype, device)
     run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
     return model, tokenizer

@@ -86,7 +86,7 @@ def pretrain_ae(
     with RunFolder(output_dir, settings, resume, overwrite, recorded(PretrainAEConfig())) as run:
         if run.is_finished:
             return PretrainedAE(run.directory, read_json(run.directory / run.RESULT, "result", dict))
-        model, tokenizer = load_confirmed(run, model, tokenizer, config)
+        model, tokenizer = load_confirmed(run, model, tokenizer, config.dtype, config.device)
         start = time.perf_counter()
         trainer = AETrainer(
             model,

@@ -33,7 +33,9 @@ class LearnedRows(Method):
         self.settings = {**self.own_settings, **settings}
 
     def fit(self, job: Job) -> StandIn:
-        settings = {"max_answer_length": job.max_answer_length, **self.settings}
+        # Where the model is, and not on a GPU that is there, too
+        device = "cpu" if job.model.device.type == "cpu" else None
+        settings = {"max_answer_length": job.max_answer_length, "device": device, **self.settings}
         if job.max_steps is not None:
             settings["max_steps"] = job.max_steps
         result = compress_prompt(
