@@ -5,7 +5,8 @@ torch, for `peft-be --help`.
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from .checks import COUNT, NOT_NEGATIVE, POSITIVE, TRAINING_RANGES, Range, check_fields
 from .files import is_blank, well_formed
@@ -30,8 +31,11 @@ RANGES = {
 }
 
 
-def setting(default, help: str, **metadata) -> Field:
-    """A field of a dataclass with its help text. `place=True` marks one that changes no result."""
+def setting(default, help: str, **metadata) -> Any:
+    """
+    A field of a dataclass with its help text, typed as `dataclasses.field` is. `place=True` marks one that changes no
+    result.
+    """
     return field(default=default, metadata={"help": help, **metadata})
 
 

@@ -77,11 +77,11 @@ def shipped_ae(model: PreTrainedModel) -> Path | None:
     """The [AE] adapter that the package ships for a base model, or `None`: a fine-tuned copy needs an adapter of its own."""
     for folder in sorted(path.parent for path in SHIPPED.glob(f"*/{CONFIG_FILE}")):
         config = BETokenConfig.from_pretrained(folder)
-        shape = (config.vocab_size, config.hidden_size)
-        if config.base_model_name_or_path != model.name_or_path:
+        shape, weights = (config.vocab_size, config.hidden_size), Provenance.of(config).base_weights
+        if config.base_model_name_or_path != model.name_or_path or weights is None:
             continue
         if shape == tuple(model.get_input_embeddings().weight.shape) and same_weights(
-            Provenance.of(config).base_weights, weights_fingerprint(model)
+            weights, weights_fingerprint(model)
         ):
             return folder
     return None

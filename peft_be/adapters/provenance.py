@@ -36,7 +36,7 @@ def best_figures(metric: str, value: float, step: int, kl_no_prompt: float | Non
     What a report says of the rows that were kept: the value by which they were chosen, and its step. With a KL come the
     KL without a prompt on the same queries and the gap closed.
     """
-    figures = {metric: value, "step": step}
+    figures: dict[str, float | None] = {metric: value, "step": step}
     if metric == "kl" and kl_no_prompt is not None:
         figures |= {"kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap_closed(value, kl_no_prompt)}
     return figures

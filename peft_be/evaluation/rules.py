@@ -56,7 +56,7 @@ def rule_scores(rules: dict[str, re.Pattern], answers: list[dict]) -> dict[str, 
     Returns:
         `dict[str, dict[str, float]]`: for each rule, and for `all rules` together, the shares of `full`, `no_prompt` and `be`.
     """
-    scores = {name: {} for name in (*rules, ALL_RULES)}
+    scores: dict[str, dict[str, float]] = {name: {} for name in (*rules, ALL_RULES)}
     for which in ANSWERS:
         followed = [[bool(rule.search(answer[which].strip())) for rule in rules.values()] for answer in answers]
         for name, column in zip(rules, zip(*followed)):

@@ -205,7 +205,7 @@ class _Batch:
                     return {group[0][0].name: reason}
                 work.mkdir(parents=True, exist_ok=True)
                 write_json(parted, {"error": reason})
-        errors = {}
+        errors: dict[str, str] = {}
         for job, splits in group:
             errors |= self.compress([(job, splits)], work / job.name, f"{label}: {job.name}")
         return errors
@@ -249,6 +249,10 @@ class _Batch:
     def _trainer(
         self, model: PeftModel, group: list[tuple[PromptJob, QuerySplits]], work: Path, label: str
     ) -> ManyPromptsTrainer:
+        def report(name: str, done: int, total: int) -> None:
+            if self.on_progress:
+                self.on_progress(f"{label}: teacher, {name} queries", done, total, {})
+
         queries = {
             split: Dataset.from_dict(
                 {
@@ -265,8 +269,7 @@ class _Batch:
             train_dataset=queries["train"],
             eval_dataset=queries["validation"],
             processing_class=self.tokenizer,
-            on_teacher_progress=self.on_progress
-            and (lambda name, done, total: self.on_progress(f"{label}: teacher, {name} queries", done, total, {})),
+            on_teacher_progress=report,
         )
 
     def _write(

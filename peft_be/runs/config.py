@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_names, check_number
 from ..recipe import AERecipe, Recipe, setting
+
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 # Where the authors' published scripts differ from the defaults. Their learning rate is absolute: see [`PaperBE`]
@@ -131,7 +135,7 @@ class PretrainAEConfig(AERecipe):
         check_number("max_steps", self.max_steps, COUNT, whole=True)
 
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def changed(config: Config | None, config_class: type[Config], changes: dict) -> Config:

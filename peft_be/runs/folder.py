@@ -10,6 +10,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,6 +20,10 @@ from ..adapters.folder import REPORT_FILE
 from ..files import os_reason, read_json, write_json
 from ..machine.errors import is_out_of_memory
 from .config import as_json
+
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 # The errors of a disk that takes nothing more, or nothing at all
@@ -132,7 +137,7 @@ class RunFolder:
         return self._settings_file.is_file()
 
     # As a context, a run that fails before it has done any work is deleted: only what is worth resuming stays
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, error, _) -> None:

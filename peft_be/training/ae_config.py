@@ -32,5 +32,5 @@ class AEConfig(AERecipe, SFTConfig):
     def __post_init__(self):
         check_training_args(self, RANGES)
         if self.accelerator_config is None:  # the next batch is copied to a GPU while it computes
-            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+            self.accelerator_config: dict | None = {"non_blocking": self.dataloader_pin_memory}
         SFTConfig.__post_init__(self)

@@ -14,7 +14,7 @@ ADAM_ONLY = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim_ta
 
 
 @dataclass
-class BEDistillConfig(Recipe, SFTConfig):
+class BEDistillConfig(Recipe, SFTConfig):  # type: ignore[misc]  # SFTConfig's learning rate is never None
     r"""
     Configuration class for the [`BEDistillTrainer`], stages 1 and 2 of the paper (sections 2.2 and 2.3). Its defaults
     are the recipe that came nearest to the full prompt in the same time (research/log.md);
@@ -96,13 +96,15 @@ class BEDistillConfig(Recipe, SFTConfig):
         self.learning_rate = self.peak_learning_rate
         # What the best checkpoint is chosen by: the held-out KL, or, where there are no queries, the reconstruction
         metric = "kl" if self.kd_weight > 0 else "reconstruction_loss"
-        self.metric_for_best_model = metric if self.metric_for_best_model is None else self.metric_for_best_model
+        self.metric_for_best_model: str | None = (
+            metric if self.metric_for_best_model is None else self.metric_for_best_model
+        )
         check_choice("metric_for_best_model", self.metric_for_best_model, (metric,))
         if self.greater_is_better:
             raise ValueError(f"greater_is_better=True would keep the worst rows by the {metric}: leave it out.")
-        self.greater_is_better = False
+        self.greater_is_better: bool | None = False
         if self.accelerator_config is None:  # the next batch is copied to a GPU while it computes
-            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+            self.accelerator_config: dict | None = {"non_blocking": self.dataloader_pin_memory}
         with_ggt = self.optim == GGT_NAME
         if with_ggt:  # which transformers does not know, and would refuse
             self.optim = "adamw_torch"

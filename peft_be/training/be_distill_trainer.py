@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 
 from ..adapters.create import with_adapter
 from ..adapters.provenance import origin, stage_name
@@ -52,7 +53,7 @@ class BEDistillTrainer(RowTrainer):
         args ([`BEDistillConfig`], *optional*):
             Configuration. If `None`, a default one is used.
         prompt (`str` or `list[dict]`):
-            P: a system text, or the chat messages in front of the user's turn.
+            P: a system text, or the chat messages in front of the user's turn. A `dict` is for [`ManyPromptsTrainer`].
         train_dataset ([`~datasets.Dataset`] or `Iterable`, *optional*):
             Queries, in a column `query` or in any other form that [`as_queries`] takes, and, in an optional column
             `answer`, given answers to distil on instead of the teacher's own: texts, token ids, or `None` where the
@@ -108,7 +109,7 @@ class BEDistillTrainer(RowTrainer):
         self,
         model: PreTrainedModel | PeftModel,
         args: BEDistillConfig | None = None,
-        prompt: str | list[dict[str, str]] | None = None,
+        prompt: str | list[dict[str, str]] | dict[str, str | list[dict[str, str]]] | None = None,
         train_dataset: Dataset | Iterable | None = None,
         eval_dataset: Dataset | Iterable | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -169,9 +170,9 @@ class BEDistillTrainer(RowTrainer):
         base = model.get_base_model().to(args.device)
         self._head, self._origin = OutputHead(base), origin(base, self._tokenizer)
         self._collator = RowCollator(self._tokenizer.pad_token_id or 0, has_flash_attention(base))
-        self._prompts = prompt if self._named else {"default": prompt}
+        self._prompts: dict[str, str | list] = prompt if isinstance(prompt, dict) else {"default": prompt}
         self.renderers = self._make_renderers(config)
-        goes_on = args.init is None and not self._named and is_prompt_of(config, prompt)
+        goes_on = args.init is None and not isinstance(prompt, dict) and is_prompt_of(config, prompt)
         self._earlier_stages = Provenance.of(config).stages if goes_on else []
         self._start_rms = self._start(model, args)
         self._reconstruction = {}
@@ -188,12 +189,12 @@ class BEDistillTrainer(RowTrainer):
             # The one training example of stage 1 is in compute_loss: the rows here only count the steps
             dummy = {"input_ids": [[0]], "labels": [[-100]], "length": [1], "prompt": [0]}
             return dict.fromkeys(queries, Dataset.from_dict(dummy))
-        queries = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
-        self._num_queries = {split: len(dataset or []) for split, dataset in queries.items()}
-        return self._teaching.rows(self.renderers, queries, self._named)
+        datasets = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
+        self._num_queries = {split: len(dataset or []) for split, dataset in datasets.items()}
+        return self._teaching.rows(self.renderers, datasets, self._named)
 
     def _make_renderers(self, config: BETokenConfig) -> dict[str, PromptRenderer]:
-        count = len(self._prompts)
+        count, be_token_ids = len(self._prompts), config.be_token_ids or []
         if not count or config.num_be_tokens % count:
             raise ValueError(
                 f"{count} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
@@ -201,7 +202,7 @@ class BEDistillTrainer(RowTrainer):
         self._rows_per_prompt = k = config.num_be_tokens // count
         renderers = {}
         for i, (name, prompt) in enumerate(self._prompts.items()):
-            ids = config.be_token_ids[i * k : (i + 1) * k]
+            ids = be_token_ids[i * k : (i + 1) * k]
             # The rows may come from another prompt, and are about to stand for this one
             own = replace(config, num_be_tokens=len(ids), be_token_ids=ids, provenance=None)
             renderers[name] = PromptRenderer.for_adapter(own, self._tokenizer, prompt)
@@ -210,7 +211,9 @@ class BEDistillTrainer(RowTrainer):
     def _start(self, model: PeftModel, args: BEDistillConfig) -> float:
         """Set the rows that training starts from, and return their root mean square."""
         if args.init is not None:
-            rows = start_rows(model.get_base_model(), list(self.renderers.values()), self._rows_per_prompt, args)
+            rows = start_rows(
+                model.get_base_model(), list(self.renderers.values()), self._rows_per_prompt, args.init, args
+            )
             model.base_model.set_rows(self._adapter, rows)
             model.peft_config[self._adapter].provenance = None  # it described other rows
         rms = model.base_model.get_rows(self._adapter).square().mean().sqrt().item()
@@ -242,7 +245,7 @@ class BEDistillTrainer(RowTrainer):
                 training["validation_kl_no_prompt"] = self.no_prompt_kl["default"]
         return self.provenance_of("default", training)
 
-    def provenance_of(self, name: str, training: dict[str, float]) -> Provenance:
+    def provenance_of(self, name: str, training: Mapping[str, float | None]) -> Provenance:
         """
         What the configuration of an adapter with the rows of one of the prompts records about them.
 
@@ -256,10 +259,10 @@ class BEDistillTrainer(RowTrainer):
             prompt_sha256=prompt_fingerprint(self._prompts[name]),
             prompt_tokens=len(self.renderers[name].prompt_ids),
             stages=list(dict.fromkeys([*self._earlier_stages, stage_name(self.args.kd_weight)])),
-            training=training,
+            training=dict(training),
         )
 
-    def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def _collate(self, rows: list[dict]) -> dict[str, Any]:
         if "teacher" in rows[0]:
             rows = [{**row, "teacher_hidden": self._teaching.hidden[row["teacher"]]} for row in rows]
         return self._collator(rows)
@@ -377,7 +380,7 @@ class BEDistillTrainer(RowTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         model.train(was_training)
         return metrics
 

@@ -60,7 +60,9 @@ def steps_in_time(trainer: BEDistillTrainer, seconds: float) -> int:
         reconstruction = 0.0
         if args.kd_weight < 1:
             reconstruction = seconds_of(
-                lambda: sum(trainer._reconstruction_loss(trainer.model, name) for name in trainer.renderers)
+                lambda: torch.stack(
+                    [trainer._reconstruction_loss(trainer.model, name) for name in trainer.renderers]
+                ).sum()
             )
         interval = args.reconstruction_interval if args.kd_weight > 0 else 1
         if interval == 1:  # it was a part of each step

@@ -50,11 +50,10 @@ class GGT(torch.optim.Optimizer):
         for group in self.param_groups:
             for rows in group["params"]:
                 if rows.grad is not None:
-                    self._step(rows, self.state[rows], group)
+                    self._step(rows, rows.grad.float(), self.state[rows], group)
         return loss
 
-    def _step(self, rows: torch.Tensor, state: dict, group: dict) -> None:
-        gradient = rows.grad.float()
+    def _step(self, rows: torch.Tensor, gradient: torch.Tensor, state: dict, group: dict) -> None:
         if not state:
             state["step"] = 0
             state["mean"] = torch.zeros_like(gradient)

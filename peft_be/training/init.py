@@ -27,7 +27,7 @@ NEUTRAL_TEXT = "You"
 
 
 def start_rows(
-    base: PreTrainedModel, renderers: list[PromptRenderer], num_rows: int, args: BEDistillConfig
+    base: PreTrainedModel, renderers: list[PromptRenderer], num_rows: int, init: str, args: BEDistillConfig
 ) -> torch.Tensor:
     """
     The [BE] rows that a training starts from, `num_rows` for each prompt, as long as hidden states.
@@ -36,15 +36,15 @@ def start_rows(
         base ([`~transformers.PreTrainedModel`]): the base model, with the adapter's embedding in it.
         renderers (`list[PromptRenderer]`): for each prompt, how it is written.
         num_rows (`int`): rows of each prompt.
-        args ([`BEDistillConfig`]): the training's configuration, whose `init` is not `None`.
+        init (`str`): where they start, as in [`initial_rows`].
+        args ([`BEDistillConfig`]): the training's configuration.
 
     Returns:
         `torch.Tensor` of shape `[len(renderers) * num_rows, d]`, float32.
     """
     table = base.get_input_embeddings().get_base_layer().weight
     rows = [
-        initial_rows(args.init, num_rows, table, r.tokenizer, r.prompt_ids, args.init_text, args.seed)
-        for r in renderers
+        initial_rows(init, num_rows, table, r.tokenizer, r.prompt_ids, args.init_text, args.seed) for r in renderers
     ]
     scale = args.init_scale or residual_growth(base, renderers[0].no_prompt(CALIBRATION_QUERY))
     return scale * torch.cat(rows)

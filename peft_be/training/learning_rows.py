@@ -86,11 +86,13 @@ class RowsMove(TrainerCallback):
         rows (`torch.Tensor`): the parameter that is to learn.
 
     Attributes:
-        moved (`bool`): whether they moved in the last call of `train`; `None` before its first step.
+        moved (`bool`, *optional*): whether they moved in the last call of `train`; `None` before its first step.
     """
 
     def __init__(self, rows: torch.Tensor):
-        self._rows, self._start, self.moved = rows, None, None
+        self._rows = rows
+        self._start: torch.Tensor | None = None
+        self.moved: bool | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._start, self.moved = None, None
@@ -100,5 +102,5 @@ class RowsMove(TrainerCallback):
             self._start = self._rows.detach().clone()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if not self.moved:
+        if not self.moved and self._start is not None:
             self.moved = not torch.equal(self._rows.detach(), self._start)

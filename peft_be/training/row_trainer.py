@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -107,7 +108,8 @@ class RowTrainer(SFTTrainer):
         "title": "Behavior-Equivalent Token: Single-Token Replacement for Long Prompts in LLMs",
         "id": "2511.23271",
     }
-    loss_is_scaled_for_ga = False
+    loss_is_scaled_for_ga = False  # type: ignore[assignment]  # TRL's default has no type but that of None
+    processing_class: PreTrainedTokenizerBase | None
     _learns: str  # "[BE]" or "[AE]"
 
     def __init__(self, model: PeftModel, **kwargs):
@@ -249,7 +251,7 @@ class RowTrainer(SFTTrainer):
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
 
-    def _push(self, folder: str, message: str, token=None, revision=None, base_model=None) -> str | None:
+    def _push(self, folder: str, message: str | None, token=None, revision=None, base_model=None) -> str | None:
         if not self.is_world_process_zero():
             return None
         return push_adapters(
@@ -283,7 +285,7 @@ class RowCollator:
     pad_token_id: int
     padding_free: bool = False
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
         # Nothing predicts a row's first token: in a joined sequence, the row in front of it must not
         labels = [[-100, *row["labels"][1:]] for row in rows]
         ids = [list(row["input_ids"]) for row in rows]
@@ -292,6 +294,7 @@ class RowCollator:
         predicting = [
             start + i - 1 for start, row in zip(starts, labels) for i, label in enumerate(row) if label != -100
         ]
+        batch: dict[str, Any]
         if self.padding_free:
             batch = {
                 "input_ids": torch.tensor([sum(ids, [])]),

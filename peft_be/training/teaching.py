@@ -96,6 +96,7 @@ class Teaching:
                 _check_owners(dataset, renderers, split)
         rows: dict[str, list[dict]] = {split: [] for split in datasets}
         done = dict.fromkeys(datasets, 0)
+        totals = {split: len(dataset or []) for split, dataset in datasets.items()}
         training = self._base.training
         self._base.eval()
         for number, (name, renderer) in enumerate(renderers.items()):
@@ -108,7 +109,7 @@ class Teaching:
             prefix = share_prefix(self._base, prompts["train"] + prompts["validation"])
             for split, dataset in own.items():
                 start, queries = time.perf_counter(), dataset["query"]
-                report = self._report(split, done[split], len(datasets[split]))
+                report = self._report(split, done[split], totals[split])
                 answers = self._answers(dataset, prompts[split], prefix, report)
                 if split == "validation":
                     self._measure_no_prompt(name, renderer, queries, answers, named)
@@ -178,21 +179,16 @@ class Teaching:
         directory = self._args.answer_cache_dir or Path(self._args.output_dir) / "teacher"
         asked = [i for i, answer in enumerate(given) if answer is None]
         read = [i for i, answer in enumerate(given) if answer is not None]
-        gold = [self._answer_ids(given[i]) for i in read]
+        gold = [self._answer_ids(answer) for answer in given if answer is not None]
         answers: list[Answer] = []
         for indices, ids, earlier in ((asked, None, 0), (read, gold, len(asked))):
+
+            def advance(done: int, _: int, earlier: int = earlier) -> None:
+                report(earlier + done)
+
             if indices:
                 own = [prompts[i] for i in indices]
-                found = cached_answers(
-                    self._base,
-                    own,
-                    self.settings,
-                    self._pad,
-                    directory,
-                    ids,
-                    prefix,
-                    lambda done, _, earlier=earlier: report(earlier + done),
-                )
+                found = cached_answers(self._base, own, self.settings, self._pad, directory, ids, prefix, advance)
                 answers += [replace(answer, query=indices[answer.query]) for answer in found]
         kept = self._args.max_kd_tokens
         return [replace(answer, ids=answer.ids[:kept], hidden=answer.hidden[:kept]) for answer in answers]
@@ -202,8 +198,10 @@ class Teaching:
         if isinstance(answer, str):
             eos = self._base.generation_config.eos_token_id
             eos = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
-            answer = self._tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"] + eos
-        return answer[: self._args.max_answer_length]
+            ids = self._tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"] + eos
+        else:
+            ids = answer
+        return ids[: self._args.max_answer_length]
 
     def _measure_no_prompt(
         self, name: str, renderer: PromptRenderer, queries: list, answers: list[Answer], named: bool
