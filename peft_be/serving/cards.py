@@ -72,7 +72,7 @@ def card(form: str, turn: Turn | None, forms: tuple[str, ...], running: bool = F
     answers, kl = (turn.answers, turn.kl) if turn else ({}, {})
     answer = answers.get(form)
     rows = dict.fromkeys(("First token", "Input tokens", "Answer tokens", "KV cache"))
-    if answer is not None:
+    if turn is not None and answer is not None:
         text = _answer(turn, form)
         rows = {
             "First token": _ms(answer.ttft_ms),

@@ -119,10 +119,15 @@ def _handlers(comparison: PromptComparison, num_idle: int) -> tuple[Callable, Ca
         return [gr.update(interactive=not running)] * num_idle + [gr.update(interactive=running)]
 
     def ask(
-        adapter: str, question: str, max_new_tokens: int, turns: list[Turn], request: gr.Request
+        adapter: str,
+        question: str,
+        max_new_tokens: int,
+        turns: list[Turn],
+        request: gr.Request,  # type: ignore[name-defined]  # a local name
     ) -> Iterator[list]:
         stop = stops[request.session_hash] = threading.Event()
-        turn, said = None, ""
+        turn: Turn | None = None
+        said = ""
         try:
             # Closed with this generator, so that a tab that is closed leaves the model to the next one
             with contextlib.closing(comparison.answers(adapter, question, int(max_new_tokens), turns)) as steps:
@@ -131,7 +136,7 @@ def _handlers(comparison: PromptComparison, num_idle: int) -> tuple[Callable, Ca
                         turn.step = "stopped"
                         break
                     yield [*view(turn, status(turn, forms), turns, True), *controls(True)]
-            said = status(turn, forms)
+            said = status(turn, forms) if turn else ""
         except (ValueError, RuntimeError) as problem:
             said = error(problem)
         finally:
@@ -140,7 +145,7 @@ def _handlers(comparison: PromptComparison, num_idle: int) -> tuple[Callable, Ca
         turns = [*turns, turn] if turn is not None and any(turn.answers.values()) else turns
         yield [*view(turn, said, turns), *controls(False)]
 
-    def stop_answering(request: gr.Request) -> None:
+    def stop_answering(request: gr.Request) -> None:  # type: ignore[name-defined]  # a local name
         if request.session_hash in stops:
             stops[request.session_hash].set()
             gr.Info("Stopping after the current step.", duration=3)

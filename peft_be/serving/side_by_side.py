@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,12 +51,10 @@ class Turn:
 
     def messages(self, form: str) -> list[dict[str, str]]:
         """The turn as a form remembers it: nothing if it gave no answer."""
-        if self.answers.get(form) is None:
+        answer = self.answers.get(form)
+        if answer is None:
             return []
-        return [
-            {"role": "user", "content": self.question},
-            {"role": "assistant", "content": self.answers[form].text},
-        ]
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": answer.text}]
 
 
 class PromptComparison:
@@ -141,7 +139,9 @@ class PromptComparison:
         """The ids of a query in each form, by form."""
         return {form: getattr(self.renderers[name], form)(query) for form in self.forms}
 
-    def answers(self, name: str, question: str, max_new_tokens: int, earlier: Sequence[Turn] = ()) -> Iterator[Turn]:
+    def answers(
+        self, name: str, question: str, max_new_tokens: int, earlier: Sequence[Turn] = ()
+    ) -> Generator[Turn, None, None]:
         """
         Answer a question in every form, greedily, one form after the other, so that each is timed alone. Each form remembers
         its own answers to the earlier questions. A second request waits until the first one is finished or its generator closed.
@@ -176,14 +176,15 @@ class PromptComparison:
                 turn.step, turn.answers[form] = "reads", None
                 yield turn
                 turn.step = "writes"
-                for turn.answers[form] in stream_answer(self.model, self.tokenizer, ids, max_new_tokens):
+                for answer in stream_answer(self.model, self.tokenizer, ids, max_new_tokens):
+                    turn.answers[form] = answer
                     yield turn
-                if turn.answers[form].ids[-1] not in stop_ids(base):
+                if answer.ids[-1] not in stop_ids(base):
                     turn.cut.add(form)
-            if "full" in prompts:
+            if full := turn.answers.get("full"):
                 turn.step = "compares"
                 yield turn
-                turn.kl = self._divergences(self.rendered(name, dialogues["full"]), turn.answers["full"].ids)
+                turn.kl = self._divergences(self.rendered(name, dialogues["full"]), full.ids)
             turn.step = "done"
             yield turn
         finally:
@@ -198,7 +199,7 @@ class PromptComparison:
         return {form: divergence(s, states["full"], head).cpu().double().mean().item() for form, s in states.items()}
 
 
-def _names(directories: list[str | os.PathLike], num_prompts: int) -> list[str]:
+def _names(directories: Sequence[str | os.PathLike], num_prompts: int) -> list[str]:
     """What the adapters are called: their folders' names if these differ, else their paths."""
     if num_prompts != len(directories):
         raise ValueError(
