@@ -91,13 +91,17 @@ def check_names(adapters: dict[str, str | os.PathLike], default: str | None) -> 
 
 
 def load_rows(
-    adapters: dict[str, str | os.PathLike], model: str | None, default: str | None, allow_other_weights: bool
+    adapters: dict[str, str | os.PathLike],
+    model: str | None,
+    default: str | None,
+    allow_other_weights: bool,
+    dtype: torch.dtype | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AdapterRows]:
     """The plain base model of the adapters, its tokenizer, and their rows; arguments as in [`export_merged`]."""
     # PEFT allows no dot in a name
     own_names = {name: str(number) for number, name in enumerate(adapters)}
     folders = {own_names[name]: folder for name, folder in adapters.items()}
-    peft_model, tokenizer = load_adapters(folders, model, allow_other_weights=allow_other_weights)
+    peft_model, tokenizer = load_adapters(folders, model, allow_other_weights=allow_other_weights, dtype=dtype)
     found = AdapterRows({}, {})
     for name, directory in adapters.items():
         config = peft_model.peft_config[own_names[name]]
