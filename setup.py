@@ -22,16 +22,21 @@ extras = {
     # playwright drives a Chromium that is installed (on Debian: apt-get install chromium); without one these tests skip
     "test": [
         "bitsandbytes>=0.48",
+        "build",
         "gguf>=0.17",
         "gradio>=6",
         "hypothesis",
+        "ipykernel",
         "llmlingua>=0.2.2",
         "lm-eval[ifeval]>=0.4.13,<0.5",
         "matplotlib",
+        "mypy>=1.18",
+        "nbclient",
         "playwright",
         "pytest",
         "pytest-xdist",
         "ruff",
+        "twine",
     ],
 }
 
@@ -42,6 +47,14 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["peft_be", "peft_be.*"]),
     package_data={"peft_be": ["assets/**/*", "py.typed"]},

@@ -2,9 +2,9 @@
 # Every claim of docs/performance.md on this machine, one after the other: nothing else should run. About 2 hours on two CPU
 # cores, some minutes on a GPU.
 #
-# Example: benchmarks/all.sh figures demo-output
+# Example: benchmarks/all.sh figures persona-output
 set -euo pipefail
-out=${1:?folder for the figures} adapter=${2:?folder of the adapter that make demo trains}
+out=${1:?folder for the figures} adapter=${2:?folder of the adapter that make demo-persona trains}
 here=$(dirname "$0") demo=$(dirname "$0")/../examples/demo
 mkdir -p "$out"
 run() { echo "== $1"; python "$here/$1.py" "${@:2}" --json "$out/$1.json"; }

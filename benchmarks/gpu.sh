@@ -91,16 +91,14 @@ if [ -n "$small" ]; then
     export PEFT_BE_GPU_TESTS_ON_CPU=1 CUDA_VISIBLE_DEVICES=
     model=$work/model cells=$work/cells.jsonl
     "$python" - "$root/benchmarks/gpu.jsonl" "$model" "$cells" >>"$log" 2>&1 <<'PY' || { tail "$log"; exit 1; }
-import json, os, pathlib, sys
+import json, pathlib, sys
 
 from transformers import AutoTokenizer
 
-from peft_be.models import resolve_model
-from tests.tiny import save_tiny_llama
+from tests.tiny import TOKENIZER, save_tiny_llama
 
 manifest, model, cells = map(pathlib.Path, sys.argv[1:])
-tokenizer = AutoTokenizer.from_pretrained(os.environ.get("PEFT_BE_TEST_MODEL") or resolve_model("smollm2"))
-save_tiny_llama(model, tokenizer, context=2048)
+save_tiny_llama(model, AutoTokenizer.from_pretrained(TOKENIZER), context=4096)
 with cells.open("w") as file:
     for line in manifest.read_text().splitlines()[:3]:
         cell = json.loads(line)

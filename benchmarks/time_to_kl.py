@@ -164,7 +164,7 @@ def earlier_reference(args: argparse.Namespace, device: torch.device) -> dict | 
     return report["reference"] if same else None
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompt-tokens", type=int, default=300)
@@ -180,8 +180,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--resume", action="store_true", help="take the reference from the file of --json if it fits")
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_args()
     test = {query_key(query): query for query in load_queries(DEMO / "test_queries.jsonl")}
     train = {query_key(query): query for query in load_queries(DEMO / "train_queries.jsonl")}
     queries = [query for key, query in train.items() if key not in test][: args.queries]

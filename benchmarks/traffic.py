@@ -159,7 +159,7 @@ def measure(
     }
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", metavar="PYTHON", required=True, help="interpreter of an environment with vLLM")
     parser.add_argument("--model", default="smollm2", help="the base model")
@@ -174,8 +174,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_args()
     draw = random.Random(args.seed)
     questions = load_queries(DEMO / "train_queries.jsonl")
     requests = [Request(draw.randrange(args.prompts), draw.choice(questions)) for _ in range(args.requests)]

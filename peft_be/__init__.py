@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .data import QuerySplits as QuerySplits
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
+    from .evaluation import AuditConfig as AuditConfig
+    from .evaluation import BenchConfig as BenchConfig
     from .evaluation import audit_leakage as audit_leakage
     from .evaluation import bench_inference as bench_inference
     from .evaluation import evaluate_fidelity as evaluate_fidelity
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from .serving import PromptDirectory as PromptDirectory
     from .serving import PromptEmbeds as PromptEmbeds
     from .serving import export_gguf as export_gguf
+    from .serving import export_lora as export_lora
     from .serving import export_merged as export_merged
+    from .serving import import_lora as import_lora
     from .serving import strip_special_tokens as strip_special_tokens
     from .training import AEConfig as AEConfig
     from .training import AETrainer as AETrainer
@@ -53,10 +57,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "AEConfig": "training",
     "AETrainer": "training",
+    "AuditConfig": "evaluation",
     "BEDistillConfig": "training",
     "BEDistillTrainer": "training",
     "BETokenConfig": "tuner",
     "BETokenModel": "tuner",
+    "BenchConfig": "evaluation",
     "CompressConfig": "runs.config",
     "Compression": "runs.compress",
     "ManyPromptsTrainer": "training",
@@ -76,7 +82,9 @@ _LAZY = {
     "evaluate_fidelity": "evaluation",
     "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
+    "export_lora": "serving",
     "export_merged": "serving",
+    "import_lora": "serving",
     "load_adapter": "adapters.load",
     "load_adapters": "adapters.load",
     "load_model": "models",

@@ -108,7 +108,7 @@ def check_number(name: str, value, allowed: Range = Range(), whole: bool = False
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}.")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}.")
-    if value not in allowed:
+    if float(value) not in allowed:
         raise ValueError(f"{name} must be {allowed}, got {value}.")
 
 

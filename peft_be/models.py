@@ -67,7 +67,7 @@ def resolve_model(name: str) -> str:
 
 def load_model(
     name: str = DEFAULT_MODEL,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | None = None,
     quantization_config: QuantizationConfigMixin | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -77,23 +77,25 @@ def load_model(
     Args:
         name (`str`, *optional*, defaults to `"smollm2"`):
             `smollm2`, a folder, a GGUF file, which is unpacked into the cache, or a Hub id.
-        dtype (`torch.dtype`, *optional*):
-            `None` is the fastest that the hardware computes in: bfloat16 on GPUs and on CPUs with AVX512-BF16 or AMX,
-            float32 on other CPUs.
+        dtype (`torch.dtype` or `str`, *optional*):
+            As in transformers: a dtype, its name, or `"auto"` for that of the files. `None` is the fastest that the hardware
+            computes in: bfloat16 on GPUs and on CPUs with AVX512-BF16 or AMX, float32 on other CPUs.
         device (`str`, *optional*):
-            `None` is a GPU where there is one.
+            For instance `cpu` or `cuda:1`. `None` is a GPU where there is one.
         quantization_config (`QuantizationConfigMixin`, *optional*):
             As in transformers, for instance a [`~transformers.BitsAndBytesConfig`]. A folder whose weights are quantised
             needs none.
 
     Raises:
         `FileNotFoundError`: there is no such folder, or no tokenizer in it.
-        `ValueError`: it is an adapter and no model.
+        `ValueError`: it is an adapter and no model, or there is no such dtype or device.
         `OSError`: the model cannot be loaded: an unknown Hub id, or no network.
     """
+    check_dtype(dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     path = resolve_model(name)
     _check_is_model(path, name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     # `None` would override a quantised folder's own configuration
     quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
@@ -112,7 +114,7 @@ def load_model(
         model.name_or_path = model.config._name_or_path = SMOLLM2_REPO
     elif path != name:
         model.name_or_path = model.config._name_or_path = name
-    if device == "cpu":
+    if torch.device(device).type == "cpu":
         copy_head_input(model)
     return model.to(device).eval().requires_grad_(False), tokenizer
 
@@ -141,6 +143,25 @@ def _check_is_model(path: str, name: str) -> None:
             f"The folder '{name}' holds a model and no tokenizer: save the model's tokenizer there, too "
             f"(AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained('{name}'))."
         )
+
+
+def check_dtype(dtype: torch.dtype | str | None) -> None:
+    """Raises a `ValueError` for a dtype that no model is loaded in."""
+    if dtype is None or dtype == "auto":
+        return
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"There is no dtype {dtype!r} for a model: give float32, bfloat16, float16 or auto.")
+
+
+def check_device(device: str) -> None:
+    """Raises a `ValueError` for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        raise ValueError(
+            f"The device {device!r} cannot be used ({str(error).splitlines()[0].rstrip('.')}): leave it out, or give cpu."
+        ) from error
 
 
 def fastest_dtype(device: str) -> torch.dtype:
@@ -196,7 +217,7 @@ def _record_source(folder: Path, file: Path) -> None:
         from gguf import GGUFReader
     except ImportError:  # the next load asks again
         return
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for tensor in GGUFReader(file).tensors:
         sizes[tensor.tensor_type.name] += int(tensor.n_elements)
     write_json(path, {**config, "unpacked_from": {"file": file.name, "type": sizes.most_common(1)[0][0]}})

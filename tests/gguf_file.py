@@ -42,7 +42,9 @@ def save_gguf(folder, path, type=Type.F32, architecture="llama", template=None):
         tokens[i] = token
         types[i] = gguf.TokenType.CONTROL if i in tokenizer.added_tokens_decoder else gguf.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(
+        "gpt-2"
+    )  # SmolLM2 has no token of two digits, which "smollm" never makes; the small one has
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]

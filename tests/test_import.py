@@ -100,10 +100,10 @@ except ImportError as error:
 """
 
 
-def test_transformers_loads_an_adapter_after_the_import_alone(tmp_path, tiny_model, smollm2_tokenizer):
+def test_transformers_loads_an_adapter_after_the_import_alone(tmp_path, tiny_model, tiny_tokenizer):
     tiny_model.save_pretrained(tmp_path / "base")
     tiny_model.name_or_path = str(tmp_path / "base")
-    config = peft_be.BETokenConfig.for_tokenizer(smollm2_tokenizer, len(smollm2_tokenizer))
+    config = peft_be.BETokenConfig.for_tokenizer(tiny_tokenizer, len(tiny_tokenizer))
     from peft import get_peft_model
 
     get_peft_model(tiny_model, config).save_pretrained(tmp_path / "adapter")

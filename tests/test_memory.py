@@ -1,5 +1,6 @@
 """Memory that work has freed is kept for its own next step alone."""
 
+import platform
 import subprocess
 import sys
 
@@ -27,12 +28,12 @@ print(kept - before, resident() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="speaks of glibc's malloc")
 def test_freed_memory_is_kept_and_given_back():
     out = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True).stdout
     kept, released = map(float, out.split())
     # The last tensor still stands at the top of the heap: trimming the top alone would give nothing back
-    assert kept > 350 and released < 50
+    assert kept > 350 and released < kept / 4
 
 
 def test_lm_head_reads_a_tensor_of_its_own(tiny_model):

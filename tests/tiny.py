@@ -1,6 +1,12 @@
-"""Random Llamas that speak the real tokenizer: for shapes, gradients and whole runs in seconds."""
+"""Random Llamas, and a small tokenizer for them: for shapes, gradients and whole runs in seconds."""
+
+from pathlib import Path
 
 import torch
+
+
+# SmolLM2's special tokens, ids and chat template with 2,048 tokens: see fixtures/make_tokenizer.py
+TOKENIZER = Path(__file__).parent / "fixtures" / "tokenizer"
 
 
 def tiny_llama(tokenizer, width=32, padding=0, tied=True, context=512):

@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).parent.parent / "assets" / "ae"
 
 
 def load_ae_row(
-    directory: str | Path,
+    directory: str | os.PathLike,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     allow_other_weights: bool = False,
@@ -29,7 +29,7 @@ def load_ae_row(
     The [AE] row `[1, d]` of an adapter folder, for a base model.
 
     Args:
-        directory (`str` or `Path`): the adapter's folder.
+        directory (`str` or `os.PathLike`): the adapter's folder.
         model ([`~transformers.PreTrainedModel`]): the base model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
         allow_other_weights (`bool`, *optional*, defaults to `False`): accept other weights than those of the training.

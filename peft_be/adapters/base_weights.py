@@ -13,6 +13,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -249,7 +250,7 @@ def _multiplied(matrix: torch.Tensor, number: int) -> float:
     return _number(torch.cat(parts), f"out {number}")
 
 
-def _asked(module: nn.Module, number: int) -> float:
+def _asked(module: Any, number: int) -> float:
     """The number of a matrix that only its layer's own code can read."""
     weight = next((p for p in [*module.parameters(False), *module.buffers(False)] if not p.is_meta), None)
     if weight is None:
@@ -269,11 +270,11 @@ def _number(vector: torch.Tensor, name: str) -> float:
     A vector in one number, which is about normally distributed and changes as much as the vector does, relative to its
     length. The length counts, too.
     """
-    vector = vector.cpu().double().numpy()
-    length = float(np.linalg.norm(vector))
+    numbers = vector.cpu().double().numpy()
+    length = float(np.linalg.norm(numbers))
     if length == 0 or not math.isfinite(length):
         return 0.0 if length == 0 else math.nan
-    return float(_signs(name, len(vector)).double().numpy() @ vector) / length + math.log(length)
+    return float(_signs(name, len(numbers)).double().numpy() @ numbers) / length + math.log(length)
 
 
 def _signs(name: str, count: int) -> torch.Tensor:

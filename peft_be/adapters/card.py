@@ -6,9 +6,11 @@ import hashlib
 import inspect
 import re
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from wrapt import wrap_function_wrapper
+from yaml import YAMLError
 
 from ..figures import gap_closed, kl_sentence
 from ..tuner.provenance import Provenance
@@ -32,6 +34,8 @@ METRICS = {
     "leak_canaries": "Share of the planted canaries read back",
     "leak_reconstruction": "Share of the prompt's tokens predicted after [BE][AE]",
 }
+# Those of them that say how much of the prompt is kept
+_FIDELITY = ("kl", "kl_no_prompt", "kl_gap_closed")
 
 _SIGNATURE = re.compile(r"<!-- peft_be ([0-9a-f]{16}) -->")
 _FRAMEWORK = "### Framework versions"
@@ -76,7 +80,7 @@ def write_card(directory: Path, config) -> None:
     card = ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else ModelCard("")
     if is_unedited(card.text):
         card.text = signed(_body(config))
-    data = card.data
+    data = cast(ModelCardData, card.data)
     data.library_name, data.pipeline_tag = "peft", "text-generation"
     data.base_model = config.base_model_name_or_path
     # PEFT's tag with the base model's name adds nothing to `base_model`, and may be a folder of this machine
@@ -138,7 +142,8 @@ def set_metrics(card: ModelCard, name: str, dataset: str, metrics: dict[str, flo
     Put figures into a card's metadata, as results of the adapter called `name` on `dataset`, instead of earlier ones
     there. Figures that are `None` are left out.
     """
-    others = [result for result in card.data.eval_results or [] if result.dataset_name != dataset]
+    data = cast(ModelCardData, card.data)
+    others = [result for result in data.eval_results or [] if result.dataset_name != dataset]
     new = [
         EvalResult(
             task_type="text-generation",
@@ -151,8 +156,38 @@ def set_metrics(card: ModelCard, name: str, dataset: str, metrics: dict[str, flo
         for metric, value in metrics.items()
         if value is not None
     ]
-    card.data.eval_results = [*others, *new] or None
-    card.data.model_name = name if card.data.eval_results else None
+    data.eval_results = [*others, *new] or None
+    data.model_name = name if data.eval_results else None
+
+
+def fidelity_figures(directory: Path, config) -> dict[str, dict[str, float]]:
+    """
+    What is known of how closely an adapter follows its prompt.
+
+    Args:
+        directory (`Path`): the adapter's folder.
+        config ([`BETokenConfig`]): its configuration.
+
+    Returns:
+        `dict[str, dict[str, float]]`: by the name of the queries, `kl`, `kl_no_prompt` and `kl_gap_closed`, each only if
+            known: those of the training first, then those that `peft-be eval --card` has written into the card.
+    """
+    training = _training(config) if isinstance(_training(config), dict) else {}
+    known = _validation_metrics({k: v for k, v in training.items() if isinstance(v, (int, float))})
+    figures = {"validation queries": {metric: value for metric, value in known.items() if value is not None}}
+    for result in _card_results(Path(directory) / CARD_FILE):
+        if result.metric_type in _FIDELITY and isinstance(result.metric_value, (int, float)):
+            figures.setdefault(result.dataset_name, {}).setdefault(result.metric_type, result.metric_value)
+    return {name: found for name, found in figures.items() if found}
+
+
+def _card_results(path: Path) -> list[EvalResult]:
+    """The results in a card's metadata; none where there is no card, or nobody can read its metadata."""
+    try:
+        card = ModelCard.load(path, ignore_metadata_errors=True)
+    except (OSError, ValueError, YAMLError):
+        return []
+    return getattr(card.data, "eval_results", None) or []
 
 
 def is_unedited(text: str) -> bool:

@@ -19,7 +19,7 @@ ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 # Written by the jobs
 REPORT_FILE = "training.json"
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
-_REPORT_TYPES = {
+_REPORT_TYPES: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "settings": dict,
     "seconds": (int, float),

@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
@@ -47,6 +50,33 @@ def find_adapter(name: str | os.PathLike) -> Path:
     return local.joinpath(*folder)
 
 
+@dataclass(frozen=True)
+class PushPlan:
+    """
+    What [`push_adapters`] would upload.
+
+    Attributes:
+        files (`dict[str, int]`): the files' sizes in bytes, by their paths in the repository.
+        card (`str`): the card that readers see first, with its metadata.
+    """
+
+    files: dict[str, int]
+    card: str
+
+
+def plan_push(
+    adapters: str | os.PathLike | PeftModel, repo_id: str, base_model: str | None = None, license: str | None = None
+) -> PushPlan:
+    """
+    What [`push_adapters`] would upload, for the same arguments and with the same errors. Nothing is uploaded, and no
+    network is needed.
+    """
+    with _staged(adapters, repo_id, base_model, license) as (staged, _):
+        files = sorted(path for path in staged.rglob("*") if path.is_file())
+        sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files}
+        return PushPlan(sizes, (staged / CARD_FILE).read_text(encoding="utf-8"))
+
+
 def push_adapters(
     adapters: str | os.PathLike | PeftModel,
     repo_id: str,
@@ -83,6 +113,24 @@ def push_adapters(
         `ValueError`: the base model is a local folder, and no `base_model` was given.
         `OSError`: the Hub refuses or cannot be reached.
     """
+    with _staged(adapters, repo_id, base_model, license) as (staged, names):
+        api = HfApi(token=token)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            message = commit_message or f"Upload {'adapter' if names == [''] else f'{len(names)} adapters'}"
+            commit = api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message, revision=revision)
+        except HfHubHTTPError as error:
+            raise OSError(
+                f"The Hub refused the upload to '{repo_id}': {str(error).strip().splitlines()[0]}"
+            ) from error
+    return str(commit.commit_url)
+
+
+@contextmanager
+def _staged(
+    adapters: str | os.PathLike | PeftModel, repo_id: str, base_model: str | None, license: str | None
+) -> Iterator[tuple[Path, list[str]]]:
+    """A folder with all that is to be uploaded, and the adapters' folders in it; `[""]` for one without a folder of its own."""
     with tempfile.TemporaryDirectory() as work:
         if isinstance(adapters, PeftModel):
             name = adapters.active_adapter
@@ -101,16 +149,7 @@ def push_adapters(
             _stage(directory / name, staged / name, "/".join([repo_id, *filter(None, [name])]), base_model, license)
         if names != [""]:
             _write_collection_card(staged, names, repo_id, license)
-        api = HfApi(token=token)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            message = commit_message or f"Upload {'adapter' if names == [''] else f'{len(names)} adapters'}"
-            commit = api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message, revision=revision)
-        except HfHubHTTPError as error:
-            raise OSError(
-                f"The Hub refused the upload to '{repo_id}': {str(error).strip().splitlines()[0]}"
-            ) from error
-    return str(commit.commit_url)
+        yield staged, names
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -134,7 +173,7 @@ def _stage(folder: Path, target: Path, name: str, base_model: str | None, licens
         )
     if base_model is not None:
         config.base_model_name_or_path = base_model
-        config.save_pretrained(target)
+        config.save_pretrained(str(target))
         write_card(target, config)  # leaves a text that was edited as it is
         if (target / REPORT_FILE).is_file():
             report = read_report(target)

@@ -20,7 +20,7 @@ from .folder import read_config, read_report
 from .hub import find_adapter
 
 
-def read_adapter(directory: str | Path) -> tuple[Path, BETokenConfig]:
+def read_adapter(directory: str | os.PathLike) -> tuple[Path, BETokenConfig]:
     """
     The folder of an adapter, named as in [`load_adapter`], and its configuration.
 
@@ -34,10 +34,10 @@ def read_adapter(directory: str | Path) -> tuple[Path, BETokenConfig]:
 
 
 def load_adapter(
-    directory: str | Path,
+    directory: str | os.PathLike,
     model: str | None = None,
     allow_template_change: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | None = None,
     allow_other_weights: bool = False,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -45,13 +45,13 @@ def load_adapter(
     Load a base model with an adapter of this package on it, and the base model's tokenizer.
 
     Args:
-        directory (`str` or `Path`):
+        directory (`str` or `os.PathLike`):
             The adapter's folder, or its name on the Hub: `user/repo`, or `user/repo/folder`.
         model (`str`, *optional*):
             The base model, as in [`load_model`]. `None` is the one that the adapter was trained on.
         allow_template_change (`bool`, *optional*, defaults to `False`):
             Accept another chat template than that of the training.
-        dtype (`torch.dtype`, *optional*), device (`str`, *optional*):
+        dtype (`torch.dtype` or `str`, *optional*), device (`str`, *optional*):
             As in [`load_model`].
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training, such as fine-tuned ones.
@@ -66,10 +66,10 @@ def load_adapter(
 
 
 def load_adapters(
-    directories: dict[str, str | Path],
+    directories: dict[str, str | os.PathLike],
     model: str | None = None,
     allow_template_change: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | None = None,
     allow_other_weights: bool = False,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -77,13 +77,13 @@ def load_adapters(
     Load a base model with several adapters on it, and the base model's tokenizer. The first adapter is active.
 
     Args:
-        directories (`dict[str, str | Path]`):
+        directories (`dict[str, str | os.PathLike]`):
             The adapters by the names that they get in the model, each named as in [`load_adapter`].
         model (`str`, *optional*):
             The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.
         allow_template_change (`bool`, *optional*, defaults to `False`):
             Accept another chat template than that of the training.
-        dtype (`torch.dtype`, *optional*), device (`str`, *optional*):
+        dtype (`torch.dtype` or `str`, *optional*), device (`str`, *optional*):
             As in [`load_model`].
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training, such as fine-tuned ones.
@@ -108,7 +108,8 @@ def load_adapters(
     records = any(Provenance.of(config).base_weights for _, config in adapters.values())
     weights = weights_fingerprint(base) if records and not allow_other_weights else None
     shape = tuple(base.get_input_embeddings().weight.shape)
-    peft_model, checked = None, set()
+    peft_model: PeftModel = None
+    checked = set()
     for name, (directory, config) in adapters.items():
         # Hundreds of adapters may have the same fingerprints, and to compute a tokenizer's takes half a second
         recorded = Provenance.of(config)
@@ -127,7 +128,7 @@ def load_adapters(
 
 
 def _load_recorded(
-    directory: Path, config: BETokenConfig, dtype: torch.dtype | None, device: str | None
+    directory: Path, config: BETokenConfig, dtype: torch.dtype | str | None, device: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model that an adapter records, which may have moved since."""
     name = read_report(directory).get("model") or config.base_model_name_or_path
@@ -153,7 +154,7 @@ def name_of(model: str | os.PathLike | PreTrainedModel) -> str:
     """
     if isinstance(model, (str, os.PathLike)):
         return os.fspath(model)
-    if not isinstance(model, torch.nn.Module):
+    if not isinstance(model, PreTrainedModel | PeftModel):
         raise ValueError(
             f"model must be smollm2, a folder, a Hub id or a loaded causal LM, and is of type {type(model).__name__}."
         )
@@ -161,17 +162,24 @@ def name_of(model: str | os.PathLike | PreTrainedModel) -> str:
 
 
 def load_base(
-    model: str | os.PathLike | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    model: str | os.PathLike | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    The base model and the tokenizer of a job, which takes a name or a loaded model.
+    The base model and the tokenizer of a job, which takes a name or a loaded model. `dtype` and `device` are those of
+    [`load_model`].
 
     Raises:
-        `ValueError`: a loaded model comes without its tokenizer, or carries adapters.
+        `ValueError`: a loaded model comes without its tokenizer, with a dtype or device to load it in, or carries
+            adapters.
         `OSError`: the model cannot be loaded.
     """
     if isinstance(model, (str, os.PathLike)):
-        return load_model(os.fspath(model))
+        return load_model(os.fspath(model), dtype, device)
+    if dtype is not None or device is not None:
+        raise ValueError("A loaded model has a dtype and a device already: leave out dtype and device.")
     if tokenizer is None:
         raise ValueError("A loaded model needs its tokenizer: pass `tokenizer`.")
     check_type("tokenizer", tokenizer, PreTrainedTokenizerBase)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import check_card_file, check_json_file, console, say
-from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Seed
+from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Device, Dtype, Seed
 from .progress import progress_bars
 
 
@@ -21,6 +21,8 @@ def audit(
         Optional[list[str]], typer.Option(help="A secret in the prompt to look for. May be given several times.")
     ] = None,
     model: BaseModel = None,
+    dtype: Dtype = None,
+    device: Device = None,
     ae: Annotated[
         Optional[Path], typer.Option(help="Folder of the [AE] adapter, to reconstruct with; the package ships some.")
     ] = None,
@@ -44,8 +46,8 @@ def audit(
     from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_audit
     from ..adapters.load import load_adapter, read_adapter
-    from ..evaluation import audit_leakage
-    from ..evaluation.audit import check_settings
+    from ..evaluation import AuditConfig, audit_leakage
+    from ..evaluation.audit import check_canaries, text_of
     from ..files import write_json
     from ..prompting import check_adapter_prompt, load_prompt
 
@@ -54,15 +56,20 @@ def audit(
         raise ValueError(
             "Without --prompt or --canary there are no figures for the card: give one, or leave out --card."
         )
-    check_settings(text, canary or (), sampled, temperature, seed)
+    check_canaries(text_of(text), canary or ())
+    settings = AuditConfig(
+        num_samples=sampled,
+        temperature=temperature,
+        max_answer_length=max_answer_length,
+        batch_size=batch_size,
+        seed=seed,
+    )
     check_json_file(json_file)
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, text, allow_other_prompt)
     if card:
         check_card_file(directory)
-    peft_model, tokenizer = load_adapter(
-        directory, model, allow_template_change, allow_other_weights=allow_other_weights
-    )
+    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
     ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, allow_other_weights)
     with progress_bars() as on_progress:
         scores, outputs = audit_leakage(
@@ -71,11 +78,7 @@ def audit(
             text,
             canaries=canary or (),
             ae_row=ae_row,
-            num_samples=sampled,
-            temperature=temperature,
-            max_answer_length=max_answer_length,
-            batch_size=batch_size,
-            seed=seed,
+            config=settings,
             on_progress=on_progress,
             allow_other_prompt=allow_other_prompt,
         )

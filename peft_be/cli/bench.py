@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -7,7 +8,16 @@ import typer
 from rich.table import Table
 
 from .common import check_json_file, console, say
-from .options import QUERY_FILES, AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, QueryField
+from .options import (
+    QUERY_FILES,
+    AllowOtherPrompt,
+    AllowOtherWeights,
+    AllowTemplateChange,
+    BaseModel,
+    Device,
+    Dtype,
+    QueryField,
+)
 from .progress import progress_bars
 
 
@@ -19,9 +29,23 @@ def bench(
     ] = None,
     query_field: QueryField = None,
     model: BaseModel = None,
-    batch_sizes: Annotated[str, typer.Option(help="Requests answered together, separated by commas.")] = "1,4",
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer after the first one.")] = 32,
-    repeats: Annotated[int, typer.Option(min=2, help="Measurements of each figure.")] = 5,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_sizes: Annotated[
+        Optional[str], typer.Option(help="Requests answered together, separated by commas.", show_default="1,4")
+    ] = None,
+    new_tokens: Annotated[
+        Optional[int], typer.Option(min=1, help="Tokens of an answer after the first one.", show_default="32")
+    ] = None,
+    repeats: Annotated[
+        Optional[int], typer.Option(min=2, help="Measurements of each figure.", show_default="5")
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="A first look: batch size 1, 8 new tokens, 2 repeats, where nothing else is given."
+        ),
+    ] = False,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
     allow_template_change: AllowTemplateChange = False,
     allow_other_weights: AllowOtherWeights = False,
@@ -31,38 +55,47 @@ def bench(
     from ..adapters.folder import read_report
     from ..adapters.load import load_adapter, read_adapter
     from ..data import load_queries
-    from ..evaluation import bench_inference
+    from ..evaluation import BenchConfig, bench_inference
     from ..files import write_json
     from ..prompting import check_adapter_prompt, load_prompt
 
-    try:
-        sizes = tuple(int(size) for size in batch_sizes.split(","))
-    except ValueError:
-        raise ValueError(f"--batch-sizes takes whole numbers separated by commas, got '{batch_sizes}'.") from None
+    given = {"batch_sizes": whole_numbers(batch_sizes), "new_tokens": new_tokens, "repeats": repeats}
+    settings = replace(
+        BenchConfig.quick() if quick else BenchConfig(),
+        **{name: value for name, value in given.items() if value is not None},
+    )
     if query_field and not queries:
         raise ValueError("--query-field is the field of --queries: give these, too.")
     text, asked = load_prompt(prompt), load_queries(queries, query_field) if queries else None
     check_json_file(json_file)
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, text, allow_other_prompt)
-    peft_model, tokenizer = load_adapter(
-        directory, model, allow_template_change, allow_other_weights=allow_other_weights
-    )
+    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
     with progress_bars() as on_progress:
         result = bench_inference(
             peft_model,
             tokenizer,
             text,
             asked,
-            batch_sizes=sizes,
-            new_tokens=new_tokens,
-            repeats=repeats,
+            settings,
             training_seconds=read_report(directory).get("seconds"),
             on_progress=on_progress,
             allow_other_prompt=allow_other_prompt,
         )
     if json_file is not None:
         write_json(json_file, result)
+    show(result)
+
+
+def whole_numbers(text: str | None) -> tuple[int, ...] | None:
+    """The value of `--batch-sizes`."""
+    try:
+        return None if text is None else tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise ValueError(f"--batch-sizes takes whole numbers separated by commas, got '{text}'.") from None
+
+
+def show(result: dict) -> None:
     console.print(latency_table(result))
     ratio, fit = result["ttft_ratio"], result["ttft_fit"]
     say(
@@ -86,8 +119,14 @@ def latency_table(result: dict) -> Table:
     for batch in result["batches"]:
         modes = [batch[mode] for mode in ("full", "full_cached", "no_prompt", "be")]
         for label, name in (("first token, ms", "ttft_ms"), ("then tokens/s", "decode_tokens_per_s")):
-            cells = (f"{m[name]['median']:.0f} ({m[name]['q1']:.0f}-{m[name]['q3']:.0f})" for m in modes)
+            cells = (quartile_cell(m[name]) for m in modes)
             table.add_row(str(batch["batch_size"]) if name == "ttft_ms" else "", label, *cells)
         table.add_row("", "KV cache, MB", *(f"{m['kv_bytes'] / 1e6:.2f}" for m in modes))
         table.add_section()
     return table
+
+
+def quartile_cell(figure: dict[str, float]) -> str:
+    """Median and quartiles, with as many decimals as the median needs to have three digits, and two at most."""
+    digits = next((digits for digits, least in ((0, 100), (1, 10)) if figure["median"] >= least), 2)
+    return f"{figure['median']:.{digits}f} ({figure['q1']:.{digits}f}-{figure['q3']:.{digits}f})"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -7,13 +8,15 @@ import typer
 from rich.text import Text
 
 from .common import bold, console, say
-from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel
+from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Device, Dtype
 
 
 def chat(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     compare: Annotated[Optional[Path], typer.Option(help="The prompt, to answer with it, too.")] = None,
     model: BaseModel = None,
+    dtype: Dtype = None,
+    device: Device = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.0,
     allow_template_change: AllowTemplateChange = False,
@@ -30,9 +33,7 @@ def chat(
     prompt = load_prompt(compare) if compare else None
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, prompt, allow_other_prompt)
-    peft_model, tokenizer = load_adapter(
-        directory, model, allow_template_change, allow_other_weights=allow_other_weights
-    )
+    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
     config = peft_model.peft_config["default"]
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
     forms = {"[BE]": renderer.be} | ({"full prompt": renderer.full} if prompt else {})
@@ -60,18 +61,25 @@ def chat(
             if forgotten:
                 turns = "the oldest question" if forgotten == 1 else f"the {forgotten} oldest questions"
                 say(Text(f"(the context is full: {turns} and the answers to them were dropped)", style="dim"))
-            answer = _answer(peft_model, tokenizer, ids, max_new_tokens, temperature)
+            answer = answered(peft_model, tokenizer, ids, max_new_tokens, temperature)
             dialogue.append({"role": "assistant", "content": answer})
 
 
-def _answer(model, tokenizer, ids: list[int], max_new_tokens: int, temperature: float) -> str:
-    """Stream an answer to the console, and return it."""
-    from ..evaluation import stream_answer
+def answered(model, tokenizer, ids: list[int], max_new_tokens: int, temperature: float) -> str:
+    """Stream an answer to the console, and return it. One that runs in a loop is stopped, and returned without the loop."""
+    from ..evaluation import find_loop, stream_answer
 
-    shown = ""
-    for answer in stream_answer(model, tokenizer, ids, max_new_tokens, temperature):
-        console.print(answer.text[len(shown) :], end="", soft_wrap=True)
-        shown = answer.text
+    shown, loop = "", None
+    with contextlib.closing(stream_answer(model, tokenizer, ids, max_new_tokens, temperature)) as answers:
+        for answer in answers:
+            console.print(answer.text[len(shown) :], end="", soft_wrap=True)
+            shown = answer.text
+            loop = find_loop(answer.ids)
+            if loop is not None:
+                break
     wait = f"first token after {answer.ttft_ms:.0f} ms"
     console.print(f"\n({answer.input_tokens} input tokens, {wait})", style="dim")
-    return shown
+    if loop is None:
+        return shown
+    say(Text("(stopped: the answer had begun to repeat itself)", style="yellow"))
+    return tokenizer.decode(answer.ids[:loop], skip_special_tokens=True)

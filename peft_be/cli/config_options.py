@@ -11,8 +11,8 @@ from typing import Annotated, get_type_hints
 import typer
 
 
-# Options that are called otherwise than their field
-NAMES = {"per_device_train_batch_size": "--batch-size"}
+# Shorter names of options, besides that of their field
+SHORT = {"per_device_train_batch_size": "--batch-size"}
 # Settings that the comparisons have as methods of their own, and that nobody serves
 ABLATIONS = ("hard_labels", "max_kd_tokens", "scale_by_temperature_squared", "use_ae_token")
 
@@ -64,5 +64,6 @@ def with_options_of(config_class: type, without: Collection[str] = ()) -> Callab
 
 def _option(field: Field, panel: str | None):
     # A given name leaves out the `--no-` form, which a switch that is off by default does not need
-    name = NAMES.get(field.name, f"--{field.name.replace('_', '-')}")
-    return typer.Option(name, help=field.metadata["help"], rich_help_panel=panel)
+    names = [SHORT[field.name]] if field.name in SHORT else []
+    names.append(f"--{field.name.replace('_', '-')}")
+    return typer.Option(*names, help=field.metadata["help"], rich_help_panel=panel)

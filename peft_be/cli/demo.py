@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from .common import bold, say
-from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel
+from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Device, Dtype
 
 
 def demo(
@@ -18,6 +18,8 @@ def demo(
         typer.Option(help="The prompt that was compressed; one for each adapter, in their order."),
     ] = None,
     model: BaseModel = None,
+    dtype: Dtype = None,
+    device: Device = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the whole network.")
     ] = "127.0.0.1",
@@ -36,7 +38,7 @@ def demo(
     check_address(host, port)
     prompts = [load_prompt(path) for path in prompt or []]
     comparison = PromptComparison(
-        directories, prompts, model, allow_template_change, allow_other_weights, allow_other_prompt
+        directories, prompts, model, allow_template_change, allow_other_weights, allow_other_prompt, dtype, device
     )
     page = launch_page(comparison, host, port)
     say("The page is at ", bold(page.local_url), ". Ctrl-C ends it.")

@@ -7,7 +7,16 @@ import typer
 from rich.table import Table
 
 from .common import check_card_file, check_json_file, console, say
-from .options import QUERY_FILES, AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, QueryField
+from .options import (
+    QUERY_FILES,
+    AllowOtherPrompt,
+    AllowOtherWeights,
+    AllowTemplateChange,
+    BaseModel,
+    Device,
+    Dtype,
+    QueryField,
+)
 from .progress import progress_bars
 from .refusals import show_refusals
 
@@ -18,6 +27,8 @@ def evaluate(
     queries: Annotated[Path, typer.Option(help=f"Held-out queries: {QUERY_FILES}")],
     query_field: QueryField = None,
     model: BaseModel = None,
+    dtype: Dtype = None,
+    device: Device = None,
     ae: Annotated[
         Optional[Path], typer.Option(help="Folder of the [AE] adapter, to score the reconstruction.")
     ] = None,
@@ -25,6 +36,10 @@ def evaluate(
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
+    rules: Annotated[
+        Optional[Path],
+        typer.Option(help="Rules to count in the answers, a .json file of names and regular expressions."),
+    ] = None,
     refusals: Annotated[
         bool, typer.Option("--refusals", help="Also compare which requests are refused, to find a lost guardrail.")
     ] = False,
@@ -42,11 +57,11 @@ def evaluate(
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
     from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_scores
-    from ..adapters.folder import read_report
     from ..adapters.load import load_adapter, read_adapter
-    from ..data import load_queries, query_key
-    from ..evaluation import evaluate_fidelity, evaluate_refusals
+    from ..data import load_queries
+    from ..evaluation import evaluate_fidelity, evaluate_refusals, held_out_queries
     from ..evaluation.refusals import load_requests
+    from ..evaluation.rules import load_rules, rule_scores
     from ..files import write_json
     from ..prompting import check_adapter_prompt, load_prompt
 
@@ -54,19 +69,15 @@ def evaluate(
     check_json_file(json_file)
     directory, config = read_adapter(directory)
     check_adapter_prompt(config, text, allow_other_prompt)
-    seen = set(read_report(directory).get("seen_queries", []))
-    fresh = [query for query in asked if query_key(query) not in seen]
+    fresh = held_out_queries(directory, asked)
     if len(fresh) < len(asked):
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
-    if not fresh:
-        raise ValueError(f"All queries in '{queries}' were trained on: give held-out ones.")
+    patterns = load_rules(rules) if rules else None
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
     if card:
         check_card_file(directory)
 
-    peft_model, tokenizer = load_adapter(
-        directory, model, allow_template_change, allow_other_weights=allow_other_weights
-    )
+    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
     ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, allow_other_weights)
     with progress_bars() as on_progress:
         scores, texts = evaluate_fidelity(
@@ -80,6 +91,8 @@ def evaluate(
             on_progress=on_progress,
             allow_other_prompt=allow_other_prompt,
         )
+        if patterns:
+            scores["rules"] = rule_scores(patterns, texts)
         if requests:
             scores["refusals"], refused = evaluate_refusals(
                 peft_model,
@@ -94,10 +107,15 @@ def evaluate(
         write_json(json_file, scores)
     if card:
         add_scores(directory, peft_model.peft_config["default"], scores)
-    console.print(score_table(scores))
+    show(scores, texts[:samples])
     if requests:
         show_refusals(scores["refusals"], refused)
-    for sample in texts[:samples]:
+
+
+def show(scores: dict, samples: list[dict]) -> None:
+    """Print the scores, and some answers side by side."""
+    console.print(score_table(scores))
+    for sample in samples:
         console.print(sample_table(sample))
 
 
@@ -116,7 +134,11 @@ def score_table(scores: dict) -> Table:
     ):
         full = {"kl": "0"}.get(name, "1")
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
-    table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.0f}" for w in ("full", "no_prompt", "be")))
+    table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.1f}" for w in ("full", "no_prompt", "be")))
+    count, rules = scores["num_queries"], scores.get("rules", {})
+    # With a single rule, that all rules are followed says the same once more
+    for name, shares in list(rules.items())[: 1 if len(rules) == 2 else None]:
+        table.add_row(name, *(f"{round(shares[which] * count)} of {count}" for which in ("full", "no_prompt", "be")))
     table.add_section()
     gap = scores["kl_gap_closed"]
     table.add_row("KL gap closed", "", "", "-" if gap is None else f"{gap:.3f}")

@@ -12,37 +12,85 @@ from .common import console
 
 
 def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")]) -> None:
-    """Show what an adapter is and where it comes from."""
-    from ..adapters.folder import read_report
+    """Show what an adapter is, how much of the prompt it keeps, and where it comes from."""
+    from ..adapters.card import fidelity_figures
+    from ..adapters.folder import WEIGHTS_FILE, read_report
     from ..adapters.load import read_adapter
 
     directory, config = read_adapter(directory)
-    rows = {
-        "base model": config.base_model_name_or_path,
-        "[BE] rows": config.num_be_tokens,
-        "[BE] ids": config.be_token_ids,
-        "[AE] row": "yes" if config.use_ae_token else "no",
-        "slot": config.slot,
-        "width": config.hidden_size,
-        "vocabulary": config.vocab_size,
-        "adapter file": f"{(directory / 'adapter_model.safetensors').stat().st_size} bytes",
-    }
-    provenance = dict(config.provenance or {})
-    rows["base weights"] = _weights(provenance.pop("base_weights", None))
-    for name, value in provenance.items():
-        rows[name.replace("_", " ")] = value
-    report = read_report(directory)
-    rows |= {name: report[name] for name in ("steps", "seconds", "best", "num_queries") if name in report}
+    provenance, report = dict(config.provenance or {}), read_report(directory)
+    training = provenance.pop("training", None)
+    sections = [
+        {
+            "base model": config.base_model_name_or_path,
+            "[BE] rows": config.num_be_tokens,
+            "prompt tokens": provenance.pop("prompt_tokens", None),
+            "[BE] ids": config.be_token_ids,
+            "[AE] row": "yes" if config.use_ae_token else "no",
+            "slot": config.slot,
+            "width": config.hidden_size,
+            "vocabulary": config.vocab_size,
+            "rows on disk": f"{(directory / WEIGHTS_FILE).stat().st_size:,} bytes",
+        },
+        training_rows(provenance.pop("stages", None), training, report),
+        {
+            "base weights": weights(provenance.pop("base_weights", None)),
+            **{name.replace("_", " "): value for name, value in provenance.items()},
+        },
+    ]
     table = Table(show_header=False, title=Text(str(directory)))
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in rows.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        table.add_row(Text(name), Text(shown))  # nothing in a file is markup
+    for rows in sections:
+        for name, value in rows.items():
+            if value is not None:
+                table.add_row(Text(name), Text(shown(value)))  # nothing in a file is markup
+        table.add_section()
     console.print(table)
+    if config.num_be_tokens:
+        console.print(fidelity_table(fidelity_figures(directory, config)))
 
 
-def _weights(recorded) -> str:
+def training_rows(stages, training, report: dict) -> dict:
+    """What is recorded of the training: by the adapter, and by `training.json` if that is there."""
+    recorded = training if isinstance(training, dict) else {}
+    seconds, best = report.get("seconds"), report.get("best", {})
+    return {
+        "training": ", ".join(map(str, stages)) if isinstance(stages, list) else stages,
+        "steps": report.get("steps", recorded.get("steps")),
+        "kept from step": best.get("step"),
+        "training queries": recorded.get("train_queries"),
+        "time": None if seconds is None else f"{seconds / 60:.1f} min",
+    }
+
+
+def fidelity_table(figures: dict[str, dict[str, float]]) -> Table:
+    """How much of the prompt is kept, by the queries on which it was measured."""
+    table = Table(
+        title="The prompt's effect that [BE] keeps", caption="Gap closed: 1 is the full prompt, 0 no prompt."
+    )
+    table.add_column("", overflow="fold")
+    for column in ("KL, nats a token", "KL of no prompt", "gap closed"):
+        table.add_column(column, justify="right")
+    for name, known in figures.items():
+        cells = (
+            (known.get(metric), digits) for metric, digits in (("kl", 4), ("kl_no_prompt", 4), ("kl_gap_closed", 3))
+        )
+        table.add_row(Text(name), *("-" if value is None else f"{value:.{digits}f}" for value, digits in cells))
+    if not figures:
+        table.add_row("not measured: peft-be eval --card does", "-", "-", "-")
+    return table
+
+
+def shown(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return (
+        ", ".join(f"{name} {shown(part)}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+    )
+
+
+def weights(recorded) -> str:
     """What the base's weights were, and a short name by which to tell them from others."""
     if not isinstance(recorded, dict):
         return "not recorded: whether a base is the one of the training cannot be checked"

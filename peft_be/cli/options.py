@@ -10,6 +10,16 @@ import typer
 
 Model = Annotated[str, typer.Option(help="smollm2, a folder, a GGUF file, or a Hub id.")]
 BaseModel = Annotated[Optional[str], typer.Option(help="Base model; by default the one of the training.")]
+Dtype = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Of the base model: float32, bfloat16, float16, or auto, that of its files. By default the fastest on this "
+        "machine."
+    ),
+]
+Device = Annotated[
+    Optional[str], typer.Option(help="For instance cpu or cuda:1. By default a GPU where there is one.")
+]
 AllowTemplateChange = Annotated[
     bool, typer.Option("--allow-template-change", help="Accept another chat template than that of the training.")
 ]

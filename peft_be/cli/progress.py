@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from ..progress import OnProgress
 from .common import console, say
 
 
@@ -19,11 +20,9 @@ INTERVAL = 10.0
 # The values worth a glance, the most telling first
 SHOWN = ("eval_kl", "kd_loss", "reconstruction_loss", "eval_loss", "loss")
 
-Update = Callable[..., None]
-
 
 @contextlib.contextmanager
-def progress_bars(to: Console | None = None) -> Iterator[Update]:
+def progress_bars(to: Console | None = None) -> Iterator[OnProgress]:
     """Context that gives a callback `(what, done, total, values)` which shows how far each part of the work is."""
     to = to or console
     if to.is_terminal and not to.is_dumb_terminal:
@@ -57,7 +56,7 @@ class Bars:
         )
         self._tasks: dict = {}
 
-    def update(self, what: str, done: int, total: int, values: dict | None = None) -> None:
+    def update(self, what: str, done: int, total: int, values: dict) -> None:
         text = "  ".join(latest(values)[: None if self.wide else 1])
         if what not in self._tasks:
             self._tasks[what] = self.progress.add_task(what, total=total, values=text)
@@ -87,7 +86,7 @@ class Lines:
         self._parts: dict[str, Part] = {}
         self._last_line = clock()
 
-    def update(self, what: str, done: int, total: int, values: dict | None = None) -> None:
+    def update(self, what: str, done: int, total: int, values: dict) -> None:
         now = self._clock()
         part = self._parts.get(what)
         begins = part is None or done < part.done
@@ -107,8 +106,7 @@ class Lines:
         say(", ".join(words + latest(values)), to=self._to)
 
 
-def latest(values: dict | None) -> list[str]:
-    values = values or {}
+def latest(values: dict) -> list[str]:
     shown = {name: f"{name} {float(values[name]):.4f}" for name in SHOWN if name in values}
     if "eval_kl" in shown and "eval_gap_closed" in values:
         shown["eval_kl"] += f" (gap {float(values['eval_gap_closed']):.2f})"

@@ -21,6 +21,7 @@ from ..figures import gap_closed
 from ..files import append_record, read_json, read_records
 from ..machine.versions import machine_of, versions
 from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..prompting.fingerprints import sha256
@@ -29,7 +30,6 @@ from ..runs.folder import RunFolder, failure
 from ..runs.prepare import load_confirmed
 from ..runs.report import warn_of_few_queries
 from ..teacher import teacher_prompts
-from ..training.callbacks import OnProgress
 from .config import CompareConfig
 from .methods.method import Job, Method
 from .methods.registry import make_method
@@ -246,8 +246,7 @@ class _Comparison:
                 self._job("teacher", SPLIT_SEED).teacher_answers(split)
         renderer, length = PromptRenderer(self.tokenizer, self.prompt), self.config.max_answer_length
         full = teacher_prompts(self.base, renderer, self.splits.test, length)
-        report = self.on_progress and (lambda what, done, total: self.on_progress(what, done, total, {}))
-        scorer = FidelityScorer(self.base, self.tokenizer, full, length, on_progress=report)
+        scorer = FidelityScorer(self.base, self.tokenizer, full, length, on_progress=self.on_progress)
         done = {(cell["method"], cell["seed"]): cell for cell in self.folder.cells()}
         errors: dict[str, str] = {}
         for spec, method in made.items():

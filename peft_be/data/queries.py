@@ -181,7 +181,7 @@ def query_column(queries: list) -> list:
     return [check_query(query) for query in queries]
 
 
-def _text_queries(path: Path) -> list[str]:
+def _text_queries(path: Path) -> list:
     numbered = enumerate(read_lines(path, "query file"), start=1)
     lines = [(number, stripped) for number, line in numbered if not _is_empty(stripped := line.strip())]
     if lines and (suffix := _structure([line for _, line in lines])):

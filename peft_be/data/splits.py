@@ -57,7 +57,7 @@ def split_queries(
     queries, test_queries = as_queries(queries), as_queries([] if test_queries is None else test_queries)
     test = list({query_key(q): q for q in reversed(test_queries)}.values())[::-1]
     held_out = {query_key(q) for q in test}
-    distinct = {}
+    distinct: dict[str, str | list[dict[str, str]]] = {}
     for query in queries:
         if query_key(query) not in held_out:
             distinct.setdefault(query_key(query), query)

@@ -1,12 +1,15 @@
-from .audit import audit_leakage
+from .audit import AuditConfig, audit_leakage
 from .fidelity import Fidelity, FidelityScorer, evaluate_fidelity
-from .inference import bench_inference
+from .held_out import held_out_queries
+from .inference import BenchConfig, bench_inference
 from .latency import time_to_first_token
 from .refusals import evaluate_refusals
-from .streaming import StreamedAnswer, stream_answer
+from .streaming import StreamedAnswer, find_loop, stream_answer
 
 
 __all__ = [
+    "AuditConfig",
+    "BenchConfig",
     "Fidelity",
     "FidelityScorer",
     "StreamedAnswer",
@@ -14,6 +17,8 @@ __all__ = [
     "bench_inference",
     "evaluate_fidelity",
     "evaluate_refusals",
+    "find_loop",
+    "held_out_queries",
     "stream_answer",
     "time_to_first_token",
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from peft import PeftModel
@@ -15,6 +14,7 @@ from ..data import as_queries
 from ..figures import gap_closed
 from ..losses import OutputHead
 from ..machine.versions import versions
+from ..progress import OnProgress, counter
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..prompting.reconstruction import reconstruction_example
@@ -22,9 +22,6 @@ from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_divergences, 
 from ..tuner import active_config
 from ..tuner.layer import BETokenEmbedding
 from .latency import time_to_first_token
-
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -60,7 +57,7 @@ class FidelityScorer:
         prompts (`list[list[int]]`): the queries after P, as ids.
         max_answer_length (`int`, *optional*, defaults to `64`): longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `32`): queries processed together.
-        on_progress (`Callable[[str, int, int], None]`, *optional*): called with what is being done, the queries done, and
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called with what is being done, the queries done, and
             their total.
 
     Attributes:
@@ -123,18 +120,15 @@ class FidelityScorer:
     ) -> tuple[list[Answer], list[torch.Tensor]]:
         """The teacher's answers after other prompts: their hidden states, and the KL of each token."""
         batch, pad = self._settings.batch_size, self._tokenizer.pad_token_id or 0
-        report = self._report(f"KL, {label}")
+        report = counter(self._on_progress, f"KL, {label}")
         return answer_divergences(self._model, self.head, prompts, self.teacher, batch, pad, prefix, report)
 
     def _generate(self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str) -> list[Answer]:
-        pad, report = self._tokenizer.pad_token_id or 0, self._report(f"answers, {label}")
+        pad, report = self._tokenizer.pad_token_id or 0, counter(self._on_progress, f"answers, {label}")
         return generate_answers(self._model, prompts, self._settings, pad, prefix=prefix, on_progress=report)
 
     def _decode(self, answers: list[Answer]) -> list[str]:
         return [self._tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
-
-    def _report(self, what: str) -> Callable[[int, int], None] | None:
-        return self._on_progress and partial(self._on_progress, what)
 
 
 @torch.no_grad()
@@ -169,7 +163,7 @@ def evaluate_fidelity(
             Longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `32`):
             Queries processed together.
-        on_progress (`Callable[[str, int, int], None]`, *optional*):
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
             Called with what is being done, the queries done, and their total.
         allow_other_prompt (`bool`, *optional*, defaults to `False`):
             Accept another prompt than the one that the adapter was trained on.
@@ -278,8 +272,8 @@ def reconstruction_embeddings(
     table = model.get_input_embeddings()
     table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
     # -1 stands for the rows, whose embeddings are put in below
-    ids, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
-    ids = torch.tensor([ids], device=model.device)
+    example, _ = reconstruction_example(tokenizer, [-1] * len(rows), None if ae_row is None else -1, prompt_ids)
+    ids = torch.tensor([example], device=model.device)
     rows = rows.to(model.device)
     special = rows if ae_row is None else torch.cat([rows, ae_row.to(rows)])
     scale = getattr(table, "embed_scale", None)

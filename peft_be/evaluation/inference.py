@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ..checks import check_number
 from ..data import as_queries
 from ..machine.versions import machine_of, versions
+from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..teacher import common_prefix_length
@@ -30,8 +32,43 @@ QUERIES = (
     "I have a question about something that happened yesterday, and I am not sure that I understood it.",
 )
 MODES = ("full", "full_cached", "no_prompt", "be")
+Jobs = dict[str, Callable[[], RequestTiming]]
 # Shares of the full prompt at which TTFT is measured to fit Eq. 6
 FIT_SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """
+    What [`bench_inference`] measures.
+
+    Args:
+        batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
+            Requests answered together.
+        new_tokens (`int`, *optional*, defaults to `32`):
+            Length of an answer, in tokens, after the first one.
+        repeats (`int`, *optional*, defaults to `5`):
+            Measurements of each figure, after one warm-up; at least 2.
+
+    Raises:
+        `ValueError`: fewer than two repeats, no decoded token, or a batch size below 1.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 4)
+    new_tokens: int = 32
+    repeats: int = 5
+
+    def __post_init__(self):
+        sizes = [("a batch size", size) for size in self.batch_sizes]
+        for name, value in [("repeats", self.repeats), ("new_tokens", self.new_tokens), *sizes]:
+            check_number(name, value, whole=True)
+        if self.repeats < 2 or self.new_tokens < 1 or min(self.batch_sizes, default=0) < 1:
+            raise ValueError("A measurement needs at least 2 repeats, 1 new token, and batch sizes of 1 or more.")
+
+    @classmethod
+    def quick(cls) -> BenchConfig:
+        """For a first look: one request at a time, short answers, and as few repeats as have a spread."""
+        return cls(batch_sizes=(1,), new_tokens=8, repeats=2)
 
 
 @torch.no_grad()
@@ -40,11 +77,9 @@ def bench_inference(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[dict[str, str]],
     queries: Iterable | None = None,
-    batch_sizes: tuple[int, ...] = (1, 4),
-    new_tokens: int = 32,
-    repeats: int = 5,
+    config: BenchConfig | None = None,
     training_seconds: float | None = None,
-    on_progress: Callable[[str, int, int, dict], None] | None = None,
+    on_progress: OnProgress | None = None,
     allow_other_prompt: bool = False,
 ) -> dict:
     """
@@ -63,12 +98,8 @@ def bench_inference(
         queries (`Iterable`, *optional*):
             Users' turns, in any form that [`as_queries`] takes. They are used in order, and again from the first one where
             there are too few. `None` takes four general ones.
-        batch_sizes (`tuple[int, ...]`, *optional*, defaults to `(1, 4)`):
-            Requests answered together.
-        new_tokens (`int`, *optional*, defaults to `32`):
-            Length of an answer, in tokens, after the first one.
-        repeats (`int`, *optional*, defaults to `5`):
-            Measurements of each figure, after one warm-up; at least 2.
+        config ([`BenchConfig`], *optional*):
+            Batch sizes, the length of answers, and how often to measure.
         training_seconds (`float`, *optional*):
             What the compression took, for the break-even.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
@@ -84,73 +115,71 @@ def bench_inference(
             against `full` and against `full_cached`, and `None` where it saves none.
 
     Raises:
-        `ValueError`: fewer than two repeats, no decoded token, a batch size below 1, no queries, another prompt than
-            the adapter's, or a query that does not fit into the model's context with P and its answer.
+        `ValueError`: no queries, another prompt than the adapter's, or a query that does not fit into the model's
+            context with P and its answer.
     """
-    for name, value in [("repeats", repeats), ("new_tokens", new_tokens), *(("a batch size", b) for b in batch_sizes)]:
-        check_number(name, value, whole=True)
-    if repeats < 2 or new_tokens < 1 or min(batch_sizes, default=0) < 1:
-        raise ValueError("A measurement needs at least 2 repeats, 1 new token, and batch sizes of 1 or more.")
-    queries = QUERIES if queries is None else as_queries(queries)
-    if not queries:
+    config = config or BenchConfig()
+    asked = list(QUERIES) if queries is None else as_queries(queries)
+    if not asked:
         raise ValueError("There are no queries to measure with.")
-    config, base = active_config(model), model.get_base_model()
+    adapter, base = active_config(model), model.get_base_model()
+    renderer = PromptRenderer.for_adapter(adapter, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
+    asked = list(itertools.islice(itertools.cycle(asked), max(config.batch_sizes)))
+    prompts = {form: [getattr(renderer, form)(query) for query in asked] for form in ("full", "no_prompt", "be")}
+    check_prompts(base, sum(prompts.values(), []), config.new_tokens, 3 * asked)
     was_training = model.training
     model.eval()
-    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
-    queries = list(itertools.islice(itertools.cycle(queries), max(batch_sizes)))
-    full = [renderer.full(query) for query in queries]
-    prompts = {
-        "full": full,
-        "full_cached": full,
-        "no_prompt": [renderer.no_prompt(query) for query in queries],
-        "be": [renderer.be(query) for query in queries],
-    }
-    check_prompts(base, full + prompts["no_prompt"] + prompts["be"], new_tokens, 3 * queries)
-    prefix = _cached_prefix(base, [*full, renderer.full("A"), renderer.full("B")])
-    rounds, done = (repeats + 1) * (len(batch_sizes) + 1), 0
+    prefix = _cached_prefix(base, [*prompts["full"], renderer.full("A"), renderer.full("B")])
 
-    def measured(what: str, jobs: dict[str, Callable[[], RequestTiming]]) -> dict[str, list[RequestTiming]]:
-        """`repeats` timings of each job, with the jobs alternating, after a round that warms up."""
-        nonlocal done
-        timings: dict[str, list[RequestTiming]] = {name: [] for name in jobs}
-        for _ in range(repeats + 1):
-            for name, job in jobs.items():
-                timings[name].append(job())
-            done += 1
-            if on_progress:
-                on_progress(what, done, rounds, {})
-        return {name: values[1:] for name, values in timings.items()}
-
+    rounds = _Rounds(config.repeats, len(config.batch_sizes) + 1, on_progress)
     batches = []
-    for size in batch_sizes:
-        jobs = {
-            mode: partial(
-                time_requests, base, prompts[mode][:size], new_tokens, prefix if mode == "full_cached" else None
-            )
-            for mode in MODES
-        }
-        figures = {mode: _figures(values) for mode, values in measured("requests", jobs).items()}
-        batches.append({"batch_size": size, **figures})
-
-    # For one request; [BE] is predicted, not fitted
-    points = [prompts["no_prompt"][0], *(full[0][: round(share * len(full[0]))] for share in FIT_SHARES)]
-    jobs = {str(i): partial(time_requests, base, [ids]) for i, ids in enumerate([*points, prompts["be"][0]])}
-    ttft = [statistics.median(t.ttft_ms for t in values) for values in measured("requests", jobs).values()]
+    for size in config.batch_sizes:
+        first = {form: ids[:size] for form, ids in prompts.items()}
+        jobs: Jobs = {form: partial(time_requests, base, ids, config.new_tokens) for form, ids in first.items()}
+        jobs["full_cached"] = partial(time_requests, base, first["full"], config.new_tokens, prefix)
+        timings = rounds.measured(jobs)
+        batches.append({"batch_size": size, **{mode: _figures(timings[mode]) for mode in MODES}})
+    ttft = _ttft_model(base, rounds, prompts["full"][0], prompts["no_prompt"][0], prompts["be"][0])
     model.train(was_training)
     return {
-        "model": config.base_model_name_or_path,
+        "model": adapter.base_model_name_or_path,
         "prompt_tokens": len(renderer.prompt_ids),
-        "be_tokens": config.num_be_tokens,
-        "new_tokens": new_tokens,
-        "repeats": repeats,
+        "be_tokens": adapter.num_be_tokens,
+        "new_tokens": config.new_tokens,
+        "repeats": config.repeats,
         "batches": batches,
-        **_ttft_model([len(ids) for ids in points], ttft[:-1], len(prompts["be"][0]), ttft[-1]),
+        **ttft,
         "training_seconds": training_seconds,
-        "break_even_requests": break_even(batches[0], new_tokens, training_seconds),
+        "break_even_requests": break_even(batches[0], config.new_tokens, training_seconds),
         "machine": machine_of(base),
         "versions": versions(),
     }
+
+
+class _Rounds:
+    """
+    Measures jobs in rounds that alternate between them.
+
+    Args:
+        repeats (`int`): timings of each job, after a round that warms up.
+        parts (`int`): how many times [`measured`] will be called.
+        on_progress (`Callable`, *optional*): as in [`bench_inference`].
+    """
+
+    def __init__(self, repeats: int, parts: int, on_progress: OnProgress | None):
+        self._repeats, self._on_progress = repeats, on_progress
+        self._done, self._total = 0, (repeats + 1) * parts
+
+    def measured(self, jobs: Jobs) -> dict[str, list[RequestTiming]]:
+        """The timings of each job."""
+        timings: dict[str, list[RequestTiming]] = {name: [] for name in jobs}
+        for _ in range(self._repeats + 1):
+            for name, job in jobs.items():
+                timings[name].append(job())
+            self._done += 1
+            if self._on_progress:
+                self._on_progress("requests", self._done, self._total, {})
+        return {name: values[1:] for name, values in timings.items()}
 
 
 def _cached_prefix(base: PreTrainedModel, prompts: list[list[int]]) -> DynamicCache:
@@ -165,24 +194,23 @@ def _cached_prefix(base: PreTrainedModel, prompts: list[list[int]]) -> DynamicCa
 def _figures(timings: list[RequestTiming]) -> dict:
     return {
         "ttft_ms": quartiles([timing.ttft_ms for timing in timings]),
-        "decode_tokens_per_s": quartiles([timing.decode_tokens_per_s for timing in timings]),
+        "decode_tokens_per_s": quartiles([timing.decode_tokens_per_s or 0.0 for timing in timings]),
         "kv_bytes": timings[0].kv_bytes,
     }
 
 
-def _ttft_model(lengths: list[int], ttft: list[float], be_length: int, be_ttft: float) -> dict:
+def _ttft_model(base: PreTrainedModel, rounds: _Rounds, full: list[int], no_prompt: list[int], be: list[int]) -> dict:
     """
-    Eq. 5 and 6 of the paper.
-
-    Args:
-        lengths (`list[int]`): of the prompts that are fitted, in tokens; the last one is the full prompt.
-        ttft (`list[float]`): their times to the first token, in ms.
-        be_length (`int`), be_ttft (`float`): those of [BE], which is predicted.
+    Eq. 5 and 6 of the paper, for one request rendered in three ways. The times of no prompt and of parts of the full
+    prompt are fitted, and that of [BE] is predicted.
     """
-    design = torch.tensor([[1.0, length] for length in lengths])
+    points = [no_prompt, *(full[: round(share * len(full))] for share in FIT_SHARES)]
+    jobs: Jobs = {str(i): partial(time_requests, base, [ids]) for i, ids in enumerate([*points, be])}
+    *ttft, be_ttft = (statistics.median(t.ttft_ms for t in values) for values in rounds.measured(jobs).values())
+    design = torch.tensor([[1.0, len(ids)] for ids in points])
     alpha, beta = torch.linalg.lstsq(design, torch.tensor([ttft]).T).solution.flatten().tolist()
-    norm_flops = be_length / lengths[-1]
-    rho = alpha / (alpha + beta * lengths[-1])
+    norm_flops = len(be) / len(full)
+    rho = alpha / (alpha + beta * len(full))
     return {
         "norm_flops": norm_flops,
         "ttft_fit": {"alpha_ms": alpha, "beta_ms_per_token": beta, "rho": rho},

@@ -54,12 +54,9 @@ def time_requests(
     check_prompts(model, prompts, new_tokens)
     shared = prefix.get_seq_length() if prefix else 0
     width = max(map(len, prompts))
-    ids, mask = [], []
-    for prompt in prompts:
-        gap = width - len(prompt)
-        ids.append([0] * gap + prompt[shared:])
-        mask.append([1] * shared + [0] * gap + [1] * (len(prompt) - shared))
-    ids, mask = torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
+    gaps = [width - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[0] * gap + prompt[shared:] for gap, prompt in zip(gaps, prompts)], device=model.device)
+    mask = torch.tensor([[1] * shared + [0] * gap + [1] * (width - gap - shared) for gap in gaps], device=model.device)
     cache = DynamicCache(config=model.config)
     if prefix:
         cache = copy.deepcopy(prefix)

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from ..adapters.load import load_adapter, read_adapter
 from ..models import load_model
@@ -101,36 +104,30 @@ class PeftBeLM(HFLM):
         **kwargs,
     ):
         _check_arguments(pretrained, adapter, form, prompt, kwargs)
-        text, dtype = prompt and load_prompt(prompt), dtype and get_dtype(dtype)
+        text = load_prompt(prompt) if prompt else None
         if not torch.cuda.is_available() and (device or "").startswith("cuda"):
             device = None  # the harness asks for CUDA where nobody asked for anything
+        loading: dict[str, Any] = {"dtype": get_dtype(dtype) if dtype else None, "device": device}
         if adapter:
-            adapter, config = read_adapter(adapter)
+            directory, config = read_adapter(adapter)
             check_adapter_prompt(config, text, allow_other_prompt)
-            peft_model, tokenizer = load_adapter(
-                adapter, pretrained, allow_template_change, dtype, device, allow_other_weights
-            )
-            model, rows = peft_model.get_base_model(), peft_model.base_model.get_rows("default")
-            config = peft_model.peft_config["default"]
+            loading |= {"allow_template_change": allow_template_change, "allow_other_weights": allow_other_weights}
+            model, tokenizer = load_adapter(directory, pretrained, **loading)
+            config = model.peft_config["default"]
             self._renderer = PromptRenderer.for_adapter(config, tokenizer, text, allow_other_prompt=allow_other_prompt)
-            if form != "be":
-                model = peft_model.unload()
         else:
-            (model, tokenizer), rows = load_model(pretrained, dtype, device), None
+            model, tokenizer = load_model(str(pretrained), **loading)
             self._renderer = PromptRenderer(tokenizer, text)
         self._render = getattr(self._renderer, form)
-        stands_in = {
-            "be": lambda: rows.float().cpu().numpy().tobytes(),
-            "full": lambda: json.dumps(text).encode(),
-            "no_prompt": lambda: b"",
-        }
-        self._stand_in = f"{form}-{hashlib.sha256(stands_in[form]()).hexdigest()[:12]}"
+        self._stand_in = f"{form}-{_digest_of_stand_in(form, model, text)}"
+        if adapter:
+            model = model.get_base_model() if form == "be" else model.unload()
         super().__init__(model, backend="causal", tokenizer=tokenizer, **kwargs)
         context = context_length(model)
         if self._max_length and context is not None and self._max_length > context:
             raise ValueError(f"max_length={self._max_length} is more than the model's context of {context} tokens.")
         # What the harness records
-        self.pretrained, self.peft = model.name_or_path, adapter and str(adapter)
+        self.pretrained, self.peft = model.name_or_path, adapter and str(directory)
 
     @property
     def tokenizer_name(self) -> str:
@@ -223,6 +220,14 @@ class PeftBeLM(HFLM):
         """
         if not self._max_length:
             check_length(self.model, longest, "the longest request and its answer")
+
+
+def _digest_of_stand_in(form: str, model: PreTrainedModel | PeftModel, prompt: str | list[dict] | None) -> str:
+    """What tells one stand-in from another in the keys of the harness's caches."""
+    content = {"full": json.dumps(prompt).encode(), "no_prompt": b""}.get(form)
+    if content is None:
+        content = model.base_model.get_rows("default").float().cpu().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _check_arguments(pretrained: str | None, adapter: str | None, form: str, prompt: str | None, others: dict) -> None:

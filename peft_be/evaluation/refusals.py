@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.table import read_table
 from ..files import capitalised, is_blank
+from ..progress import OnProgress, counter
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..teacher import AnswerSettings, generate_answers, share_prefix
 from ..tuner import active_config
-from .fidelity import OnProgress
 
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "refusals" / "requests.jsonl"
@@ -122,7 +122,7 @@ def evaluate_refusals(
             Longest answer, in tokens: a refusal comes first.
         batch_size (`int`, *optional*, defaults to `32`):
             Requests processed together.
-        on_progress (`Callable[[str, int, int], None]`, *optional*):
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
             Called with what is being done, the requests done, and their total.
         allow_other_prompt (`bool`, *optional*, defaults to `False`):
             Accept another prompt than the one that the adapter was trained on.
@@ -149,11 +149,7 @@ def evaluate_refusals(
     for side, form in (("full", renderer.full), ("no_prompt", renderer.no_prompt), ("be", renderer.be)):
         prompts = [form(request.query) for request in requests]
         check_prompts(base, prompts, max_answer_length, [request.query for request in requests])
-
-        def report(done: int, total: int, side: str = side) -> None:
-            if on_progress:
-                on_progress(f"refusals, {side.replace('_', ' ')}", done, total)
-
+        report = counter(on_progress, f"refusals, {side.replace('_', ' ')}")
         answers = generate_answers(
             base, prompts, settings, tokenizer.pad_token_id or 0, share_prefix(base, prompts), on_progress=report
         )

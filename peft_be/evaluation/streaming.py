@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ def stream_answer(
     ids: list[int],
     max_new_tokens: int,
     temperature: float = 0.0,
-) -> Iterator[StreamedAnswer]:
+) -> Generator[StreamedAnswer, None, None]:
     """
     Answer one rendered prompt with the model's own generation settings, and yield the answer whenever it has a new token.
 
@@ -108,6 +109,26 @@ def stream_answer(
         thread.join()
 
 
+# A loop has come round this often, and is this long in tokens: short repetitions are part of verses, tables and code
+_ROUNDS, _LOOP_LENGTH = 4, 32
+
+
+def find_loop(ids: list[int]) -> int | None:
+    """
+    Where an answer began to repeat itself: the position of the first token that was there before, or `None`.
+
+    An answer is in a loop if it ends with the same tokens four times or more in a row, which are 32 tokens or more together.
+    """
+    for size in range(1, len(ids) // _ROUNDS + 1):
+        rounds = max(_ROUNDS, -(-_LOOP_LENGTH // size))
+        start = len(ids) - rounds * size
+        if start >= 0 and ids[-1] == ids[-1 - size] and ids[start:-size] == ids[start + size :]:
+            while start > 0 and ids[start - 1] == ids[start - 1 + size]:
+                start -= 1
+            return start + size
+    return None
+
+
 class _Steps(BaseStreamer):
     """Takes the tokens from `generate` to the queue of another thread, and the wish to stop the other way."""
 
@@ -116,17 +137,17 @@ class _Steps(BaseStreamer):
         self.queue: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
         self.stop = threading.Event()
         self.has_input = False
-        self.first: float | None = None  # when the first token came
+        self.first = math.nan  # when the first token came
         self.kv_bytes = 0
 
     def put(self, value: torch.Tensor) -> None:
         if not self.has_input:  # the rendered prompt comes first
             self.has_input = True
             return
-        if self.first is None:
+        if math.isnan(self.first):
             # By now the cache holds the rendered prompt and nothing else
             self.first, self.kv_bytes = time.perf_counter(), cache_bytes(self.cache)
-        self.queue.put(value.item())
+        self.queue.put(int(value))
 
     def end(self) -> None:
         pass

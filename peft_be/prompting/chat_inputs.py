@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jinja2.exceptions import TemplateError
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from .skeleton import ChatTemplate
 
 
 class ChatInputs:
     """What a [`PromptRenderer`] has in common with a tokenizer."""
+
+    # Of the renderer
+    tokenizer: PreTrainedTokenizerBase
+    be_token_ids: list[int]
+    slot: str
+    be: Callable[[str | list[dict[str, str]]], list[int]]
+    _template: ChatTemplate
 
     def apply_chat_template(
         self,
@@ -49,7 +60,7 @@ class ChatInputs:
         if not rows:
             raise ValueError("There is no conversation to render.")
         width, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
-        encoding = {
+        encoding: dict[str, list] = {
             "input_ids": [[pad] * (width - len(row)) + row for row in rows],
             "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
         }

@@ -68,7 +68,8 @@ def check_prompts(
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     query = "the longest query"
     if queries is not None:
-        text = queries[longest] if isinstance(queries[longest], str) else queries[longest][-1]["content"]
+        asked = queries[longest]
+        text = asked if isinstance(asked, str) else asked[-1]["content"]
         query += f" ({shown(text)})"
     check_length(model, lengths[longest], f"{query} and its answer" if any(new_tokens) else query)
 

@@ -179,12 +179,12 @@ class GuardedTokenizer:
                 end = len(text) - len(text[end:].lstrip())
             borders.append((start, end, mark))
         tokens, position = [], 0
-        for start, end, mark in sorted(borders, key=lambda border: border[:2]) + [(len(text), len(text), None)]:
+        for start, end, own in sorted(borders, key=lambda border: border[:2]) + [(len(text), len(text), None)]:
             if position < start:
                 piece = self.tokenize(text[position:start], split_special_tokens=True)
                 tokens += [shift(token, position) for token in piece]
-            if mark is not None:
-                tokens.append(Token(*mark.place, True))
+            if own is not None:
+                tokens.append(Token(*own.place, True))
             position = max(position, end)
         return tokens
 

@@ -63,16 +63,7 @@ class PromptRenderer(ChatInputs):
         slot: str = "system",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, and only fast ones tell which text a token comes"
-                " from: load it with AutoTokenizer.from_pretrained(..., use_fast=True)."
-            )
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "The tokenizer has no chat template, as base models often do: use the instruction-tuned model, or set "
-                "tokenizer.chat_template to the template the model is to be used with."
-            )
+        _check_tokenizer(tokenizer)
         if slot not in ("system", "prefix"):
             raise ValueError(f"slot must be 'system' or 'prefix', not {slot!r}.")
         self.tokenizer = tokenizer
@@ -80,7 +71,7 @@ class PromptRenderer(ChatInputs):
         self.be_token_ids = [int(token_id) for token_id in be_token_ids]
         self.slot = slot
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._prompt_messages = None if prompt is None else check_prompt(prompt)
+        self._prompt_messages = [] if prompt is None else check_prompt(prompt)
         reserved = {*self.be_token_ids, *([] if ae_token_id is None else [int(ae_token_id)])}
         self._encoder = GuardedTokenizer(tokenizer, reserved)
         self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs)
@@ -143,7 +134,7 @@ class PromptRenderer(ChatInputs):
             raise ValueError("This renderer has no [BE]: pass be_token_ids.")
         messages = check_query(query)
         rendering = render(self._template, messages, self.slot)
-        if self._prompt_messages is not None and not self._compared:
+        if self.prompt is not None and not self._compared:
             self._compared = True
             self._warn_of_switch(messages)
         return self._ids(rendering)
@@ -213,7 +204,7 @@ class PromptRenderer(ChatInputs):
         return [token.id for token in self._encoder.encode(rendering.text, rendering.marks, rendering.spans)]
 
     def _render_full(self, query: str | Messages) -> Rendering:
-        if self._prompt_messages is None:
+        if self.prompt is None:
             raise ValueError("This renderer has no prompt: pass the prompt to render it in full.")
         return render(self._template, self._prompt_messages + check_query(query))
 
@@ -240,11 +231,11 @@ class PromptRenderer(ChatInputs):
             head = text[: border.end]
             self._head = head, self._encoder.encode(head, head_marks, head_spans)
         head, head_tokens = self._head
-        border = head_tokens[-1]
-        tail_marks = [shift(mark, -border.start) for mark in marks if mark.start >= border.start]
-        tail_spans = spans and [shift(span, -border.start) for span in spans if span.start >= border.end]
-        tail = self._encoder.encode(text[border.start :], tail_marks, tail_spans)
-        return head_tokens[:-1] + [shift(token, border.start) for token in tail]
+        last = head_tokens[-1]
+        tail_marks = [shift(mark, -last.start) for mark in marks if mark.start >= last.start]
+        tail_spans = spans and [shift(span, -last.start) for span in spans if span.start >= last.end]
+        tail = self._encoder.encode(text[last.start :], tail_marks, tail_spans)
+        return head_tokens[:-1] + [shift(token, last.start) for token in tail]
 
     def _start_of_query(self, rendering: Rendering) -> int:
         """A character of a full rendering up to which another query's is the same, as far as is known."""
@@ -265,3 +256,16 @@ class PromptRenderer(ChatInputs):
                 UserWarning,
                 stacklevel=1,
             )
+
+
+def _check_tokenizer(tokenizer) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer, and only fast ones tell which text a token comes"
+            " from: load it with AutoTokenizer.from_pretrained(..., use_fast=True)."
+        )
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "The tokenizer has no chat template, as base models often do: use the instruction-tuned model, or set "
+            "tokenizer.chat_template to the template the model is to be used with."
+        )

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from ..files import well_formed
 from .encoding import UNTOLD, Mark, Span, shift
@@ -95,9 +96,9 @@ def render(template: ChatTemplate, messages: Messages, slot: str | None = None) 
             raise ValueError("The chat template leaves [BE] out of this conversation: use slot='prefix'.")
     if slot != "prefix":
         return rendering
-    if rendering is expected:
-        return template.skeleton(conversation.roles, "prefix").fill(conversation.messages)
-    return _with_prefix(template, conversation.roles, rendering)
+    if isinstance(rendering, ChangedRendering):
+        return _with_prefix(template, conversation.roles, rendering)
+    return template.skeleton(conversation.roles, "prefix").fill(conversation.messages)
 
 
 def generation_prompt(template: ChatTemplate, messages: Messages, slot: str | None = None) -> str:
@@ -161,7 +162,9 @@ class _Conversation:
         ids = self.template.spellings
         token = "|".join(map(re.escape, ids)) or "(?!)"
         source = re.sub(f"({token})", rf"{opening}\1{closing}", self.template.source)
-        named = {n: f"{opening}{t}{closing}" for n, t in self.template.named_tokens.items() if t in ids}
+        named: dict[str, Any] = {
+            n: f"{opening}{t}{closing}" for n, t in self.template.named_tokens.items() if t in ids
+        }
         found = self.template.apply(self.asked, source=source, **named)
 
         pieces, marks, length = [], [], 0
@@ -209,7 +212,7 @@ class _Conversation:
         return list(itertools.islice(unused, 2 + len(self._row_ids)))
 
 
-def _with_prefix(template: ChatTemplate, roles: tuple[str, ...], rendering: ChangedRendering) -> ChangedRendering:
+def _with_prefix(template: ChatTemplate, roles: tuple[str, ...], rendering: ChangedRendering) -> Rendering:
     """A changed rendering without [BE], with [BE] in front of the user's turn instead of any system turn."""
     plain, prefix = template.skeleton(roles), template.skeleton(roles, "prefix")
     head, opening = plain.segments[0], prefix.segments[0]
@@ -237,11 +240,11 @@ def _same_text(first: str, second: str) -> Iterator[tuple[int, int, int]]:
     yield 0, 0, head
     words = [list(_WORD.finditer(text, head, len(text) - tail)) for text in (first, second)]
     spelled = [[word[0].lower() for word in found] for found in words]
-    matcher = difflib.SequenceMatcher(None, *spelled, autojunk=len(spelled[1]) > _MANY_WORDS)
+    matcher = difflib.SequenceMatcher(None, spelled[0], spelled[1], autojunk=len(spelled[1]) > _MANY_WORDS)
     for a, b, size in matcher.get_matching_blocks():
         pairs = zip(words[0][a : a + size], words[1][b : b + size])
-        pairs = ((one, other) for one, other in pairs if len(one[0]) == len(other[0]))
-        for by, run in itertools.groupby(pairs, key=lambda pair: pair[1].start() - pair[0].start()):
-            run = [one for one, _ in run]
-            yield run[0].start(), run[0].start() + by, run[-1].end() - run[0].start()
+        alike = ((one, other) for one, other in pairs if len(one[0]) == len(other[0]))
+        for by, run in itertools.groupby(alike, key=lambda pair: pair[1].start() - pair[0].start()):
+            same = [one for one, _ in run]
+            yield same[0].start(), same[0].start() + by, same[-1].end() - same[0].start()
     yield len(first) - tail, len(second) - tail, tail

@@ -80,7 +80,7 @@ class Rendering:
         return self.placed
 
     @property
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[Span] | None:
         """Characters that a message may have written, in which no guarded token may come up."""
         return [Span(piece.start, piece.end) for piece in self.pieces]
 
@@ -280,7 +280,7 @@ class ChatTemplate:
         text between an assistant's and a user's content without what closes the assistant's turn.
         """
         # Turns may spell a BOS token, too (SmolLM2's is <|im_start|>): a mark shows what is written as BOS.
-        mark = {"bos_token": _BOS_MARK} if self.tokenizer.bos_token else {}
+        mark: dict[str, Any] = {"bos_token": _BOS_MARK} if self.tokenizer.bos_token else {}
         head = self._segments(("user",), **mark)[0]
         system_head = self._segments(("system", "user"), **mark)[0]
         *_, between, _, _ = self._segments(("user", "assistant", "user"), generation=False, **mark)

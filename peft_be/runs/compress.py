@@ -18,18 +18,19 @@ from ..adapters.provenance import best_figures, stage_name
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json
 from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
 from ..prompting.fingerprints import sha256
 from ..prompting.messages import check_prompt
 from ..recipe import recorded
 from ..training import BEDistillConfig, BEDistillTrainer
 from ..training.budget import Budget, steps_in_time
-from ..training.callbacks import OnPreview, OnProgress
+from ..training.callbacks import OnPreview
 from ..tuner import BETokenConfig
 from .config import CompressConfig, changed
 from .folder import RunFolder
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
-from .train import train
+from .train import report_to, train
 
 
 @dataclass
@@ -157,10 +158,12 @@ class _Training:
             log += self._reconstruct()
             changes = {"init": None, "init_text": None}  # go on from there
         trainer = self._distiller(distillation_args(self.config, self.run.work / "stage2", **changes))
+        stage = stage_name(self.config.kd_weight)
+        report_to(self.on_progress, trainer, stage)
         if on_preview:
             on_preview(trainer.preview())
         self._fit_steps(trainer)
-        log += train(trainer, stage_name(self.config.kd_weight), self.on_progress)
+        log += train(trainer, stage)
         state = trainer.state
         best = best_figures(
             trainer.args.metric_for_best_model,
@@ -175,7 +178,8 @@ class _Training:
         steps = self.config.reconstruction_steps
         args = distillation_args(self.config, self.run.work / "stage1", kd_weight=0.0, max_steps=steps)
         trainer = BEDistillTrainer(self.model, args, self.prompt, processing_class=self.tokenizer)
-        return train(trainer, "stage 1", self.on_progress)
+        report_to(self.on_progress, trainer, "stage 1")
+        return train(trainer, "stage 1")
 
     def _distiller(self, args: BEDistillConfig) -> BEDistillTrainer:
         """The trainer of the main training, whose teacher stops when the time is over."""

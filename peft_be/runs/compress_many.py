@@ -21,12 +21,12 @@ from ..checks import COUNT, check_number
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json, write_json
 from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.fingerprints import sha256
 from ..recipe import recorded
 from ..teacher import teacher_prompts
 from ..training import BEDistillConfig
-from ..training.callbacks import OnProgress
 from ..training.many_prompts import EachPromptsBest, ManyPromptsTrainer
 from ..tuner.checks import BE_KEY
 from .config import CompressConfig, changed
@@ -34,7 +34,7 @@ from .folder import RunFolder, failure
 from .manifest import PromptJob, check_job_names
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
-from .train import PATIENCE, train
+from .train import PATIENCE, report_to, train
 
 
 # What a run of one prompt has, and one of many does not
@@ -224,7 +224,8 @@ class _Batch:
             best = EachPromptsBest(trainer, PATIENCE)
             trainer.add_callback(best)
             stage = stage_name(self.config.kd_weight)
-            train(trainer, stage, self.on_progress, f"{label}: {stage}")
+            report_to(self.on_progress, trainer, f"{label}: {stage}")
+            train(trainer, stage)
         except FloatingPointError:
             if trainer is None or len(trainer.failed) < len(group):
                 raise

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..adapters.load import name_of
 from ..files import read_json
 from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
 from ..prompting.fingerprints import sha256
 from ..recipe import recorded
 from ..training import AEConfig, AETrainer
-from ..training.callbacks import OnProgress
 from .config import PretrainAEConfig, changed, shared_fields
 from .folder import RunFolder
 from .prepare import load_confirmed
-from .train import train
+from .train import report_to, train
 
 
 @dataclass
@@ -95,7 +95,8 @@ def pretrain_ae(
             eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
             processing_class=tokenizer,
         )
-        log = train(trainer, "stage 0", on_progress)
+        report_to(on_progress, trainer, "stage 0")
+        log = train(trainer, "stage 0")
         report = {
             "model": settings["model"],
             "settings": run.settings,

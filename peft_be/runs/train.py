@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer, TrainerState
 from transformers import ProgressCallback as ProgressBarCallback
 
-from ..training.callbacks import OnProgress, Patience, ProgressCallback, StopOnInterrupt
+from ..progress import OnProgress
+from ..training.callbacks import Patience, ProgressCallback, StopOnInterrupt
 from .checkpoints import STATE, last_checkpoint
 
 
@@ -15,24 +16,16 @@ from .checkpoints import STATE, last_checkpoint
 PATIENCE = 5
 
 
-def train(trainer: Trainer, stage: str, on_progress: OnProgress | None = None, label: str | None = None) -> list[dict]:
-    """
-    Train to the end, from the last complete checkpoint if there is one.
-
-    Args:
-        trainer ([`~transformers.Trainer`]): what trains.
-        stage (`str`): what the log calls the training.
-        on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called after each step; the trainer then prints
-            nothing itself.
-        label (`str`, *optional*): what `on_progress` is told instead of the stage.
-
-    Returns:
-        `list[dict]`: the log.
-    """
+def report_to(on_progress: OnProgress | None, trainer: Trainer, what: str) -> None:
+    """Report each step to `on_progress`, if there is one, and turn off what the trainer itself prints."""
     if on_progress:
-        trainer.add_callback(ProgressCallback(label or stage, on_progress))
+        trainer.add_callback(ProgressCallback(what, on_progress))
         for printer in (PrinterCallback, ProgressBarCallback):
             trainer.remove_callback(printer)
+
+
+def train(trainer: Trainer, stage: str) -> list[dict]:
+    """Train to the end, from the last complete checkpoint if there is one, and return the log of the stage."""
     stop = StopOnInterrupt()
     trainer.add_callback(stop)
     if trainer.args.load_best_model_at_end:

@@ -8,7 +8,7 @@ import re
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +50,8 @@ def export_gguf(
     model: str | None = None,
     default: str | None = None,
     allow_other_weights: bool = False,
+    token_names: dict[str, str] | None = None,
+    device: str | None = None,
 ) -> dict[str, MergedToken]:
     """
     Write a copy of a GGUF file in which each adapter's [BE] is an ordinary special token.
@@ -78,6 +80,11 @@ def export_gguf(
             Name of the adapter that the chat template takes as the system message where a chat has none.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training.
+        token_names (`dict[str, str]`, *optional*):
+            How the tokens are spelled, by adapter, for instance `{"pirate": "<|pirate|>"}`: in angle or square brackets.
+            Several rows are numbered: `<|pirate_0|>`. An adapter that is not among them becomes `<|be_NAME|>`.
+        device (`str`, *optional*):
+            Where the base model is computed, as in [`load_model`].
 
     Returns:
         `dict[str, MergedToken]`: by adapter.
@@ -89,12 +96,13 @@ def export_gguf(
         `FileNotFoundError`: there is no such GGUF file, or no adapter in a folder.
         `FileExistsError`: `output` exists.
     """
-    check_names(adapters, default)
+    check_names(adapters, default, token_names)
     base, output = Path(base), Path(output)
     if output.exists():
         raise FileExistsError(f"'{output}' exists: choose another file.")
     reader = _read(base)
-    hf_model, tokenizer, found = load_rows(adapters, model, default, allow_other_weights)
+    loading = {"model": model, "device": device, "allow_other_weights": allow_other_weights}
+    hf_model, tokenizer, found = load_rows(adapters, default, token_names, **loading)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     vocab = reader.fields["tokenizer.ggml.tokens"].contents()
     _check_same_model(base, tensors, vocab, hf_model, tokenizer)
@@ -120,7 +128,7 @@ def export_gguf(
     }
     if BIAS in tensors:
         bias = tensors[BIAS]
-        written[BIAS] = _Table(bias, bias.tensor_type, dict.fromkeys(ids, np.float32(0)))
+        written[BIAS] = _Table(bias, bias.tensor_type, dict.fromkeys(ids, np.zeros((), np.float32)))
     metadata = _new_metadata(reader, vocab, ids, found.all_texts)
     templates = _templates(reader, tokenizer)
     check_shown(tokenizer, templates["default"], tokens, default)
@@ -226,7 +234,7 @@ def _new_metadata(reader: GGUFReader, vocab: list[str], ids: list[int], texts: l
             new[i] = value
         return new
 
-    metadata = {
+    metadata: dict[str, Any] = {
         "tokenizer.ggml.tokens": extended("tokenizer.ggml.tokens", "", texts),
         "tokenizer.ggml.token_type": extended("tokenizer.ggml.token_type", NORMAL, [CONTROL] * len(ids)),
     }
@@ -367,9 +375,12 @@ def _write(reader: GGUFReader, output: Path, metadata: dict, tables: dict[str, _
         if isinstance(value, str):
             writer.add_string(key, value)
         else:
-            type = GGUFValueType.STRING if isinstance(value[0], str) else GGUFValueType.INT32
-            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=type)
-    tensors = {tensor.name: (tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+            kind = GGUFValueType.STRING if isinstance(value[0], str) else GGUFValueType.INT32
+            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=kind)
+    # A table has what the writer asks of an array
+    tensors: dict[str, tuple[Any, GGMLQuantizationType]] = {
+        tensor.name: (tensor.data, tensor.tensor_type) for tensor in reader.tensors
+    }
     tensors.update({name: (table, table.type) for name, table in tables.items()})
     for name, (data, type) in tensors.items():
         writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, type)

@@ -47,7 +47,8 @@ def export_lora(
     output_dir: str | os.PathLike,
     model: str | None = None,
     allow_other_weights: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
 ) -> dict[str, LoraToken]:
     """
     Write each adapter's [BE] as a LoRA adapter of the input embedding, for PEFT, vLLM and whatever else loads LoRA.
@@ -70,9 +71,11 @@ def export_lora(
             The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            In which the engine computes. PEFT adds in float32 whatever the base's dtype, and needs no other. vLLM adds in the
-            base's dtype, such as `torch.bfloat16`.
+        dtype (`torch.dtype`, *optional*):
+            In which the engine computes. `None` is float32, which suits PEFT whatever the base's dtype is: it adds in float32.
+            vLLM adds in the base's dtype, such as `torch.bfloat16`.
+        device (`str`, *optional*):
+            Where to load the base model, as in [`load_model`].
 
     Returns:
         `dict[str, LoraToken]`: by adapter.
@@ -84,12 +87,14 @@ def export_lora(
         `OSError`: the base model cannot be loaded, or the Hub cannot be reached.
         `FileExistsError`: `output_dir` is not empty.
     """
-    output_dir = Path(output_dir)
+    output_dir, dtype = Path(output_dir), torch.float32 if dtype is None else dtype
     check_names(adapters, None)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 
-    base, tokenizer, found = load_rows(adapters, model, None, allow_other_weights, dtype)
+    base, tokenizer, found = load_rows(
+        adapters, None, None, model=model, dtype=dtype, device=device, allow_other_weights=allow_other_weights
+    )
     configs = {name: read_adapter(directory)[1] for name, directory in adapters.items()}
     free = _readable_ids(tokenizer, base)
     tokens = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..tuner.model import untie_output_embedding
+from ..tuner import untie_output_embedding
 from ..tuner.token_ids import find_unused_token_ids
 from .tokens import MergedToken, chat_templates, check_names, check_shown, load_rows, never_row, with_default_system
 
@@ -24,6 +24,9 @@ def export_merged(
     model: str | None = None,
     default: str | None = None,
     allow_other_weights: bool = False,
+    token_names: dict[str, str] | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
 ) -> dict[str, MergedToken]:
     """
     Write a transformers checkpoint in which each adapter's [BE] is an ordinary special token.
@@ -38,7 +41,7 @@ def export_merged(
     Args:
         adapters (`dict[str, str | os.PathLike]`):
             Adapters of one base model, each a folder or a name on the Hub as in [`load_adapter`], by names: letters, digits,
-            `.`, `_` and `-`. A name becomes the token `<|be_NAME|>`.
+            `.`, `_` and `-`. A name becomes the token `<|be_NAME|>`, if `token_names` says nothing else.
         output_dir (`str` or `os.PathLike`):
             Folder for the checkpoint; new or empty. `be_tokens.json` in it tells the tokens.
         model (`str`, *optional*):
@@ -47,22 +50,29 @@ def export_merged(
             Name of the adapter that the chat template takes as the system message where a chat has none.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training.
+        token_names (`dict[str, str]`, *optional*):
+            How the tokens are spelled, by adapter, for instance `{"pirate": "<|pirate|>"}`: in angle or square brackets.
+            Several rows are numbered: `<|pirate_0|>`. An adapter that is not among them becomes `<|be_NAME|>`.
+        dtype (`torch.dtype` or `str`, *optional*), device (`str`, *optional*):
+            Of the checkpoint, and where it is made, as in [`load_model`].
 
     Returns:
         `dict[str, MergedToken]`: by adapter.
 
     Raises:
-        `ValueError`: no adapter, unusable names, an unknown `default`, or adapters of different bases.
+        `ValueError`: no adapter, unusable names, a token that the tokenizer has already, an unknown `default`, or
+            adapters of different bases.
         `FileNotFoundError`: there is no adapter in a folder.
         `OSError`: the base model cannot be loaded, or the Hub cannot be reached.
         `FileExistsError`: `output_dir` is not empty.
     """
     output_dir = Path(output_dir)
-    check_names(adapters, default)
+    check_names(adapters, default, token_names)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 
-    base, tokenizer, found = load_rows(adapters, model, default, allow_other_weights)
+    loading = {"model": model, "dtype": dtype, "device": device, "allow_other_weights": allow_other_weights}
+    base, tokenizer, found = load_rows(adapters, default, token_names, **loading)
     found.check_texts_are_new(tokenizer.get_vocab())
     untie_output_embedding(base)
     never = never_row(base)
@@ -80,8 +90,8 @@ def export_merged(
     tokens = found.tokens(ids)
     check_shown(tokenizer, tokenizer.get_chat_template(), tokens, default)
     if default is not None:
-        templates = chat_templates(tokenizer).items()
-        templates = {name: with_default_system(template, tokens[default].text) for name, template in templates}
+        own = chat_templates(tokenizer).items()
+        templates = {name: with_default_system(template, tokens[default].text) for name, template in own}
         tokenizer.chat_template = templates if len(templates) > 1 else templates["default"]
     base.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)

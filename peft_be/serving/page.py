@@ -87,7 +87,7 @@ def build_page(comparison: PromptComparison) -> "gradio.Blocks":
 
     stops: dict[str, threading.Event] = {}  # by browser session, of the questions that are being answered
 
-    def ask(adapter: str, question: str, max_new_tokens: int, request: gr.Request) -> Iterator[list]:
+    def ask(adapter: str, question: str, max_new_tokens: int, request: gr.Request) -> Iterator[list]:  # type: ignore[name-defined]  # a local name
         stop = stops[request.session_hash] = threading.Event()
         answers: dict[str, StreamedAnswer | None] = {}
         kl: dict[str, float] = {}
@@ -106,7 +106,7 @@ def build_page(comparison: PromptComparison) -> "gradio.Blocks":
             stops.pop(request.session_hash, None)
         yield [end, *cards(answers, kl, False), *controls(False)]
 
-    def stop_answering(request: gr.Request) -> None:
+    def stop_answering(request: gr.Request) -> None:  # type: ignore[name-defined]  # a local name
         if request.session_hash in stops:
             stops[request.session_hash].set()
             gr.Info("Stopping after the current step.", duration=3)
@@ -205,7 +205,7 @@ def _describe(comparison: PromptComparison, name: str) -> str:
     rows = "1 learned token stands" if config.num_be_tokens == 1 else f"{config.num_be_tokens} learned tokens stand"
     known = "full" in comparison.forms
     prompt = f"a prompt of {len(comparison.renderers[name].prompt_ids):,} tokens" if known else "its prompt"
-    return f"In <b>{html.escape(name)}</b>, {rows} for {prompt}. Model: {html.escape(config.base_model_name_or_path)}."
+    return f"In <b>{html.escape(name)}</b>, {rows} for {prompt}. Model: {html.escape(str(config.base_model_name_or_path))}."
 
 
 def _doing(answers: dict[str, StreamedAnswer | None], forms: tuple[str, ...]) -> str:

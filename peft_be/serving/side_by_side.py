@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +36,8 @@ class PromptComparison:
             Accept other weights of the base model than those of the training.
         allow_other_prompt (`bool`, *optional*, defaults to `False`):
             Accept other prompts than those that the adapters were trained on.
+        dtype (`torch.dtype` or `str`, *optional*), device (`str`, *optional*):
+            As in [`~peft_be.load_model`].
 
     Attributes:
         names (`list[str]`): what the adapters are called: their folders' names where these differ, else their paths.
@@ -49,17 +51,19 @@ class PromptComparison:
 
     def __init__(
         self,
-        directories: list[str | os.PathLike],
-        prompts: list[str | list[dict[str, str]]] | None = None,
+        directories: Sequence[str | os.PathLike],
+        prompts: Sequence[str | list[dict[str, str]]] | None = None,
         model: str | None = None,
         allow_template_change: bool = False,
         allow_other_weights: bool = False,
         allow_other_prompt: bool = False,
+        dtype: torch.dtype | str | None = None,
+        device: str | None = None,
     ):
-        prompts = prompts or [None] * len(directories)
-        if len(prompts) != len(directories):
+        given: Sequence[str | list[dict[str, str]] | None] = prompts or [None] * len(directories)
+        if len(given) != len(directories):
             raise ValueError(
-                f"There are {len(directories)} adapters and {len(prompts)} prompts: give the prompt of each adapter, in "
+                f"There are {len(directories)} adapters and {len(given)} prompts: give the prompt of each adapter, in "
                 "the order of the adapters, or none."
             )
         self.names = [Path(directory).absolute().name for directory in directories]
@@ -67,8 +71,8 @@ class PromptComparison:
             self.names = [str(directory) for directory in directories]
         if len(set(self.names)) < len(self.names):
             raise ValueError("An adapter is given twice: name each one once.")
-        self.forms = ("full", "be", "no_prompt") if prompts[0] is not None else ("be", "no_prompt")
-        for directory, prompt in zip(directories, prompts):
+        self.forms = ("full", "be", "no_prompt") if given[0] is not None else ("be", "no_prompt")
+        for directory, prompt in zip(directories, given):
             check_adapter_prompt(read_adapter(directory)[1], prompt, allow_other_prompt)
         # PEFT allows no dot in a name
         self._adapters = {name: str(number) for number, name in enumerate(self.names)}
@@ -76,10 +80,12 @@ class PromptComparison:
             dict(zip(self._adapters.values(), directories)),
             model,
             allow_template_change,
-            allow_other_weights=allow_other_weights,
+            dtype,
+            device,
+            allow_other_weights,
         )
         self.renderers = {}
-        for name, prompt in zip(self.names, prompts):
+        for name, prompt in zip(self.names, given):
             config = self.config(name)
             if not config.num_be_tokens:
                 raise ValueError(f"'{name}' holds an [AE] row, which is for training only, and no [BE].")
@@ -102,7 +108,7 @@ class PromptComparison:
 
     def answers(
         self, name: str, question: str, max_new_tokens: int
-    ) -> Iterator[tuple[dict[str, StreamedAnswer | None], dict[str, float]]]:
+    ) -> Generator[tuple[dict[str, StreamedAnswer | None], dict[str, float]], None, None]:
         """
         Answer a question in every form, greedily, one form after the other, so that each is timed alone. A second
         request waits until the first one is finished or its generator closed, and yields nothing but empty dicts until
@@ -137,8 +143,8 @@ class PromptComparison:
                 yield dict(answers), {}
                 for answers[form] in stream_answer(self.model, self.tokenizer, ids, max_new_tokens):
                     yield dict(answers), {}
-            if "full" in prompts:
-                yield answers, self._divergences(prompts, answers["full"].ids)
+            if full := answers.get("full"):
+                yield answers, self._divergences(prompts, full.ids)
         finally:
             self._turn.release()
 

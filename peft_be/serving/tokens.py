@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import jinja2
@@ -22,6 +22,8 @@ from ..tuner import BETokenConfig
 
 # The logit that the output embedding is to give a [BE] token in every context: about e^-100 of the best token's probability
 NEVER_LOGIT = -100.0
+# Brackets around it, and nothing in it that would end a string of a chat template
+_TOKEN_NAME = re.compile(r"<[^\s<>\[\]{}'\"\\]+>|\[[^\s<>\[\]{}'\"\\]+\]")
 
 
 @dataclass
@@ -49,15 +51,18 @@ class AdapterRows:
     Attributes:
         rows (`dict[str, torch.Tensor]`): k rows each, of shape (k, d), float32.
         slots (`dict[str, str]`): where they stand in the prompt.
+        token_names (`dict[str, str]`): how their tokens are spelled; `<|be_NAME|>` for those that are not among them.
     """
 
     rows: dict[str, torch.Tensor]
     slots: dict[str, str]
+    token_names: dict[str, str] = field(default_factory=dict)
 
     def texts(self, name: str) -> list[str]:
-        """How the k tokens of an adapter are spelled."""
-        k = len(self.rows[name])
-        return [f"<|be_{name}|>"] if k == 1 else [f"<|be_{name}_{i}|>" for i in range(k)]
+        """How the k tokens of an adapter are spelled: several are numbered, as `<|be_pirate_0|>`."""
+        text, k = self.token_names.get(name, f"<|be_{name}|>"), len(self.rows[name])
+        end = len(text.rstrip("|>]"))
+        return [text] if k == 1 else [f"{text[:end]}_{i}{text[end:]}" for i in range(k)]
 
     @property
     def all_texts(self) -> list[str]:
@@ -67,7 +72,9 @@ class AdapterRows:
         taken = set(vocab)
         for text in self.all_texts:
             if text in taken:
-                raise ValueError(f"There is a token {text} already: give the adapter another name.")
+                raise ValueError(
+                    f"There is a token {text} already: give the adapter another token name (--token-name)."
+                )
             taken.add(text)
 
     def tokens(self, ids: list[int]) -> dict[str, MergedToken]:
@@ -79,30 +86,42 @@ class AdapterRows:
         return tokens
 
 
-def check_names(adapters: dict[str, str | os.PathLike], default: str | None) -> None:
-    """Check that there are adapters, that tokens can be called like them, and that `default` is one of them."""
+def check_names(
+    adapters: dict[str, str | os.PathLike], default: str | None, token_names: dict[str, str] | None
+) -> None:
+    """Check that there are adapters, that tokens can be called so, and that `default` is one of them."""
     for name in adapters:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
             raise ValueError(f"'{name}' cannot be part of a token's name: use letters, digits, '.', '_' and '-'.")
     if not adapters:
         raise ValueError("There is no adapter to export.")
+    for name, text in (token_names or {}).items():
+        if name not in adapters:
+            raise ValueError(f"A token is named for '{name}', which is not among the adapters: {', '.join(adapters)}.")
+        if not _TOKEN_NAME.fullmatch(text):
+            raise ValueError(
+                f"'{text}' cannot be a token's name, which must not come up in ordinary text: put it into brackets, such as "
+                "<|pirate|> or [PIRATE], without spaces, quotes or braces."
+            )
     if default is not None and default not in adapters:
         raise ValueError(f"The default '{default}' is not among the adapters: {', '.join(adapters)}.")
 
 
 def load_rows(
     adapters: dict[str, str | os.PathLike],
-    model: str | None,
     default: str | None,
-    allow_other_weights: bool,
-    dtype: torch.dtype | None = None,
+    token_names: dict[str, str] | None,
+    **loading,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AdapterRows]:
-    """The plain base model of the adapters, its tokenizer, and their rows; arguments as in [`export_merged`]."""
+    """
+    The plain base model of the adapters, its tokenizer, and their rows; arguments as in [`export_merged`], those for
+    loading as in [`load_adapters`].
+    """
     # PEFT allows no dot in a name
     own_names = {name: str(number) for number, name in enumerate(adapters)}
     folders = {own_names[name]: folder for name, folder in adapters.items()}
-    peft_model, tokenizer = load_adapters(folders, model, allow_other_weights=allow_other_weights, dtype=dtype)
-    found = AdapterRows({}, {})
+    peft_model, tokenizer = load_adapters(folders, **loading)
+    found = AdapterRows({}, {}, token_names or {})
     for name, directory in adapters.items():
         config = peft_model.peft_config[own_names[name]]
         _check_exportable(config, directory, default == name)
@@ -213,7 +232,7 @@ def check_shown(
             shown = ""
         if token.slot != "system" or token.text in shown:
             continue
-        if name == default or f"be_{name}".lower() in shown.lower():
+        if name == default or token.text.strip("<|>[]").lower() in shown.lower():
             raise ValueError(
                 f"The chat template does not show {token.text} in a system message as it is written: serve the "
                 "adapter with PEFT instead."

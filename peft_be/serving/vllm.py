@@ -74,8 +74,8 @@ class PromptEmbeds:
             `FileNotFoundError`: there is no adapter.
             `ValueError`: it is damaged, of another method, or holds an [AE] row only.
         """
-        directory, config = read_adapter(directory)
-        rows = read_rows(directory / WEIGHTS_FILE, config).get("be")
+        folder, config = read_adapter(directory)
+        rows = read_rows(folder / WEIGHTS_FILE, config).get("be")
         if rows is None:
             raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
         return cls(config, rows * config.embed_scale)
@@ -120,8 +120,9 @@ class PromptEmbeds:
             # Half a second for a large vocabulary: not with every request
             check_tokenizer(self.config, tokenizer)
             self._renderer = PromptRenderer.for_adapter(self.config, tokenizer)
-        ids = torch.tensor(self._renderer.be(query))
-        places = [(ids == be_id).nonzero().item() for be_id in self.config.be_token_ids]
+        written = self._renderer.be(query)
+        places = torch.tensor([written.index(be_id) for be_id in self._renderer.be_token_ids])
+        ids = torch.tensor(written)
         ids[places] = 0  # [BE] may have ids beyond the embedding
         weight = getattr(embedding, "weight", None)
         with torch.no_grad():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -279,12 +280,12 @@ def cached_answers(
     asked = vars(settings) if gold is None else {"batch_size": settings.batch_size}
     if settings.temperature == 0:  # greedy answers are the same for every seed
         asked = {name: value for name, value in asked.items() if name != "seed"}
-    key = {"model": model_fingerprint(model), "prompts": prompts, "gold": gold, "settings": asked}
+    key: dict = {"model": model_fingerprint(model), "prompts": prompts, "gold": gold, "settings": asked}
     key["prefix"] = prefix.length if prefix else 0  # what is computed apart is rounded apart
     about = f"{Path(model.name_or_path).name}, {len(prompts)} prompts of up to {max(map(len, prompts))} tokens"
     # What a trainer keeps in its own folder is not shared, and has no limit
     cache = AnswerCache(directory, key, about, cache_limit() if Path(directory) == teacher_cache_dir() else None)
-    common = {"prefix": prefix, "cache": cache, "on_progress": on_progress}
+    common: dict[str, Any] = {"prefix": prefix, "cache": cache, "on_progress": on_progress}
     with cache.in_use():
         if gold is None:
             return generate_answers(model, prompts, settings, pad_token_id, **common)

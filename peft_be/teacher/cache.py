@@ -158,7 +158,7 @@ class AnswerCache:
         value = zlib.crc32(f"{self.directory.name}/{number}".encode())
         for name, tensor in sorted(tensors.items()):
             value = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), value)
-            value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), value)
+            value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, value)
         return f"{value:08x}"
 
 

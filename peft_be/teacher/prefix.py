@@ -29,6 +29,9 @@ class _SuffixLayer(DynamicLayer):
     It writes into buffers with room for more: a plain layer copies all it holds for every generated token.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, prefix_length: int):
         super().__init__()
         self.prefix_length = prefix_length

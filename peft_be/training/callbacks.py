@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 
+from ..progress import OnProgress
 
-# The stage, the work done, its total, and the latest logged values
-OnProgress = Callable[[str, int, int, dict], None]
+
 # The teacher's answers to some queries, see `BEDistillTrainer.preview`
 OnPreview = Callable[[list[dict]], None]
 

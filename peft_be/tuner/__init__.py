@@ -1,8 +1,9 @@
 from .config import BETokenConfig, active_config
 from .layer import BETokenEmbedding
-from .model import BETokenModel, check_adapter_name, untie_output_embedding
+from .model import BETokenModel, check_adapter_name
 from .registration import register_be_token
 from .token_ids import find_unused_token_ids
+from .untying import untie_output_embedding
 
 
 __all__ = [

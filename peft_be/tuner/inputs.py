@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import nn
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from .layer import BETokenEmbedding, at_hand
 
 
-def add_input_checks(model: nn.Module) -> None:
+def add_input_checks(model: PreTrainedModel) -> None:
     """
     Checks what goes into `forward` and `generate` of a base model whose input embedding is a [`BETokenEmbedding`].
     """
@@ -27,7 +28,7 @@ def add_input_checks(model: nn.Module) -> None:
         model.generate = partial(_checked_generate, model)
 
 
-def remove_input_checks(model: nn.Module, layer: BETokenEmbedding) -> None:
+def remove_input_checks(model: PreTrainedModel, layer: BETokenEmbedding) -> None:
     """Undoes [`add_input_checks`] on a base model that had `layer` as its input embedding."""
     if layer.input_check is not None:
         layer.input_check.remove()
@@ -35,7 +36,7 @@ def remove_input_checks(model: nn.Module, layer: BETokenEmbedding) -> None:
 
 
 @contextmanager
-def any_input(model: nn.Module):
+def any_input(model: PreTrainedModel | PeftModel):
     """
     Context in which inputs without [BE] are meant, as for the teacher, which reads the prompt itself.
 
@@ -53,7 +54,7 @@ def any_input(model: nn.Module):
         layer.expects_be = before
 
 
-def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
+def _check_forward(model: PreTrainedModel, args: tuple, kwargs: dict) -> None:
     """A forward pre-hook that warns, once for each model, of inputs that do not use an active adapter."""
     if torch.compiler.is_compiling():
         return
@@ -82,14 +83,14 @@ def _check_forward(model: nn.Module, args: tuple, kwargs: dict) -> None:
     )
 
 
-def _checked_generate(model: nn.Module, *args, **kwargs):
+def _checked_generate(model: PreTrainedModel, *args, **kwargs):
     """`generate` of the model's class, after a check for ids at which it would fail with an error from inside torch."""
     generate = type(model).generate
     _check_generation(model, inspect.signature(generate).bind(model, *args, **kwargs).arguments)
     return generate(model, *args, **kwargs)
 
 
-def _check_generation(model: nn.Module, arguments: dict) -> None:
+def _check_generation(model: PreTrainedModel, arguments: dict) -> None:
     """
     Raises a `ValueError` for token ids that this way to generate cannot take.
 
@@ -113,7 +114,8 @@ def _check_generation(model: nn.Module, arguments: dict) -> None:
         limits["prompt_lookup_num_tokens"] = layer.in_features
     if setting("encoder_repetition_penalty") not in (None, 1.0):
         limits["encoder_repetition_penalty"] = layer.in_features
-    assistant, known = arguments.get("assistant_model"), set()
+    assistant = arguments.get("assistant_model")
+    known: set[int] = set()
     if assistant is not None and options.get("assistant_tokenizer") is None:  # else it reads texts
         table = assistant.get_input_embeddings()
         limits["assistant_model"] = table.weight.shape[0]

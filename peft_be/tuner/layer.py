@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,10 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
     # their forward, so that FSDP can wrap them like any other module without children.
     adapter_layer_names = ("be_token_embedding", "be_token_ae_embedding")
     other_param_names = ("be_token_ids",)
+    # Of PEFT's layer
+    active_adapters: list[str]
+    get_base_layer: Callable[[], nn.Embedding]
+    _get_embed_scale: Callable[[], torch.Tensor | None]
 
     def __init__(self, base_layer: nn.Embedding, adapter_name: str) -> None:
         super().__init__()
@@ -53,8 +57,8 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         self.be_token_ae_embedding = nn.ModuleDict()
         # For each adapter the ids of its [BE] rows, then that of its [AE] row.
         self.be_token_ids = BufferDict(persistent=False)
-        self.frozen_peft_weight_names = {}
-        self.merged_adapters = []
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self.merged_adapters: list[str] = []
         self._rows_before_merge: dict[str, torch.Tensor] = {}
         # See inputs.py: whether an input without [BE] is worth a warning, the hook that checks, and the adapter of each
         # row of the batch
@@ -195,7 +199,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         positions = hit.nonzero(as_tuple=True)
         slots = slots[positions]
         if (slots >= len(rows)).any():
-            token_id = ids[slots.max()].item()
+            token_id = int(ids[slots.max()])
             owner = next(name for name in all_names[len(adapter_names) :] if token_id in self.be_token_ids[name])
             raise _not_active(token_id, owner, adapter_names)
         values = self._like_table_rows(F.embedding(slots, rows), embeds)

@@ -19,34 +19,7 @@ from .config import BETokenConfig
 from .inputs import add_input_checks, remove_input_checks
 from .layer import BETokenEmbedding
 from .token_ids import find_unused_token_ids
-
-
-def untie_output_embedding(model: nn.Module) -> bool:
-    """
-    Gives a causal LM with tied embeddings an output embedding of its own. All logits stay as they are, and the model needs room
-    for V x d more numbers, in memory and when it is saved.
-
-    Call it before you merge rows into the input embedding: a merge does it otherwise, with a warning. Merging is what needs
-    it. An output embedding that shares the table would score the ids by the rows. These are as long as hidden states, and the
-    model would write [BE] nearly everywhere.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): The causal LM, with or without an adapter of this method.
-
-    Returns:
-        `bool`: Whether it was tied.
-    """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
-    if head is None or table is None or head.weight is not table.weight:
-        return False
-    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
-    # What transformers ties again when it saves and moves the model
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-    return True
+from .untying import untie_output_embedding
 
 
 def check_adapter_name(name: str) -> None:
@@ -191,7 +164,7 @@ class BETokenModel(BaseTuner):
         need_ae = peft_config.use_ae_token and peft_config.ae_token_id is None
         if not (need_be or need_ae):
             return
-        vocab_size = peft_config.vocab_size
+        vocab_size = peft_config.vocab_size or 0
         num_be_tokens = peft_config.num_be_tokens if need_be else 0
         others = (config for config in self.peft_config.values() if config is not peft_config)
         taken = {i for config in (peft_config, *others) for i in config.token_ids}
@@ -203,7 +176,7 @@ class BETokenModel(BaseTuner):
                 be_token_ids = self._first_free_ids(vocab_size, num_be_tokens, taken)
             peft_config.be_token_ids = be_token_ids
         if need_ae:
-            ids = unused or self._first_free_ids(vocab_size, 1, taken.union(peft_config.be_token_ids))
+            ids = unused or self._first_free_ids(vocab_size, 1, taken.union(peft_config.be_token_ids or []))
             peft_config.ae_token_id = ids[0]
 
     def _unused_token_ids(self, peft_config: BETokenConfig, num_usable: int) -> list[int]:
@@ -233,7 +206,7 @@ class BETokenModel(BaseTuner):
         self,
         peft_config: BETokenConfig,
         adapter_name: str,
-        target: nn.Module,
+        target: nn.Embedding | BETokenEmbedding,
         target_name: str,
         parent: nn.Module,
         current_key: str,

@@ -57,8 +57,8 @@ def test_a_quantised_copy_is_the_same_model(real, smollm2_dir, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_float16_file_is_the_same_model_in_any_dtype(dtype, smollm2_tokenizer):
-    model = tiny_llama(smollm2_tokenizer)
+def test_a_float16_file_is_the_same_model_in_any_dtype(dtype, tiny_tokenizer):
+    model = tiny_llama(tiny_tokenizer)
     expected = weights_fingerprint(copy.deepcopy(model).to(dtype))
     found = weights_fingerprint(copy.deepcopy(model).half().to(dtype))
     assert (expected["fits_float16"], found["fits_float16"]) == (False, True)
@@ -82,9 +82,9 @@ def test_what_was_trained_since_is_another_model(real):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_of_its_own_counts(smollm2_tokenizer, tied):
-    expected = weights_fingerprint(tiny_llama(smollm2_tokenizer))
-    model = tiny_llama(smollm2_tokenizer)
+def test_a_head_of_its_own_counts(tiny_tokenizer, tied):
+    expected = weights_fingerprint(tiny_llama(tiny_tokenizer))
+    model = tiny_llama(tiny_tokenizer)
     if not tied:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     assert same_weights(expected, weights_fingerprint(model))
@@ -116,8 +116,8 @@ def recorded(base, folder):
     return folder
 
 
-def test_adapters_are_refused_on_other_weights(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_adapters_are_refused_on_other_weights(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = recorded(base, tmp_path / "adapter")
     assert load_adapter(folder, dtype=torch.bfloat16)[0].active_adapter == "default"
     model, tokenizer = load_model(base)

@@ -21,10 +21,10 @@ PROMPT = "You are a lighthouse keeper, and never leave the island."
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, smollm2_tokenizer):
+def whole(tmp_path_factory, tiny_tokenizer):
     """A base and an adapter of two rows."""
     folder = tmp_path_factory.mktemp("whole")
-    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer)
     return base, save_adapter(base, folder / "adapter", k=2)
 
 
@@ -167,8 +167,8 @@ def test_links_out_of_the_folder_are_not_uploaded(adapter, tmp_path):
         push_adapters(adapter, "me/adapter", base_model="org/model")
 
 
-def test_a_base_that_moved(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_a_base_that_moved(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "adapter")
     shutil.move(base, tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="adapter' was trained on '.*base', .*--model"):
@@ -202,17 +202,17 @@ def test_a_model_that_carries_an_adapter_is_no_base(whole, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_file_of_ours_holds_rows_and_nothing_else(whole, tmp_path, smollm2_tokenizer):
+def test_a_file_of_ours_holds_rows_and_nothing_else(whole, tmp_path, tiny_tokenizer):
     with_lora = AutoModelForCausalLM.from_pretrained(save_lora(whole[0], tmp_path / "lora"))
     with pytest.raises(ValueError, match="an adapter of another method .*merge it first"):
         get_peft_model(with_lora, BETokenConfig(task_type="CAUSAL_LM"))
-    model = get_peft_model(tiny_llama(smollm2_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))
+    model = get_peft_model(tiny_llama(tiny_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))
     config = model.peft_config["default"]
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model.get_base_model())
     model.peft_config["default"] = config  # of which PEFT takes any layer's weights by the adapter's name
     with pytest.raises(ValueError, match="carries an adapter of another method .*merge it"):
         model.save_pretrained(tmp_path / "out")
-    model = get_peft_model(tiny_llama(smollm2_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))
+    model = get_peft_model(tiny_llama(tiny_tokenizer), BETokenConfig(task_type="CAUSAL_LM"))
     with pytest.raises(ValueError, match="was not saved: .*is no row of"):
         model.save_pretrained(tmp_path / "out", save_embedding_layers=True)
     assert not list((tmp_path / "out").glob("*.safetensors"))
@@ -233,7 +233,7 @@ def test_a_merged_lora_does_not_pass_for_its_base(whole, tmp_path):
         load_adapter(result.directory)
 
 
-def test_a_run_is_resumed_on_the_weights_that_it_was_started_on(whole, tmp_path, smollm2_tokenizer, monkeypatch):
+def test_a_run_is_resumed_on_the_weights_that_it_was_started_on(whole, tmp_path, tiny_tokenizer, monkeypatch):
     from peft_be.training import BEDistillTrainer
 
     base = shutil.copytree(whole[0], tmp_path / "base")
@@ -257,10 +257,10 @@ def test_a_run_is_resumed_on_the_weights_that_it_was_started_on(whole, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             compress()
     (tmp_path / "out" / "training" / "work").write_text("worth keeping")
-    other = tiny_llama(smollm2_tokenizer)
+    other = tiny_llama(tiny_tokenizer)
     other.model.layers[0].mlp.up_proj.weight.data[3] *= 1.1
     other.save_pretrained(base)
     with pytest.raises(ValueError, match="another base model or dtype"):
         compress(resume=True)
-    tiny_llama(smollm2_tokenizer).save_pretrained(base)
+    tiny_llama(tiny_tokenizer).save_pretrained(base)
     assert compress(resume=True).report["steps"] == 1

@@ -25,8 +25,8 @@ def run_script(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def tiny_dir(tmp_path, tiny_model, smollm2_tokenizer):
+def tiny_dir(tmp_path, tiny_model, tiny_tokenizer):
     """Folder of the random model, for `--model`."""
     tiny_model.save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

@@ -5,7 +5,6 @@ import os
 import pytest
 
 from ..exports import save_adapter
-from ..serving.test_gguf import save_gguf
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
@@ -26,6 +25,8 @@ def test_transformers(run_script, tiny_dir, adapter):
 
 def test_llama_cpp(run_script, tiny_dir, adapter, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from ..gguf_file import save_gguf
+
     file = save_gguf(tiny_dir, tmp_path / "base.gguf")
     report = run_script("injection.py", adapter, "--model", tiny_dir, "--strings", 60, "--gguf", file)
     counts = report["engines"]["llama.cpp, GGUF file"]
@@ -41,6 +42,7 @@ def test_llama_cpp(run_script, tiny_dir, adapter, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_vllm(run_script, smollm2_dir, tmp_path):
     if not os.environ.get("PEFT_BE_VLLM"):
         pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")

@@ -217,10 +217,10 @@ def test_training_memory(run_script, tiny_dir):
     assert all(1e6 < size < 1e9 for size in result["peak_bytes"].values())
 
 
-def test_precision(run_script, smollm2_tokenizer, tmp_path):
+def test_precision(run_script, tiny_tokenizer, tmp_path):
     pytest.importorskip("bitsandbytes")
     # On some CPUs, bitsandbytes packs 4-bit layers in blocks of 64
-    base, _ = load_model(save_tiny_llama(tmp_path / "model", smollm2_tokenizer, width=64))
+    base, _ = load_model(save_tiny_llama(tmp_path / "model", tiny_tokenizer, width=64))
     model = get_peft_model(base, BETokenConfig(task_type="CAUSAL_LM"))
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "prompt.txt").write_text("You are a lighthouse keeper. You never leave the island.")

@@ -17,13 +17,13 @@ PROMPT = "You are a lighthouse keeper who hates visitors, and you answer in shor
 QUERIES = ["What did you see today?", "How old is the lamp, and who built it?", "May I come in?"]
 
 
-def test_texts_have_the_length_that_is_asked_for(smollm2_tokenizer):
+def test_texts_have_the_length_that_is_asked_for(tiny_tokenizer):
     from reference import prompt_of_length, text_of_length
 
     for length in (7, 500):
-        text = text_of_length(smollm2_tokenizer, "one two three four five six seven eight nine", length)
-        assert len(smollm2_tokenizer(text)["input_ids"]) == pytest.approx(length, abs=1)
-    assert len(smollm2_tokenizer(prompt_of_length(smollm2_tokenizer, 300))["input_ids"]) == pytest.approx(300, abs=3)
+        text = text_of_length(tiny_tokenizer, "one two three four five six seven eight nine", length)
+        assert len(tiny_tokenizer(text)["input_ids"]) == pytest.approx(length, abs=1)
+    assert len(tiny_tokenizer(prompt_of_length(tiny_tokenizer, 300))["input_ids"]) == pytest.approx(300, abs=3)
 
 
 def test_reference_computes_the_losses_of_the_package(smollm2, smollm2_tokenizer):
@@ -74,10 +74,10 @@ def test_reference_takes_the_shipped_ae_row(smollm2, smollm2_tokenizer, capsys):
     assert torch.equal(shipped.be, random.be) and "random" not in capsys.readouterr().out
 
 
-def test_reference_learns(tiny_model, smollm2_tokenizer):
+def test_reference_learns(tiny_model, tiny_tokenizer):
     from reference import KD_WEIGHT, Reference
 
-    reference = Reference(tiny_model, smollm2_tokenizer, PROMPT, QUERIES[:1], 6, seed=1)
+    reference = Reference(tiny_model, tiny_tokenizer, PROMPT, QUERIES[:1], 6, seed=1)
     full, student = next(reference.rows)
     answer = reference.answer(full)
     teacher = reference.teach(full, answer)
@@ -94,10 +94,10 @@ def test_reference_learns(tiny_model, smollm2_tokenizer):
     assert torch.equal(reference.table, table)
 
 
-def test_reference_meets_every_query_in_a_pass(tiny_model, smollm2_tokenizer):
+def test_reference_meets_every_query_in_a_pass(tiny_model, tiny_tokenizer):
     from reference import Reference
 
-    reference = Reference(tiny_model, smollm2_tokenizer, PROMPT, QUERIES, 4, seed=1)
+    reference = Reference(tiny_model, tiny_tokenizer, PROMPT, QUERIES, 4, seed=1)
     passes = [[tuple(next(reference.rows)[0]) for _ in QUERIES] for _ in range(4)]
     assert all(len(set(rows)) == len(QUERIES) for rows in passes)
     assert len(set(map(tuple, passes))) > 1
@@ -126,11 +126,11 @@ def test_a_cartridge_of_the_whole_prompt_is_the_teacher(smollm2, smollm2_tokeniz
     assert short > 1.05 * entropy
 
 
-def test_a_cartridge_step_moves_the_cache_alone(tiny_model, smollm2_tokenizer):
+def test_a_cartridge_step_moves_the_cache_alone(tiny_model, tiny_tokenizer):
     from training import Cartridge
 
     before = copy.deepcopy(tiny_model.state_dict())
-    cartridge = Cartridge(tiny_model, smollm2_tokenizer, PROMPT, QUERIES, 4, num_tokens=4)
+    cartridge = Cartridge(tiny_model, tiny_tokenizer, PROMPT, QUERIES, 4, num_tokens=4)
     (parameter,) = cartridge.parameters
     start = parameter.detach().clone()
     assert len(parameter) == 3  # the first token is frozen

@@ -12,9 +12,9 @@ QUERIES = [f"What did you see on day {i}?" for i in range(12)]
 
 
 @pytest.fixture(scope="session")
-def tiny_dir(tmp_path_factory, smollm2_tokenizer):
+def tiny_dir(tmp_path_factory, tiny_tokenizer):
     """A folder with a random Llama and the real tokenizer, as `--model` takes it."""
-    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", smollm2_tokenizer)
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", tiny_tokenizer)
 
 
 @pytest.fixture

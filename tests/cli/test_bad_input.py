@@ -162,8 +162,8 @@ def test_damaged_adapters(cli, job, adapter):
     fails(cli("info", job.folder / "nowhere"), "check the path")
 
 
-def test_adapters_of_something_else(cli, job, adapter, smollm2_tokenizer):
-    wide = save_tiny_llama(job.folder / "wide", smollm2_tokenizer, width=64)
+def test_adapters_of_something_else(cli, job, adapter, tiny_tokenizer):
+    wide = save_tiny_llama(job.folder / "wide", tiny_tokenizer, width=64)
     fails(cli(*evaluation(job, model=wide)), "hidden size 32", "hidden size 64")
 
     from transformers import AutoTokenizer
@@ -178,9 +178,9 @@ def test_adapters_of_something_else(cli, job, adapter, smollm2_tokenizer):
     fails(cli(*evaluation(job, model=other), "--allow-template-change"), "another tokenizer")
 
 
-def test_ae_rows_of_something_else(cli, job, adapter, smollm2_tokenizer):
+def test_ae_rows_of_something_else(cli, job, adapter, tiny_tokenizer):
     fails(cli(*evaluation(job, ae=adapter)), "has no [AE] row")
-    wide = save_tiny_llama(job.folder / "wide", smollm2_tokenizer, width=64)
+    wide = save_tiny_llama(job.folder / "wide", tiny_tokenizer, width=64)
     corpus = write(
         job.folder / "corpus.jsonl", "".join(json.dumps({"text": f"{q} " * 30}) + "\n" for q in QUERIES * 4)
     )

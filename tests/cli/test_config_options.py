@@ -5,8 +5,8 @@ from dataclasses import MISSING, fields
 import pytest
 from typer.main import get_command
 
-from peft_be import AEConfig, BEDistillConfig, CompressConfig, PretrainAEConfig
-from peft_be.cli.config_options import ABLATIONS, NAMES
+from peft_be import AEConfig, BEDistillConfig, BenchConfig, CompressConfig, PretrainAEConfig
+from peft_be.cli.config_options import ABLATIONS, SHORT
 from peft_be.cli.main import app
 
 
@@ -26,7 +26,7 @@ def test_each_field_is_an_option(name, config_class, without):
             continue
         option = options[field.name]
         assert (option.default, option.help) == (field.default, field.metadata["help"])
-        assert option.opts == [NAMES.get(field.name, f"--{field.name.replace('_', '-')}")]
+        assert f"--{field.name.replace('_', '-')}" in option.opts and len(option.opts) == 1 + (field.name in SHORT)
 
 
 @pytest.mark.parametrize("run, trainer", [(CompressConfig, BEDistillConfig), (PretrainAEConfig, AEConfig)])
@@ -36,3 +36,12 @@ def test_runs_and_trainers_have_one_set_of_defaults(run, trainer):
     assert len(shared) > 10
     for field in shared:
         assert field.default == theirs[field.name].default is not MISSING, field.name
+
+
+def test_help_shows_what_bench_measures():
+    shown = {
+        p.name: p.show_default for p in get_command(app).commands["bench"].params if isinstance(p.show_default, str)
+    }
+    config = BenchConfig()
+    sizes = ",".join(map(str, config.batch_sizes))
+    assert shown == {"batch_sizes": sizes, "new_tokens": str(config.new_tokens), "repeats": str(config.repeats)}

@@ -33,11 +33,11 @@ def test_prompts_that_are_not_the_adapters(cli, job, adapter, monkeypatch):
     fails(cli("demo", adapter, "--prompt", other), *words)
 
 
-def test_weights_that_are_not_the_bases(cli, job, adapter, smollm2_tokenizer):
-    model = tiny_llama(smollm2_tokenizer)
+def test_weights_that_are_not_the_bases(cli, job, adapter, tiny_tokenizer):
+    model = tiny_llama(tiny_tokenizer)
     model.model.layers[1].mlp.down_proj.weight.data *= 1.02
     model.save_pretrained(job.folder / "tuned")
-    smollm2_tokenizer.save_pretrained(job.folder / "tuned")
+    tiny_tokenizer.save_pretrained(job.folder / "tuned")
     tuned = ["--model", job.folder / "tuned"]
     words = ["was trained on other weights", "--allow-other-weights"]
     evaluation = ["eval", adapter, "--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt"]
@@ -49,8 +49,8 @@ def test_weights_that_are_not_the_bases(cli, job, adapter, smollm2_tokenizer):
     assert cli(*evaluation, "--allow-other-weights")[0] == 0
 
 
-def test_adapters_of_another_method_and_bases_that_moved(cli, job, adapter, smollm2_tokenizer):
-    base = save_tiny_llama(job.folder / "base", smollm2_tokenizer)
+def test_adapters_of_another_method_and_bases_that_moved(cli, job, adapter, tiny_tokenizer):
+    base = save_tiny_llama(job.folder / "base", tiny_tokenizer)
     lora = save_lora(base, job.folder / "lora")
     queries = ["--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt"]
     for arguments in (["info", lora], ["eval", lora, *queries], ["chat", lora], ["push", lora, "me/lora"]):

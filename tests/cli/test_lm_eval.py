@@ -42,9 +42,9 @@ def test_without_the_harness(cli, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run(cli, tmp_path, monkeypatch, smollm2_tokenizer):
+def test_a_run(cli, tmp_path, monkeypatch, tiny_tokenizer):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     adapter = save_adapter(base, tmp_path / "adapter")
     rows = [{"question": f"Which colour is number {i}?", "answer": "red"} for i in range(3)]
     (tmp_path / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -70,5 +70,5 @@ def test_a_part_that_comes_again_begins_anew():
     lines = Lines(to, clock=lambda: 0.0)
     for _ in range(2):
         for done in (1, 2, 3):
-            lines.update("answers", done, 3)
+            lines.update("answers", done, 3, {})
     assert to.file.getvalue().splitlines() == ["answers: 1/3 (33%)", "answers: 3/3 (100%), took 0:00:00"] * 2

@@ -69,7 +69,7 @@ def test_files_are_refused_before_a_model_is_loaded(cli, job, monkeypatch, name,
     for module in (
         "peft_be.adapters.load.load_model",
         "peft_be.adapters.load.load_adapter",
-        "peft_be.comparison.compare.load_model",
+        "peft_be.runs.prepare.load_base",
     ):
         monkeypatch.setattr(module, load)
     path = job.folder / name

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from .conftest import QUERIES
 
 
-pytestmark = pytest.mark.slow
+# One worker runs them all, for they share what a fixture of the module makes
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 
 def command(arguments, cache):

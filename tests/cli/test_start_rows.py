@@ -8,7 +8,7 @@ from peft_be import load_adapter
 from peft_be.evaluation.audit.audit import nearest_tokens
 
 from .conftest import PROMPT
-from .test_compress_many import options, write_manifest
+from .manifests import options, write_manifest
 
 
 TEXT = "Aye, captain"
@@ -32,18 +32,18 @@ def spelt_by(folder):
         (START, TEXT, "text", TEXT),
     ],
 )
-def test_rows_spell_what_they_start_from(cli, job, smollm2_tokenizer, changes, text, init, init_text):
+def test_rows_spell_what_they_start_from(cli, job, tiny_tokenizer, changes, text, init, init_text):
     code, _, err = cli(*job.with_(**changes))
     assert code == 0, err
-    words = smollm2_tokenizer.decode(smollm2_tokenizer(text)["input_ids"][: changes["num_be_tokens"]])
+    words = tiny_tokenizer.decode(tiny_tokenizer(text)["input_ids"][: changes["num_be_tokens"]])
     assert spelt_by(job.folder / "out") == (words, init, init_text)
 
 
-def test_rows_that_start_elsewhere_do_not_spell_the_prompt(cli, job, smollm2_tokenizer):
+def test_rows_that_start_elsewhere_do_not_spell_the_prompt(cli, job, tiny_tokenizer):
     for init in ("neutral", "random"):
         code, _, err = cli(*job.with_(num_be_tokens=3, init=init, overwrite=True))
         assert code == 0, err
-        words = smollm2_tokenizer.decode(smollm2_tokenizer(PROMPT)["input_ids"][:3])
+        words = tiny_tokenizer.decode(tiny_tokenizer(PROMPT)["input_ids"][:3])
         assert spelt_by(job.folder / "out")[0] != words
 
 

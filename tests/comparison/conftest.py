@@ -27,24 +27,22 @@ PROMPTS = {"system": SYSTEM, "examples": EXAMPLES, "examples only": EXAMPLES[1:]
 
 
 @pytest.fixture
-def job(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+def job(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     """A job for a random model whose answers depend on the prompt."""
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
     for parameter in tiny_model.parameters():
         parameter.data.mul_(3)
     splits = split_queries(QUERIES, ["Who are you?", "Is it cold?"])
-    return Job(
-        tiny_model, smollm2_tokenizer, PROMPT, splits, tmp_path / "work", seed=1, max_steps=4, max_answer_length=5
-    )
+    return Job(tiny_model, tiny_tokenizer, PROMPT, splits, tmp_path / "work", seed=1, max_steps=4, max_answer_length=5)
 
 
 @pytest.fixture
-def make_job(tiny_model, smollm2_tokenizer, tmp_path):
+def make_job(tiny_model, tiny_tokenizer, tmp_path):
     """Makes a job on the random model, or on another, with a prompt that has something to prune."""
 
     def make(prompt=SYSTEM, model=tiny_model, **changes) -> Job:
         queries = [f"What did you see on day {i}?" for i in range(10)]
         splits = QuerySplits(train=queries[:8], validation=queries[8:], test=[], num_duplicates=0)
-        return Job(model, smollm2_tokenizer, prompt, splits, tmp_path / "job", **changes)
+        return Job(model, tiny_tokenizer, prompt, splits, tmp_path / "job", **changes)
 
     return make

@@ -18,12 +18,12 @@ SETTINGS = {"max_steps": 2, "max_answer_length": 4, "seeds": (1, 2)}
 
 
 @pytest.fixture
-def compare(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+def compare(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
     for parameter in tiny_model.parameters():
         parameter.data.mul_(3)
     tiny_model.save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
 
     def run(methods, **settings):
         settings = {**SETTINGS, "model": str(tmp_path / "model"), **settings}

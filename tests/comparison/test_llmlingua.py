@@ -55,11 +55,11 @@ def classifier(tmp_path_factory):
 
 @pytest.mark.parametrize("budget", [5, 23, 60])
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_keeps_the_budget(encoding, classifier, make_job, smollm2_tokenizer, prompt, budget):
+def test_keeps_the_budget(encoding, classifier, make_job, tiny_tokenizer, prompt, budget):
     if prompt == PROMPTS["examples only"] and budget == 5:
         pytest.skip("an exchange is longer")
     kept = LLMLingua2(budget, classifier).fit(make_job(prompt))
-    assert budget - (7 if isinstance(prompt, str) else 24) < kept.num_tokens(smollm2_tokenizer) <= budget
+    assert budget - (7 if isinstance(prompt, str) else 24) < kept.num_tokens(tiny_tokenizer) <= budget
     assert kept.prompt == LLMLingua2(budget, classifier).fit(make_job(prompt)).prompt
 
 
@@ -79,9 +79,9 @@ def test_keeps_what_the_package_keeps(encoding, tmp_path, kind, percent):
     assert ours == theirs and 0 < len(ours) < len(words)
 
 
-def test_a_message_that_the_classifier_cannot_read(encoding, classifier, make_job, smollm2_tokenizer):
+def test_a_message_that_the_classifier_cannot_read(encoding, classifier, make_job, tiny_tokenizer):
     prompt = [*EXAMPLES, {"role": "user", "content": "👍"}, {"role": "assistant", "content": "👍"}]
-    assert 0 < LLMLingua2(60, classifier).fit(make_job(prompt)).num_tokens(smollm2_tokenizer) <= 60
+    assert 0 < LLMLingua2(60, classifier).fit(make_job(prompt)).num_tokens(tiny_tokenizer) <= 60
 
 
 def test_leaves_random_numbers_alone(encoding, classifier, make_job):
@@ -110,9 +110,9 @@ def test_other_checkpoints(encoding, tmp_path, make_job, make, message):
         LLMLingua2(20, make(tmp_path / "model")).fit(make_job())
 
 
-def test_a_language_model(encoding, tmp_path, tiny_model, smollm2_tokenizer, make_job):
+def test_a_language_model(encoding, tmp_path, tiny_model, tiny_tokenizer, make_job):
     tiny_model.save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="not a model for token classification"):
         LLMLingua2(20, tmp_path / "model").fit(make_job())
 

@@ -14,7 +14,7 @@ def cache(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("prompt", [SYSTEM, EXAMPLES], ids=["system", "examples"])
-def test_learns_rows_for_the_pruned_prompt(make_job, tiny_model, smollm2_tokenizer, monkeypatch, prompt):
+def test_learns_rows_for_the_pruned_prompt(make_job, tiny_model, tiny_tokenizer, monkeypatch, prompt):
     seen = []
     fit = BE.fit
     monkeypatch.setattr(BE, "fit", lambda self, job: seen.append(job.prompt) or fit(self, job))
@@ -22,12 +22,12 @@ def test_learns_rows_for_the_pruned_prompt(make_job, tiny_model, smollm2_tokeniz
     before = {name: weight.clone() for name, weight in tiny_model.named_parameters()}
     stand_in = PruneThenBE(30, Truncation, num_be_tokens=2).fit(job)
     assert seen == [Truncation(30).fit(job).prompt]
-    assert stand_in.rows.shape == (2, tiny_model.config.hidden_size) and stand_in.num_tokens(smollm2_tokenizer) == 2
+    assert stand_in.rows.shape == (2, tiny_model.config.hidden_size) and stand_in.num_tokens(tiny_tokenizer) == 2
     assert stand_in.log and torch.isfinite(stand_in.rows).all()
     # The model is as it was, and the stand-in can be placed in it
     after = dict(tiny_model.named_parameters())
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    with stand_in.placed(tiny_model, smollm2_tokenizer) as render:
+    with stand_in.placed(tiny_model, tiny_tokenizer) as render:
         assert render("Who are you?")
 
 

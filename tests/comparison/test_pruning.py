@@ -45,45 +45,45 @@ def is_subsequence(short, long):
     return all(character in characters for character in short)
 
 
+def is_cut_of(short, long):
+    """Whether `short` is made of words of `long`, in their order; words are cut within only where none are written apart."""
+    cut = [run for run in short.split() if run not in long.split()]
+    return bool(short) and is_subsequence(short, long) and all(re.search("[灯台守です。🌊]", run) for run in cut)
+
+
 @all_pruners
 @all_prompts
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_is_a_shorter_prompt_of_the_same_kind(make_job, smollm2_tokenizer, pruner, prompt, budget):
+def test_is_a_shorter_prompt_of_the_same_kind(make_job, tiny_tokenizer, pruner, prompt, budget):
     job = make_job(prompt)
     try:
         stand_in = pruner(budget).fit(job)
     except ValueError as error:  # no two words of an exchange fit so little
         assert prompt == PROMPTS["examples only"] and budget == BUDGETS[0] and "raise num_tokens" in str(error)
         return
-    assert 0 < stand_in.num_tokens(smollm2_tokenizer) <= budget
+    assert 0 < stand_in.num_tokens(tiny_tokenizer) <= budget
     assert type(stand_in.prompt) is type(prompt)
-    PromptRenderer(smollm2_tokenizer, stand_in.prompt).full("Who are you?")  # a valid conversation
+    PromptRenderer(tiny_tokenizer, stand_in.prompt).full("Who are you?")  # a valid conversation
     # Whole messages go in pairs, and what stays are P's words in their order
     left = iter(messages_of(prompt))
     for message in messages_of(stand_in.prompt):
-        original = next(
-            m for m in left if m["role"] == message["role"] and is_subsequence(message["content"], m["content"])
-        )
-        runs = [run for run in message["content"].split() if run not in original["content"].split()]
-        assert message["content"] and all(
-            re.search("[灯台守です。🌊]", run) for run in runs
-        )  # cut within, others never
+        assert any(m["role"] == message["role"] and is_cut_of(message["content"], m["content"]) for m in left)
     assert len([m for m in messages_of(stand_in.prompt) if m["role"] != "system"]) % 2 == 0
 
 
 @all_pruners
 @all_prompts
-def test_budget_is_used(make_job, smollm2_tokenizer, pruner, prompt):
+def test_budget_is_used(make_job, tiny_tokenizer, pruner, prompt):
     job, budget = make_job(prompt), 60
     # A word of these prompts has at most 7 tokens; a further exchange comes with what the template writes around it
     room = 7 if isinstance(prompt, str) else 24
-    assert pruner(budget).fit(job).num_tokens(smollm2_tokenizer) > budget - room
+    assert pruner(budget).fit(job).num_tokens(tiny_tokenizer) > budget - room
 
 
 @all_pruners
 @all_prompts
-def test_what_fits_is_left_alone(make_job, smollm2_tokenizer, pruner, prompt):
-    length = StandIn(prompt=prompt).num_tokens(smollm2_tokenizer)
+def test_what_fits_is_left_alone(make_job, tiny_tokenizer, pruner, prompt):
+    length = StandIn(prompt=prompt).num_tokens(tiny_tokenizer)
     assert pruner(length).fit(make_job(prompt)).prompt is prompt
     assert pruner(length - 1).fit(make_job(prompt)).prompt != prompt
 
@@ -192,18 +192,18 @@ def test_a_message_that_was_empty_before_does_not_count():
     ]  # fmt: skip
 
 
-def test_length_counts_what_the_template_writes_between(make_job, smollm2_tokenizer):
+def test_length_counts_what_the_template_writes_between(make_job, tiny_tokenizer):
     job = make_job()
     assert num_tokens([], job) == 0
     pair = [turn("user", "one"), turn("assistant", "two")]
-    assert num_tokens(pair, job) == len(PromptRenderer(smollm2_tokenizer, pair).prompt_ids) > 2
+    assert num_tokens(pair, job) == len(PromptRenderer(tiny_tokenizer, pair).prompt_ids) > 2
 
 
 @all_prompts
-def test_scores_of_words(smollm2_tokenizer, prompt):
+def test_scores_of_words(tiny_tokenizer, prompt):
     messages = messages_of(prompt)
     words = split_words(messages)
-    renderer = PromptRenderer(smollm2_tokenizer, prompt)
+    renderer = PromptRenderer(tiny_tokenizer, prompt)
     ids, spans = renderer.full("Hello?"), renderer.prompt_spans("Hello?")
     ones = mean_over_tokens(messages, words, spans, torch.ones(len(ids)))
     assert torch.equal(
@@ -214,4 +214,4 @@ def test_scores_of_words(smollm2_tokenizer, prompt):
     assert (numbers.diff() > 0).all()
     # And the tokens are the right ones
     first = spans.index(next(span for span in spans if span))
-    assert smollm2_tokenizer.decode(ids[first]) in messages[0]["content"][: words[0].end]
+    assert tiny_tokenizer.decode(ids[first]) in messages[0]["content"][: words[0].end]

@@ -20,8 +20,8 @@ def reference(model, ids):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_is_the_models_own(tiny_model, smollm2_tokenizer, prompt):
-    ids = PromptRenderer(smollm2_tokenizer, prompt).full("Who are you?")
+def test_is_the_models_own(tiny_model, tiny_tokenizer, prompt):
+    ids = PromptRenderer(tiny_tokenizer, prompt).full("Who are you?")
     scores = self_information(tiny_model, ids)
     torch.testing.assert_close(scores[1:], reference(tiny_model, ids), rtol=1e-5, atol=1e-5)
     assert scores[0] == pytest.approx(math.log(tiny_model.config.vocab_size))
@@ -29,8 +29,8 @@ def test_is_the_models_own(tiny_model, smollm2_tokenizer, prompt):
 
 
 @pytest.mark.parametrize("window", [2, 7, 16, 64, 500])
-def test_in_windows(tiny_model, smollm2_tokenizer, window):
-    ids = smollm2_tokenizer(SYSTEM)["input_ids"][:50]
+def test_in_windows(tiny_model, tiny_tokenizer, window):
+    ids = tiny_tokenizer(SYSTEM)["input_ids"][:50]
     scores = self_information(tiny_model, ids, window)
     half, done = window // 2, min(window, len(ids))
     expected = reference(tiny_model, ids[:done]).tolist()
@@ -41,14 +41,14 @@ def test_in_windows(tiny_model, smollm2_tokenizer, window):
     torch.testing.assert_close(scores[1:], torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_a_prompt_longer_than_the_context(tiny_model, make_job, smollm2_tokenizer):
+def test_a_prompt_longer_than_the_context(tiny_model, make_job, tiny_tokenizer):
     lengths = []
     tiny_model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     kept = SelfInformation(100).fit(make_job(SYSTEM * 8))
     assert len(lengths) > 1 and max(lengths) <= tiny_model.config.max_position_embeddings
-    assert kept.num_tokens(smollm2_tokenizer) <= 100
+    assert kept.num_tokens(tiny_tokenizer) <= 100
 
 
 def test_one_token(tiny_model):

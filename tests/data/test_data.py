@@ -82,11 +82,11 @@ def test_too_few_queries(queries):
         split_queries(queries, ["b"])
 
 
-def test_passages(smollm2_tokenizer, tmp_path):
+def test_passages(tiny_tokenizer, tmp_path):
     texts = ["word " * 200, "word " * 200, "short", "<|im_start|> " * 30]
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
-    ids = passages(load_corpus(tmp_path / "c.jsonl"), smollm2_tokenizer, min_length=20, max_length=50)
+    ids = passages(load_corpus(tmp_path / "c.jsonl"), tiny_tokenizer, min_length=20, max_length=50)
     assert [len(p) for p in ids] == [50, 50]  # the duplicate and the short one are gone
     assert 1 not in ids[1]  # a special token's spelling is text
     with pytest.raises(ValueError, match=r"longest has 2\).*lower min_passage_length \(--min-passage-length\)"):
-        passages(["short", "very short"], smollm2_tokenizer, min_length=3)
+        passages(["short", "very short"], tiny_tokenizer, min_length=3)

@@ -4,12 +4,13 @@ import base64
 import codecs
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import get_peft_model
 
-from peft_be import BETokenConfig, PromptRenderer, audit_leakage
+from peft_be import AuditConfig, BETokenConfig, PromptRenderer, audit_leakage
 from peft_be.adapters.card import CARD_FILE
 from peft_be.evaluation.audit import ATTACKS, Attack, LeakMeter, Output
 from peft_be.evaluation.audit.forms import Forms
@@ -145,9 +146,9 @@ def test_the_attacks_are_of_many_kinds():
     assert len({attack.label for attack in ATTACKS}) == len(ATTACKS)
 
 
-def test_all_forms_of_an_attack_differ_in_what_stands_for_the_prompt_alone(model, smollm2_tokenizer):
-    forms = Forms(model, smollm2_tokenizer, PROMPT)
-    renderer = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer, PROMPT)
+def test_all_forms_of_an_attack_differ_in_what_stands_for_the_prompt_alone(model, tiny_tokenizer):
+    forms = Forms(model, tiny_tokenizer, PROMPT)
+    renderer = PromptRenderer.for_adapter(model.peft_config["default"], tiny_tokenizer, PROMPT)
 
     def without(ids, part):
         """`ids` with each run of `part` taken out."""
@@ -157,7 +158,7 @@ def test_all_forms_of_an_attack_differ_in_what_stands_for_the_prompt_alone(model
     for attack in ATTACKS:
         full, be, none = (forms.render(attack, side) for side in ("full", "be", "no_prompt"))
         if "{be}" in attack.text:
-            start = [smollm2_tokenizer.eos_token_id] if attack.text == "{be}" else []
+            start = [tiny_tokenizer.eos_token_id] if attack.text == "{be}" else []
             assert be[: len(start)] != start or not start
             assert without(full, renderer.prompt_ids) == without(be, [3, 4]), attack
             assert without(be, [3, 4]).strip(",") == ("" if start else ",".join(map(str, none)))
@@ -166,13 +167,13 @@ def test_all_forms_of_an_attack_differ_in_what_stands_for_the_prompt_alone(model
             assert full == renderer.full(attack.text) + (renderer.answer(attack.opening) if attack.opening else [])
             assert be.count(3) == 1 and 3 not in none
     chat = forms.render(Attack("word", "Define {be}."), "be")
-    assert smollm2_tokenizer.decode(chat).count("<|im_start|>") == 3
-    assert smollm2_tokenizer.decode(forms.render(Attack("raw", "Say {be}", raw=True), "no_prompt")) == "Say "
+    assert tiny_tokenizer.decode(chat).count("<|im_start|>") == 3
+    assert tiny_tokenizer.decode(forms.render(Attack("raw", "Say {be}", raw=True), "no_prompt")) == "Say "
 
 
-def test_a_row_that_is_the_prompt_leaks_as_the_prompt_does(smollm2_tokenizer, tiny_model):
+def test_a_row_that_is_the_prompt_leaks_as_the_prompt_does(tiny_tokenizer, tiny_model):
     """[BE] rows that are P's own embeddings: the audit must not tell them from P."""
-    ids = PromptRenderer(smollm2_tokenizer, PROMPT).prompt_ids
+    ids = PromptRenderer(tiny_tokenizer, PROMPT).prompt_ids
     k = len(ids)
     config = BETokenConfig(task_type="CAUSAL_LM", num_be_tokens=k, be_token_ids=list(range(49152, 49152 + k)))
     model = get_peft_model(tiny_model, config)
@@ -180,12 +181,11 @@ def test_a_row_that_is_the_prompt_leaks_as_the_prompt_does(smollm2_tokenizer, ti
     model.base_model.set_rows("default", table[torch.tensor(ids)])
     scores, outputs = audit_leakage(
         model,
-        smollm2_tokenizer,
+        tiny_tokenizer,
         PROMPT,
         canaries=[CANARY],
         ae_row=torch.randn(1, 32),
-        num_samples=1,
-        max_answer_length=6,
+        config=AuditConfig(num_samples=1, max_answer_length=6),
     )
     texts = {side: [(o.attack, o.sampled, o.text) for o in outputs if o.side == side] for side in ("full", "be")}
     full = {(attack, text) for attack, sampled, text in texts["full"] if not sampled}
@@ -198,45 +198,50 @@ def test_a_row_that_is_the_prompt_leaks_as_the_prompt_does(smollm2_tokenizer, ti
     assert outputs[0].attack.family == "nearest words"
 
 
-def test_the_figures_are_those_of_the_outputs(model, smollm2_tokenizer):
-    arguments = {"canaries": [CANARY], "num_samples": 2, "max_answer_length": 5}
-    scores, outputs = audit_leakage(model, smollm2_tokenizer, PROMPT, **arguments)
+def test_the_figures_are_those_of_the_outputs(model, tiny_tokenizer):
+    config = AuditConfig(num_samples=2, max_answer_length=5)
+    arguments = {"canaries": [CANARY], "config": config}
+    scores, outputs = audit_leakage(model, tiny_tokenizer, PROMPT, **arguments)
     assert len(outputs) == 3 * 3 * len(ATTACKS) + 1
-    meter = LeakMeter(PROMPT, smollm2_tokenizer.decode([]), [CANARY])
+    meter = LeakMeter(PROMPT, tiny_tokenizer.decode([]), [CANARY])
     for side in ("full", "no_prompt", "be"):
         own = [o for o in outputs if o.side == side]
         assert scores["all"][side]["longest_run"] == meter.measure(own)["longest_run"]
         assert sum(o.sampled for o in own) == 2 * len(ATTACKS)
     assert scores["reconstruction"] is None
     # The same seed, the same answers; the model is left as it was
-    again, texts = audit_leakage(model, smollm2_tokenizer, PROMPT, **arguments)
+    again, texts = audit_leakage(model, tiny_tokenizer, PROMPT, **arguments)
     assert [o.text for o in texts] == [o.text for o in outputs] and again["all"] == scores["all"]
-    other = audit_leakage(model, smollm2_tokenizer, PROMPT, **arguments, seed=7)[1]
+    other = audit_leakage(model, tiny_tokenizer, PROMPT, config=replace(config, seed=7))[1]
     assert {o.text for o in other if o.sampled} != {o.text for o in outputs if o.sampled}
 
 
-def test_without_a_prompt_there_is_no_full_side(model, smollm2_tokenizer):
-    scores, outputs = audit_leakage(
-        model, smollm2_tokenizer, num_samples=0, max_answer_length=4, ae_row=torch.randn(1, 32)
-    )
+def test_without_a_prompt_there_is_no_full_side(model, tiny_tokenizer):
+    config = AuditConfig(num_samples=0, max_answer_length=4)
+    scores, outputs = audit_leakage(model, tiny_tokenizer, ae_row=torch.randn(1, 32), config=config)
     assert {o.side for o in outputs} == {"be", "no_prompt"} and set(scores["all"]) == {"be", "no_prompt"}
     assert scores["prompt_tokens"] is scores["reconstruction"] is scores["be_beyond_no_prompt"] is None
     assert len(scores["nearest_tokens"]) == 2
 
 
-def test_settings_that_mean_nothing_are_refused(model, smollm2_tokenizer):
-    for settings in ({"num_samples": -1}, {"num_samples": 2, "temperature": 0.0}, {"attacks": ()}):
-        with pytest.raises(ValueError):
-            audit_leakage(model, smollm2_tokenizer, PROMPT, **settings)
+def test_settings_that_mean_nothing_are_refused(model, tiny_tokenizer):
+    for settings, named in (
+        ({"num_samples": -1}, "num_samples"),
+        ({"num_samples": 2, "temperature": 0.0}, "temperature"),
+        ({"attacks": ()}, "no attacks"),
+        ({"max_answer_length": 0}, "max_new_tokens"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            AuditConfig(**settings)
     with pytest.raises(ValueError, match="does not fit"):
-        audit_leakage(model, smollm2_tokenizer, PROMPT * 20, num_samples=0)
+        audit_leakage(model, tiny_tokenizer, PROMPT * 20, config=AuditConfig(num_samples=0))
 
 
 # The command
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory, smollm2_tokenizer):
+def adapter(tmp_path_factory, tiny_tokenizer):
     """An adapter of a random model, trained for two steps, with a prompt that looks like markup."""
     from peft_be import compress_prompt
 
@@ -250,7 +255,7 @@ def adapter(tmp_path_factory, smollm2_tokenizer):
             (folder / "prompt.txt").read_text(),
             [f"What is on day {i}?" for i in range(6)],
             folder / "out",
-            model=save_tiny_llama(folder / "tiny", smollm2_tokenizer),
+            model=save_tiny_llama(folder / "tiny", tiny_tokenizer),
             max_steps=2,
             max_answer_length=4,
         )

@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from peft_be import BETokenConfig, bench_inference, evaluate_fidelity
+from peft_be import BenchConfig, BETokenConfig, bench_inference, evaluate_fidelity
 from peft_be.comparison.compare import compare_methods
 from peft_be.evaluation import stream_answer
 from peft_be.evaluation.latency import time_requests
@@ -34,34 +34,34 @@ def learned_positions(tokenizer):
 
 
 @pytest.fixture(scope="module", params=["rotary", "learned"])
-def base(request, smollm2_tokenizer):
-    return (tiny_llama if request.param == "rotary" else learned_positions)(smollm2_tokenizer)
+def base(request, tiny_tokenizer):
+    return (tiny_llama if request.param == "rotary" else learned_positions)(tiny_tokenizer)
 
 
 @pytest.fixture
-def adapter(base, smollm2_tokenizer):
-    config = BETokenConfig.for_tokenizer(smollm2_tokenizer, base.get_input_embeddings().num_embeddings, 1)
+def adapter(base, tiny_tokenizer):
+    config = BETokenConfig.for_tokenizer(tiny_tokenizer, base.get_input_embeddings().num_embeddings, 1)
     model = get_peft_model(base, config)
     yield model
     model.unload()
 
 
 @pytest.mark.parametrize("prompt, query", [(LONG, QUESTION), (PROMPT, LONG)])
-def test_evaluation_and_bench(adapter, smollm2_tokenizer, prompt, query):
+def test_evaluation_and_bench(adapter, tiny_tokenizer, prompt, query):
     dialogue = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
     named = rf"with the longest query \('{re.escape(query[:50])}.*\) and its answer it is \d+ tokens long, .* context is 512"
     for asked in (query, [*dialogue, {"role": "user", "content": query}]):
         with pytest.raises(ValueError, match=named):
-            evaluate_fidelity(adapter, smollm2_tokenizer, prompt, ["A", asked], max_answer_length=4)
+            evaluate_fidelity(adapter, tiny_tokenizer, prompt, ["A", asked], max_answer_length=4)
         with pytest.raises(ValueError, match=named):
-            bench_inference(adapter, smollm2_tokenizer, prompt, [asked], (1,), new_tokens=2, repeats=2)
+            bench_inference(adapter, tiny_tokenizer, prompt, [asked], BenchConfig((1,), 2, 2))
 
 
-def test_the_answer_has_to_fit_too(base, smollm2_tokenizer):
+def test_the_answer_has_to_fit_too(base, tiny_tokenizer):
     ids = [5] * 500
-    assert len(next(stream_answer(base, smollm2_tokenizer, ids, 12)).ids) == 1
+    assert len(next(stream_answer(base, tiny_tokenizer, ids, 12)).ids) == 1
     for call in (
-        lambda: next(stream_answer(base, smollm2_tokenizer, ids, 13)),
+        lambda: next(stream_answer(base, tiny_tokenizer, ids, 13)),
         lambda: generate_answers(base, [[5], ids], AnswerSettings(max_new_tokens=13), 0),
         lambda: answer_states(base, [[5], ids], [[5], [5] * 13]),
         lambda: time_requests(base, [[5], ids], new_tokens=13),
@@ -73,25 +73,25 @@ def test_the_answer_has_to_fit_too(base, smollm2_tokenizer):
     assert len(answer_states(base, [[5], ids], [[5] * 500, [5]])) == 2
 
 
-def test_tasks(base, smollm2_tokenizer):
+def test_tasks(base, tiny_tokenizer):
     items = [{"question": QUESTION, "answer": "3"}, {"question": LONG, "answer": "3"}]
     lines = [{"scene": "A", "history": ["B"], "response": response} for response in ("Aye.", LONG)]
     for task in (GSM8K(items, max_answer_length=4), DialoguePerplexity(lines)):
         with pytest.raises(ValueError, match="context is 512"):
-            evaluate_task(task, base, smollm2_tokenizer, StandIn(PROMPT))
+            evaluate_task(task, base, tiny_tokenizer, StandIn(PROMPT))
 
 
-def test_a_task_is_refused_before_anything_is_trained(smollm2_tokenizer, tmp_path, monkeypatch):
+def test_a_task_is_refused_before_anything_is_trained(tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
     task = GSM8K([{"question": LONG, "answer": "3"}], max_answer_length=4)
-    model, queries = save_tiny_llama(tmp_path / "base", smollm2_tokenizer), [f"Day {i}?" for i in range(12)]
+    model, queries = save_tiny_llama(tmp_path / "base", tiny_tokenizer), [f"Day {i}?" for i in range(12)]
     with pytest.raises(ValueError, match="context is 512"):
         compare_methods(PROMPT, queries, tmp_path / "out", [], model=model, task=task, max_answer_length=4)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_page(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_the_page(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folders = [save_adapter(base, tmp_path / name) for name in ("keeper", "seller")]
     with pytest.raises(ValueError, match="context is 512"):
         PromptComparison(folders, [PROMPT, LONG])

@@ -1,5 +1,7 @@
 """The scores of `peft-be eval` against their definitions."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,17 +23,17 @@ def model(tiny_model):
     return get_peft_model(tiny_model, BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3]))
 
 
-def test_scores_follow_their_definitions(model, smollm2_tokenizer):
+def test_scores_follow_their_definitions(model, tiny_tokenizer):
     ae_row = torch.randn(1, 32)
     scores, samples = evaluate_fidelity(
-        model, smollm2_tokenizer, PROMPT, QUERIES, ae_row=ae_row, max_answer_length=5, batch_size=2
+        model, tiny_tokenizer, PROMPT, QUERIES, ae_row=ae_row, max_answer_length=5, batch_size=2
     )
-    renderer = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer, PROMPT)
+    renderer = PromptRenderer.for_adapter(model.peft_config["default"], tiny_tokenizer, PROMPT)
     kl, top, count = {"no_prompt": 0.0, "be": 0.0}, {"no_prompt": 0, "be": 0}, 0
     for query, sample in zip(QUERIES, samples):
         ids = torch.tensor([renderer.full(query)])
         answer = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :].tolist()
-        assert sample["full"] == smollm2_tokenizer.decode(answer, skip_special_tokens=True)
+        assert sample["full"] == tiny_tokenizer.decode(answer, skip_special_tokens=True)
         log_p = {}
         for name, prompt in (
             ("full", renderer.full(query)),
@@ -53,34 +55,37 @@ def test_scores_follow_their_definitions(model, smollm2_tokenizer):
     assert scores["compression_ratio"] == scores["prompt_tokens"] == len(renderer.prompt_ids)
 
 
-def test_the_keys_are_the_documented_ones(model, smollm2_tokenizer):
-    scores, _ = evaluate_fidelity(model, smollm2_tokenizer, PROMPT, QUERIES, max_answer_length=2)
-    assert list(scores) == [
+def test_the_keys_are_the_documented_ones(model, tiny_tokenizer):
+    scores, _ = evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES, max_answer_length=2)
+    assert scores.keys() == {
         "model", "prompt_tokens", "be_tokens", "compression_ratio", "num_queries", "num_answer_tokens", "kl",
         "kl_gap_closed", "top1_agreement", "answer_rouge_l", "reconstruction", "ttft_ms", "versions",
-    ]  # fmt: skip
+    }  # fmt: skip
+    pages = "".join(page.read_text() for page in (Path(__file__).parents[2] / "docs").rglob("*.md"))
+    for name in ("kl_gap_closed", "top1_agreement", "answer_rouge_l", "reconstruction", "ttft_ms"):
+        assert f"| `{name}` |" in pages
     for name in ("kl", "top1_agreement", "answer_rouge_l"):
-        assert list(scores[name]) == ["no_prompt", "be"]
+        assert scores[name].keys() == {"no_prompt", "be"}
     assert scores["reconstruction"] == {"token_accuracy": None, "greedy_prefix_match": None}
-    assert list(scores["ttft_ms"]) == ["full", "no_prompt", "be"]
+    assert scores["ttft_ms"].keys() == {"full", "no_prompt", "be"}
 
 
-def test_the_prompt_itself_as_be_closes_the_whole_gap(smollm2_tokenizer, model):
+def test_the_prompt_itself_as_be_closes_the_whole_gap(tiny_tokenizer, model):
     """[BE] rows that are P's own embeddings are the full prompt: every score must say so."""
     base = model.unload()
-    ids = PromptRenderer(smollm2_tokenizer, PROMPT).prompt_ids
+    ids = PromptRenderer(tiny_tokenizer, PROMPT).prompt_ids
     k = len(ids)
     config = BETokenConfig(task_type="CAUSAL_LM", num_be_tokens=k, be_token_ids=list(range(49152, 49152 + k)))
     model = get_peft_model(base, config)
     table = base.get_input_embeddings().get_base_layer().weight
     model.base_model.set_rows("default", table[torch.tensor(ids)])
-    scores, samples = evaluate_fidelity(model, smollm2_tokenizer, PROMPT, QUERIES, max_answer_length=5)
+    scores, samples = evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES, max_answer_length=5)
     assert scores["kl_gap_closed"] == pytest.approx(1.0, abs=1e-4)
     assert scores["top1_agreement"]["be"] == scores["answer_rouge_l"]["be"] == 1.0
     assert all(sample["be"] == sample["full"] for sample in samples)
 
 
-def test_greedy_prefix_is_where_greedy_decoding_leaves_the_prompt(model, smollm2_tokenizer):
+def test_greedy_prefix_is_where_greedy_decoding_leaves_the_prompt(model, tiny_tokenizer):
     """The teacher-forced shortcut against real greedy decoding from [BE][AE]."""
     base = model.unload()
     config = BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3], use_ae_token=True, ae_token_id=15)
@@ -92,12 +97,12 @@ def test_greedy_prefix_is_where_greedy_decoding_leaves_the_prompt(model, smollm2
 
     target = written[:4] + [written[4] + 1, 7, 8, 9]
     rows, ae_row = model.base_model.get_rows("default"), model.base_model.get_ae_row("default")
-    scores = reconstruction_scores(base, smollm2_tokenizer, rows, ae_row, target, OutputHead(base))
+    scores = reconstruction_scores(base, tiny_tokenizer, rows, ae_row, target, OutputHead(base))
     assert scores["greedy_prefix_match"] == 4 / 8
     assert scores["curve"][3] == [4, 1.0] and scores["curve"][-1] == [8, scores["token_accuracy"]]
     assert scores["token_accuracy"] >= 4 / 8
 
 
-def test_no_queries(model, smollm2_tokenizer):
+def test_no_queries(model, tiny_tokenizer):
     with pytest.raises(ValueError, match="no queries"):
-        evaluate_fidelity(model, smollm2_tokenizer, PROMPT, [])
+        evaluate_fidelity(model, tiny_tokenizer, PROMPT, [])

@@ -6,7 +6,7 @@ from peft import get_peft_model
 from transformers import DynamicCache
 
 from peft_be import BETokenConfig, PromptRenderer
-from peft_be.evaluation.inference import MODES, bench_inference, break_even
+from peft_be.evaluation.inference import MODES, BenchConfig, bench_inference, break_even
 from peft_be.evaluation.latency import time_requests
 
 
@@ -27,10 +27,10 @@ def decoded(model, monkeypatch, prompts, new_tokens, prefix=None):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_timed_requests_are_the_ones_that_generate_answers(tiny_model, smollm2_tokenizer, monkeypatch, cached):
+def test_timed_requests_are_the_ones_that_generate_answers(tiny_model, tiny_tokenizer, monkeypatch, cached):
     for parameter in tiny_model.parameters():
         parameter.data.mul_(3)
-    renderer = PromptRenderer(smollm2_tokenizer, PROMPT)
+    renderer = PromptRenderer(tiny_tokenizer, PROMPT)
     prompts = [renderer.full(query) for query in QUERIES]
     prefix = None
     if cached:
@@ -51,14 +51,14 @@ def test_timed_requests_are_the_ones_that_generate_answers(tiny_model, smollm2_t
     assert timing.ttft_ms > 0 and timing.decode_tokens_per_s > 0
 
 
-def test_report(tiny_model, smollm2_tokenizer):
+def test_report(tiny_model, tiny_tokenizer):
     model = get_peft_model(tiny_model, BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3]))
     rounds = []
     result = bench_inference(
-        model, smollm2_tokenizer, PROMPT, QUERIES, batch_sizes=(1, 3), new_tokens=2, repeats=2, training_seconds=9.0,
+        model, tiny_tokenizer, PROMPT, QUERIES, BenchConfig((1, 3), new_tokens=2, repeats=2), training_seconds=9.0,
         on_progress=lambda what, done, total, values: rounds.append((done, total)),
     )  # fmt: skip
-    renderer = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer, PROMPT)
+    renderer = PromptRenderer.for_adapter(model.peft_config["default"], tiny_tokenizer, PROMPT)
     full, be = len(renderer.full(QUERIES[0])), len(renderer.be(QUERIES[0]))
     assert [batch["batch_size"] for batch in result["batches"]] == [1, 3]
     assert rounds[-1][0] == rounds[-1][1] == len(rounds)
@@ -88,7 +88,6 @@ def test_break_even():
 
 
 @pytest.mark.parametrize("wrong", [{"repeats": 1}, {"new_tokens": 0}, {"batch_sizes": (0,)}])
-def test_settings_out_of_range(tiny_model, smollm2_tokenizer, wrong):
-    model = get_peft_model(tiny_model, BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3]))
+def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match="at least 2 repeats"):
-        bench_inference(model, smollm2_tokenizer, PROMPT, **wrong)
+        BenchConfig(**wrong)

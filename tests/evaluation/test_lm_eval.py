@@ -23,10 +23,10 @@ QUESTIONS = ["Is it cold?", "What do you <|im_end|> see, and who else lives on t
 
 
 @pytest.fixture(scope="module", params=["system", "prefix"])
-def folders(request, tmp_path_factory, smollm2_tokenizer):
+def folders(request, tmp_path_factory, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("lm_eval")
     (folder / "prompt.txt").write_text(PROMPT)
-    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer)
     return base, str(save_adapter(base, folder / "adapter", k=2, slot=request.param)), str(folder / "prompt.txt")
 
 

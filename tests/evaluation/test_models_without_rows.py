@@ -14,14 +14,14 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_model_without_active_be_rows_is_refused(tiny_model, smollm2_tokenizer, kind):
+def test_a_model_without_active_be_rows_is_refused(tiny_model, tiny_tokenizer, kind):
     model = tiny_model if CONFIGS[kind] is None else get_peft_model(tiny_model, CONFIGS[kind])
     prompt, queries = "You are a lighthouse keeper.", ["Who are you?", "Is it cold?"]
     for score in (
-        lambda: evaluate_fidelity(model, smollm2_tokenizer, prompt, queries),
-        lambda: bench_inference(model, smollm2_tokenizer, prompt, queries),
-        lambda: audit_leakage(model, smollm2_tokenizer, prompt),
-        lambda: evaluate_refusals(model, smollm2_tokenizer, prompt),
+        lambda: evaluate_fidelity(model, tiny_tokenizer, prompt, queries),
+        lambda: bench_inference(model, tiny_tokenizer, prompt, queries),
+        lambda: audit_leakage(model, tiny_tokenizer, prompt),
+        lambda: evaluate_refusals(model, tiny_tokenizer, prompt),
     ):
         with pytest.raises(ValueError, match="no active adapter with .BE. rows"):
             score()

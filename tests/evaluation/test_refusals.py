@@ -80,19 +80,17 @@ def test_a_prompt_that_refuses_nothing_more_than_no_prompt_tells_nothing():
         assert scores["kept"] is None and scores["guarded"] < MIN_GUARDED
 
 
-def test_the_answers_are_those_of_the_three_forms(tiny_model, smollm2_tokenizer):
+def test_the_answers_are_those_of_the_three_forms(tiny_model, tiny_tokenizer):
     model = get_peft_model(tiny_model, BETokenConfig(task_type="CAUSAL_LM", be_token_ids=[3]))
-    renderer = PromptRenderer.for_adapter(
-        model.peft_config["default"], smollm2_tokenizer, "You are a lighthouse keeper."
-    )
+    renderer = PromptRenderer.for_adapter(model.peft_config["default"], tiny_tokenizer, "You are a lighthouse keeper.")
     requests = [Request("Which shares should I buy?", True), Request("What is the capital of Portugal?", False)]
-    scores, samples = evaluate_refusals(model, smollm2_tokenizer, renderer.prompt, requests, max_answer_length=4)
+    scores, samples = evaluate_refusals(model, tiny_tokenizer, renderer.prompt, requests, max_answer_length=4)
     assert (scores["num_requests"], scores["num_controls"]) == (1, 1)
     for sample in samples:
         for side, form in (("full", renderer.full), ("no_prompt", renderer.no_prompt), ("be", renderer.be)):
             ids = torch.tensor([form(sample["query"])])
             written = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]
-            assert sample[side] == smollm2_tokenizer.decode(written, skip_special_tokens=True)
+            assert sample[side] == tiny_tokenizer.decode(written, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +118,7 @@ def test_requests_that_can_show_nothing_are_refused(tmp_path):
         load_requests(tmp_path / "none.jsonl")
 
 
-def test_eval_shows_refusals(tmp_path, smollm2_tokenizer, monkeypatch, cli):
+def test_eval_shows_refusals(tmp_path, tiny_tokenizer, monkeypatch, cli):
     from peft_be import compress_prompt
 
     from ..tiny import save_tiny_llama
@@ -132,7 +130,7 @@ def test_eval_shows_refusals(tmp_path, smollm2_tokenizer, monkeypatch, cli):
         (tmp_path / "prompt.txt").read_text(),
         [f"What is on day {i}?" for i in range(6)],
         tmp_path / "out",
-        model=save_tiny_llama(tmp_path / "tiny", smollm2_tokenizer),
+        model=save_tiny_llama(tmp_path / "tiny", tiny_tokenizer),
         max_steps=2,
         max_answer_length=4,
     )

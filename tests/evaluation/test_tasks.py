@@ -131,29 +131,29 @@ def test_ifeval(monkeypatch):
 
 
 @pytest.mark.parametrize("stand_in", STAND_INS.values(), ids=STAND_INS)
-def test_answers_are_the_models_own(tiny_model, smollm2_tokenizer, stand_in):
+def test_answers_are_the_models_own(tiny_model, tiny_tokenizer, stand_in):
     task = load("gsm8k", max_items=3, template="Question: {question}\nAnswer:", max_answer_length=5)
-    result = evaluate_task(task, tiny_model, smollm2_tokenizer, stand_in, batch_size=2)
-    with stand_in.placed(tiny_model, smollm2_tokenizer) as render:
+    result = evaluate_task(task, tiny_model, tiny_tokenizer, stand_in, batch_size=2)
+    with stand_in.placed(tiny_model, tiny_tokenizer) as render:
         for item, answer in zip(task.items, result["answers"]):
             ids = torch.tensor([render(f"Question: {item['question']}\nAnswer:")])
             mask = torch.ones_like(ids)
             written = tiny_model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
-            assert answer == smollm2_tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+            assert answer == tiny_tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
     again = task.score(result["answers"])
     assert again == {name: value for name, value in result.items() if name != "answers"}
     assert set(again) == {"score", "standard_error", "num_items", "item_scores", "metrics"}
 
 
 @pytest.mark.parametrize("stand_in", STAND_INS.values(), ids=STAND_INS)
-def test_perplexity_is_that_of_the_reference_lines(tiny_model, smollm2_tokenizer, stand_in):
+def test_perplexity_is_that_of_the_reference_lines(tiny_model, tiny_tokenizer, stand_in):
     task = load("dialogue-perplexity", where={"character": "Pickering"})
     assert task.queries[0].startswith("Scene: \nDialogue:\nMrs. Higgins: Now, Henry: be good.\nHiggins: I am")
-    result = evaluate_task(task, tiny_model, smollm2_tokenizer, stand_in, batch_size=2)
+    result = evaluate_task(task, tiny_model, tiny_tokenizer, stand_in, batch_size=2)
     losses, counts = [], []
-    with stand_in.placed(tiny_model, smollm2_tokenizer) as render:
+    with stand_in.placed(tiny_model, tiny_tokenizer) as render:
         for query, item in zip(task.queries, task.items):
-            prompt, line = render(query), smollm2_tokenizer(item["response"])["input_ids"]
+            prompt, line = render(query), tiny_tokenizer(item["response"])["input_ids"]
             with torch.no_grad():
                 logits = tiny_model(input_ids=torch.tensor([prompt + line])).logits[0, len(prompt) - 1 : -1]
             losses.append(F.cross_entropy(logits, torch.tensor(line), reduction="sum").item())
@@ -163,13 +163,13 @@ def test_perplexity_is_that_of_the_reference_lines(tiny_model, smollm2_tokenizer
     assert 0 < result["standard_error"] < result["score"]
 
 
-def test_perplexity_in_bfloat16_is_of_the_same_lines(tiny_model, smollm2_tokenizer):
+def test_perplexity_in_bfloat16_is_of_the_same_lines(tiny_model, tiny_tokenizer):
     """Ids above 256 are no bfloat16 numbers."""
     for parameter in tiny_model.parameters():
         parameter.data.mul_(3)  # a random model gives nearly the same probability to every token
     task = load("dialogue-perplexity", where={"character": "Pickering"})
     full, half = (
-        evaluate_task(task, model, smollm2_tokenizer, STAND_INS["prompt"])
+        evaluate_task(task, model, tiny_tokenizer, STAND_INS["prompt"])
         for model in (tiny_model, copy.deepcopy(tiny_model).bfloat16())
     )
     assert half["item_scores"] == pytest.approx(full["item_scores"], rel=0.05)
@@ -260,20 +260,20 @@ def test_an_endpoint_that_fails(endpoint, monkeypatch):
         EndpointJudge("http://127.0.0.1:9/v1", "x", retries=1)(["?"])
 
 
-def test_a_local_judge(tiny_model, smollm2_tokenizer):
-    judge = LocalJudge(tiny_model, smollm2_tokenizer, max_answer_length=4, batch_size=3)
+def test_a_local_judge(tiny_model, tiny_tokenizer):
+    judge = LocalJudge(tiny_model, tiny_tokenizer, max_answer_length=4, batch_size=3)
     result = evaluate_task(
         load("rolebench-judge", judge=judge, max_items=2, max_answer_length=4),
         tiny_model,
-        smollm2_tokenizer,
+        tiny_tokenizer,
         StandIn(),
     )
     assert result["metrics"]["unclear"]["score"] == 1 and result["score"] == 0.5
-    ids = torch.tensor([PromptRenderer(smollm2_tokenizer).no_prompt("Who?")])
+    ids = torch.tensor([PromptRenderer(tiny_tokenizer).no_prompt("Who?")])
     written = tiny_model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False
     )
-    assert judge(["Who?"]) == [smollm2_tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)]
+    assert judge(["Who?"]) == [tiny_tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)]
 
 
 def test_bad_input(tmp_path):

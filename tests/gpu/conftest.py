@@ -60,11 +60,11 @@ def device():
 
 
 @pytest.fixture
-def make_model(smollm2_tokenizer):
+def make_model(tiny_tokenizer):
     """Makes random models on the device, whose answers depend on the prompt."""
 
     def make(dtype=None, **changes):
-        model = tiny_llama(smollm2_tokenizer, width=64, context=1024, **changes)
+        model = tiny_llama(tiny_tokenizer, width=64, context=1024, **changes)
         for parameter in model.parameters():
             parameter.data.mul_(3)
         return model.to(DEVICE, dtype or fastest_dtype(DEVICE.type))
@@ -78,5 +78,5 @@ def model(make_model):
 
 
 @pytest.fixture
-def tokenizer(smollm2_tokenizer):
-    return smollm2_tokenizer
+def tokenizer(tiny_tokenizer):
+    return tiny_tokenizer

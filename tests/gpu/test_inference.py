@@ -7,7 +7,15 @@ from peft_be.adapters.create import add_adapter
 from peft_be.comparison.compare import run_method
 from peft_be.comparison.methods import METHODS, Job
 from peft_be.data import split_queries
-from peft_be.evaluation import FidelityScorer, audit_leakage, bench_inference, evaluate_fidelity, stream_answer
+from peft_be.evaluation import (
+    AuditConfig,
+    BenchConfig,
+    FidelityScorer,
+    audit_leakage,
+    bench_inference,
+    evaluate_fidelity,
+    stream_answer,
+)
 from peft_be.evaluation.audit import ATTACKS
 from peft_be.evaluation.inference import MODES
 from peft_be.prompting import PromptRenderer
@@ -38,7 +46,7 @@ def test_evaluation(adapted, tokenizer):
 
 
 def test_bench(adapted, tokenizer):
-    result = bench_inference(adapted, tokenizer, PROMPT, QUERIES, batch_sizes=(1, 3), new_tokens=3, repeats=2)
+    result = bench_inference(adapted, tokenizer, PROMPT, QUERIES, BenchConfig((1, 3), 3, 2))
     for batch in result["batches"]:
         assert all(batch[mode]["ttft_ms"]["median"] > 0 for mode in MODES)
         assert batch["be"]["kv_bytes"] < batch["full_cached"]["kv_bytes"] <= batch["full"]["kv_bytes"]
@@ -55,9 +63,8 @@ def test_streaming(adapted, tokenizer, device):
 
 
 def test_audit(adapted, tokenizer):
-    scores, outputs = audit_leakage(
-        adapted, tokenizer, PROMPT, attacks=ATTACKS[:2], num_samples=1, max_answer_length=6
-    )
+    config = AuditConfig(ATTACKS[:2], num_samples=1, max_answer_length=6)
+    scores, outputs = audit_leakage(adapted, tokenizer, PROMPT, config=config)
     assert outputs and scores["attacks"] == 2
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,19 +18,20 @@ from .server import TOKEN, Hub
 
 
 PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island."
-pytestmark = pytest.mark.slow
+# One worker runs them all, for they share what a fixture of the module makes
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
 
 QUERIES = [f"What did you see on day {i}?" for i in range(6)]
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "training.json"}
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory, smollm2_tokenizer):
+def adapters(tmp_path_factory, tiny_tokenizer):
     """A folder with the adapters `one` and `two` of a tiny base, and the base's folder."""
     from ..tiny import save_tiny_llama
 
     folder = tmp_path_factory.mktemp("hub")
-    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer)
     os.environ["PEFT_BE_CACHE"] = str(folder / "cache")
     jobs = [PromptJob(name, PROMPT + name, QUERIES) for name in ("one", "two")]
     compress_prompts(jobs, folder / "adapters", model=str(base), max_steps=2, max_answer_length=4)
@@ -58,11 +60,14 @@ def peft_be(hub, home, *arguments, token=TOKEN, code=None):
 
 def test_push_list_and_load(hub, adapters, tmp_path):
     folder, base = adapters
-    code, out = peft_be(
-        hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny", "--license", "mit"
-    )
+    push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny", "--license", "mit"]
+    code, plan = peft_be(hub, tmp_path, *push, "--dry-run", token=None)
+    assert code == 0 and not hub.repos and not hub.requests, plan
+    code, out = peft_be(hub, tmp_path, *push)
     assert code == 0, out
     assert set(hub.repos["me/keeper"]) == FILES  # and nothing else of the folder
+    planned = re.findall(r"│ (\S+) +│ +([\d,]+) │", plan)
+    assert planned == sorted((name, f"{len(content):,}") for name, content in hub.repos["me/keeper"].items())
     card = ModelCard(hub.repos["me/keeper"]["README.md"].decode())
     assert card.data.license == "mit" and card.data.base_model == "org/tiny" and card.data.library_name == "peft"
     assert "peft_be" in card.data.tags and "import peft_be" in card.text and "Not a secret" in card.text

@@ -20,8 +20,8 @@ CHAT = [
 
 
 @pytest.fixture
-def be(smollm2_tokenizer):
-    return PromptRenderer(smollm2_tokenizer, be_token_ids=[3, 4])
+def be(tiny_tokenizer):
+    return PromptRenderer(tiny_tokenizer, be_token_ids=[3, 4])
 
 
 def test_a_conversation_is_what_be_renders(be):
@@ -53,11 +53,11 @@ def test_what_cannot_be_rendered(be):
 
 
 @pytest.mark.filterwarnings("error:The input holds none")
-def test_a_pipeline_with_the_chat_template_answers_as_generate_does(tiny_model, smollm2_tokenizer):
-    config = BETokenConfig.for_tokenizer(smollm2_tokenizer, len(smollm2_tokenizer), 2)
+def test_a_pipeline_with_the_chat_template_answers_as_generate_does(tiny_model, tiny_tokenizer):
+    config = BETokenConfig.for_tokenizer(tiny_tokenizer, len(tiny_tokenizer), 2)
     model = get_peft_model(tiny_model, config).eval()
-    be = PromptRenderer.for_adapter(config, smollm2_tokenizer)
-    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    be = PromptRenderer.for_adapter(config, tiny_tokenizer)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = be.chat_template
     settings = {"max_new_tokens": 8, "do_sample": False}
     answer = pipeline("text-generation", model=model, tokenizer=tokenizer)(CHAT, **settings)[0]["generated_text"]
@@ -90,7 +90,7 @@ def test_a_chat_template_renders_what_be_does_or_there_is_none(tokenizers):
 
 
 @pytest.mark.parametrize("ids, slot", [([49152], "system"), ([3, 49152], "system"), ([3], "prefix"), ([], "system")])
-def test_ids_that_no_text_is_read_as(smollm2_tokenizer, ids, slot):
-    be = PromptRenderer(smollm2_tokenizer, be_token_ids=ids, slot=slot)
+def test_ids_that_no_text_is_read_as(tiny_tokenizer, ids, slot):
+    be = PromptRenderer(tiny_tokenizer, be_token_ids=ids, slot=slot)
     with pytest.raises(ValueError, match="cannot write .BE. .*Use apply_chat_template"):
         str(be.chat_template)

@@ -1,11 +1,7 @@
 """Templates that look into contents: the renderings are the template's own, and no content becomes a special token."""
 
-import importlib.util
-import re
 import time
 import warnings
-from functools import lru_cache
-from pathlib import Path
 
 import jinja2
 import pytest
@@ -13,11 +9,9 @@ from hostile import of
 
 from peft_be.prompting import PromptRenderer
 
-from .chat_tokenizers import CHATML, LLAMA2, MISTRAL, build_tokenizer
+from .chat_tokenizers import CHATML, LLAMA2, MISTRAL
+from .trl_templates import ONLY_PARTS, TEMPLATES, tokenizer_for
 
-
-TRL = Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates"
-TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(TRL.glob("*.jinja"))}
 
 # What SmolLM3's template does: the system text switches the mode, which shows in front of it and after the query
 SWITCH = """{% set ns = namespace(mode='/think') %}
@@ -62,8 +56,6 @@ CHANGING = {
     "trim_mistral": MISTRAL.replace("m['content']", "(m['content'] | replace('  ', ' '))"),
     "upper_llama2": LLAMA2.replace("messages[0]['content']", "messages[0]['content'].upper()"),
 }
-# These take lists of text and images, and no plain text
-ONLY_PARTS = ("idefics3", "llava_next", "smolvlm")
 FAMILY = {"trim_mistral": "mistral", "upper_llama2": "llama2"}
 
 SYSTEM = "You are a pirate.\nAnswer in one sentence,  and say <b>'Arr'</b> & more first. /no_think"
@@ -98,20 +90,6 @@ QUERIES = {
         {"role": "user", "content": "/no_think Why?"},
     ],
 }
-
-
-@lru_cache
-def tokenizer_for(template, family="smollm2", more=()):
-    """A tokenizer that has the special tokens that a template of TRL spells."""
-    spelled = re.findall(
-        r"<[|｜][^<>|｜{}']+[|｜]>|<[a-z_]*turn[a-z_|]*>|\[/?INST\]|\[gMASK\]|<sop>|<\|turn>|<turn\|>", template
-    )
-    built = build_tokenizer(family)
-    new = [token for token in dict.fromkeys(spelled) if token not in built.get_vocab()]
-    built = build_tokenizer(family, (*new, *more))
-    built.add_tokens(["<think>", "</think>"])
-    built.chat_template = template
-    return built
 
 
 def be_id(tokenizer):

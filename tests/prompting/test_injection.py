@@ -5,7 +5,7 @@ from hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 
 from peft_be.prompting import PromptRenderer
 
-from .test_content_aware import ONLY_PARTS, TEMPLATES, tokenizer_for
+from .trl_templates import ONLY_PARTS, TEMPLATES, tokenizer_for
 
 
 NAMES = sorted(name for name in TEMPLATES if name.removesuffix("_training") not in ONLY_PARTS)

@@ -16,11 +16,11 @@ THINKING = "message['content'].split('</think>')[-1] if message['role'] == 'assi
 
 
 @pytest.fixture
-def base(smollm2_tokenizer, tmp_path):
+def base(tiny_tokenizer, tmp_path):
     """A random Llama whose template cuts off what earlier answers have thought."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_tokenizer.name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer.name_or_path)
     tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", f"({THINKING})")
     return save_tiny_llama(tmp_path / "base", tokenizer)
 

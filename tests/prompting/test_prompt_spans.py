@@ -5,7 +5,7 @@ import pytest
 from peft_be.prompting import PromptRenderer
 
 from .chat_tokenizers import FAMILIES
-from .test_renderer import PROMPTS, QUERIES
+from .conversations import PROMPTS, QUERIES
 
 
 @pytest.mark.parametrize("query", ["short", "spaces", "dialogue"])
@@ -37,18 +37,18 @@ def test_spans_cover_what_the_template_shows(tokenizers, family, prompt, query):
         assert ids[first : last + 1] == renderer.prompt_ids
 
 
-def test_tokens_spell_their_characters(smollm2_tokenizer):
+def test_tokens_spell_their_characters(tiny_tokenizer):
     prompt = PROMPTS["system_and_examples"]
-    renderer = PromptRenderer(smollm2_tokenizer, prompt)
+    renderer = PromptRenderer(tiny_tokenizer, prompt)
     ids, spans = renderer.full("Who?"), renderer.prompt_spans("Who?")
     for token_id, span in zip(ids, spans):
-        text = smollm2_tokenizer.decode(token_id)
+        text = tiny_tokenizer.decode(token_id)
         if span and "\ufffd" not in text:  # not a part of a character
             assert prompt[span[0]]["content"][span[1] : span[2]].strip() == text.strip()
     assert None in spans[:2] and spans[-1] is None
     assert {span[0] for span in spans if span} == set(range(len(prompt)))
 
 
-def test_needs_a_prompt(smollm2_tokenizer):
+def test_needs_a_prompt(tiny_tokenizer):
     with pytest.raises(ValueError, match="no prompt"):
-        PromptRenderer(smollm2_tokenizer).prompt_spans("Who?")
+        PromptRenderer(tiny_tokenizer).prompt_spans("Who?")

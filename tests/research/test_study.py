@@ -13,13 +13,13 @@ STUDY = Path(__file__).parent.parent.parent / "research" / "study.py"
 
 
 @pytest.fixture
-def study(tmp_path, tiny_model, smollm2_tokenizer, monkeypatch):
+def study(tmp_path, tiny_model, tiny_tokenizer, monkeypatch):
     """Runs the script on a manifest of two cells with a random model; returns its results."""
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
     for parameter in tiny_model.parameters():
         parameter.data.mul_(3)  # a random model says nearly the same to everything
     tiny_model.save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "prompt.txt").write_text("You are a lighthouse keeper, and you answer in short sentences.")
     (tmp_path / "queries.txt").write_text("".join(f"What did you see on day {i}?\n" for i in range(12)))
     args = {
@@ -93,7 +93,7 @@ def test_a_failed_cell_leaves_the_others_alone(study, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_cell_of_the_papers_tables_runs(tmp_path, tiny_model, smollm2_tokenizer, monkeypatch, capsys):
+def test_every_cell_of_the_papers_tables_runs(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, capsys):
     """A dry run of examples/paper: one step of each cell on a random model."""
     from peft import get_peft_model
 
@@ -102,9 +102,9 @@ def test_every_cell_of_the_papers_tables_runs(tmp_path, tiny_model, smollm2_toke
     root = STUDY.parent.parent
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
     tiny_model.save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
     vocab_size = tiny_model.get_input_embeddings().num_embeddings
-    ae = get_peft_model(tiny_model, BETokenConfig.for_tokenizer(smollm2_tokenizer, vocab_size, 0, True))
+    ae = get_peft_model(tiny_model, BETokenConfig.for_tokenizer(tiny_tokenizer, vocab_size, 0, True))
     ae.save_pretrained(tmp_path / "ae")
     folder = tmp_path / "prompts" / "gsm8k-1shot"
     folder.mkdir(parents=True)

@@ -14,8 +14,8 @@ QUERIES = ["Who are you?", "What do you see?", "Is it cold?"]
 FAST = {"max_steps": 1, "max_answer_length": 4}
 
 
-def test_a_model_may_be_a_path(tmp_path, smollm2_tokenizer):
-    folder = Path(save_tiny_llama(tmp_path / "tiny", smollm2_tokenizer))
+def test_a_model_may_be_a_path(tmp_path, tiny_tokenizer):
+    folder = Path(save_tiny_llama(tmp_path / "tiny", tiny_tokenizer))
     result = compress_prompt(PROMPT, QUERIES, tmp_path / "out", model=folder, **FAST)
     assert result.report["model"] == str(folder)
 

@@ -43,9 +43,9 @@ def test_the_papers_preset():
     assert (paper.kd_weight, paper.temperature, paper.slot) == (0.9, 2.0, "prefix")  # Eq. 4, Eq. 3, `[BE] q`
 
 
-def test_a_run_records_its_configuration(tiny_model, smollm2_tokenizer, tmp_path):
+def test_a_run_records_its_configuration(tiny_model, tiny_tokenizer, tmp_path):
     config = CompressConfig(**{**FAST, "answer_cache_dir": str(tmp_path / "cache")})
-    compress_prompt(PROMPT, QUERIES, tmp_path / "out", config, model=tiny_model, tokenizer=smollm2_tokenizer)
+    compress_prompt(PROMPT, QUERIES, tmp_path / "out", config, model=tiny_model, tokenizer=tiny_tokenizer)
     settings = json.loads((tmp_path / "out" / "training.json").read_text())["settings"]
     record = recorded(config)
     assert {name: settings[name] for name in record} == record

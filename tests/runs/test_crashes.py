@@ -57,9 +57,9 @@ class Job:
 
 
 @pytest.fixture
-def job(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+def job(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
-    return Job(tmp_path, tiny_model, smollm2_tokenizer)
+    return Job(tmp_path, tiny_model, tiny_tokenizer)
 
 
 # The folder

@@ -34,10 +34,10 @@ def compress(model, tokenizer, folder, **changes):
     return result.report
 
 
-def test_the_kl_of_no_prompt_is_that_of_the_validation_queries(model, smollm2_tokenizer, tmp_path):
-    report = compress(model, smollm2_tokenizer, tmp_path / "out")
-    queries, renderer = split_queries(QUERIES).validation, PromptRenderer(smollm2_tokenizer, PROMPT)
-    scorer = FidelityScorer(model, smollm2_tokenizer, [renderer.full(query) for query in queries], 6)
+def test_the_kl_of_no_prompt_is_that_of_the_validation_queries(model, tiny_tokenizer, tmp_path):
+    report = compress(model, tiny_tokenizer, tmp_path / "out")
+    queries, renderer = split_queries(QUERIES).validation, PromptRenderer(tiny_tokenizer, PROMPT)
+    scorer = FidelityScorer(model, tiny_tokenizer, [renderer.full(query) for query in queries], 6)
     expected = scorer.kl([renderer.no_prompt(query) for query in queries])
     best = report["best"]
     assert expected > 0.02 and best["kl_no_prompt"] == pytest.approx(expected, rel=1e-4)
@@ -67,17 +67,17 @@ def test_no_gap_is_told_where_the_prompt_changes_nothing(kl):
     assert kl_sentence(kl, None, 3).endswith(f"{kl:.4f} nats a token")
 
 
-def test_a_share_of_an_answer_is_compared_with_the_same_share(model, smollm2_tokenizer, tmp_path):
-    whole = compress(model, smollm2_tokenizer, tmp_path / "whole")
-    first = compress(model, smollm2_tokenizer, tmp_path / "first", max_kd_tokens=1)
+def test_a_share_of_an_answer_is_compared_with_the_same_share(model, tiny_tokenizer, tmp_path):
+    whole = compress(model, tiny_tokenizer, tmp_path / "whole")
+    first = compress(model, tiny_tokenizer, tmp_path / "first", max_kd_tokens=1)
     assert first["best"]["kl_no_prompt"] != whole["best"]["kl_no_prompt"]
 
 
-def test_many_prompts(model, smollm2_tokenizer, tmp_path):
+def test_many_prompts(model, tiny_tokenizer, tmp_path):
     # Neither name may be mixed up with a figure's
     names = ("no_prompt", "gap_closed")
     jobs = [PromptJob(name, f"{PROMPT} {name}!", QUERIES) for name in names]
-    args = {"model": model, "tokenizer": smollm2_tokenizer, **FAST}
+    args = {"model": model, "tokenizer": tiny_tokenizer, **FAST}
     results = compress_prompts(jobs, tmp_path / "out", **args)
     values = [result.report["best"]["kl_no_prompt"] for result in results]
     assert values[0] != values[1]
@@ -90,19 +90,19 @@ def test_many_prompts(model, smollm2_tokenizer, tmp_path):
         assert f"gap closed {best['kl_gap_closed']:.3f}" in (result.directory / "README.md").read_text()
 
 
-def test_nothing_of_it_changes_the_rows(model, smollm2_tokenizer, tmp_path):
+def test_nothing_of_it_changes_the_rows(model, tiny_tokenizer, tmp_path):
     seen = []
-    compress(model, smollm2_tokenizer, tmp_path / "shown", on_preview=seen.append)
-    compress(model, smollm2_tokenizer, tmp_path / "plain")
+    compress(model, tiny_tokenizer, tmp_path / "shown", on_preview=seen.append)
+    compress(model, tiny_tokenizer, tmp_path / "plain")
     rows = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("shown", "plain")]
     assert all(tensor.equal(rows[1][name]) for name, tensor in rows[0].items())
     (preview,) = seen
     train = split_queries(QUERIES).train
     assert [shown["query"] for shown in preview] == train[:3]
-    renderer = PromptRenderer(smollm2_tokenizer, PROMPT)
+    renderer = PromptRenderer(tiny_tokenizer, PROMPT)
     for form in ("full", "no_prompt"):
         prompts = [getattr(renderer, form)(query) for query in train[:3]]
-        assert FidelityScorer(model, smollm2_tokenizer, prompts, 6).texts == [shown[form] for shown in preview]
+        assert FidelityScorer(model, tiny_tokenizer, prompts, 6).texts == [shown[form] for shown in preview]
 
 
 # Warnings
@@ -147,12 +147,12 @@ def test_it_is_said_before_anything_is_loaded(tmp_path):
         compress_prompt(PROMPT, ["a", "b", "c"], tmp_path / "out", model="/no/such/folder")
 
 
-def test_a_prompt_that_changes_nothing(model, smollm2_tokenizer, tmp_path, recwarn):
+def test_a_prompt_that_changes_nothing(model, tiny_tokenizer, tmp_path, recwarn):
     """As a weak model ignores a prompt, so does one whose attention sees hardly anything but the token itself."""
-    compress(model, smollm2_tokenizer, tmp_path / "strong", max_steps=2)
+    compress(model, tiny_tokenizer, tmp_path / "strong", max_steps=2)
     assert not [w for w in recwarn if "changes little" in str(w.message)]
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.data.mul_(1e-3)
     with pytest.warns(UserWarning, match="changes little"):
-        report = compress(model, smollm2_tokenizer, tmp_path / "weak", max_steps=2)
+        report = compress(model, tiny_tokenizer, tmp_path / "weak", max_steps=2)
     assert report["best"]["kl_no_prompt"] < 0.02

@@ -68,16 +68,16 @@ def assert_like_alone(results, folder, load, args, tolerance):
     ],
     ids=["default", "k=2, groups", "clipped", "early stop"],
 )
-def test_each_prompt_becomes_what_it_becomes_alone(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch, changes):
+def test_each_prompt_becomes_what_it_becomes_alone(tiny_model, tiny_tokenizer, tmp_path, monkeypatch, changes):
     if "learning_rate" in changes:
         for module in ("runs.compress_many", "runs.train"):
             monkeypatch.setattr(f"peft_be.{module}.PATIENCE", 1)
     args = {**ARGS, **changes}
-    results = compress_prompts(JOBS, tmp_path / "many", model=tiny_model, tokenizer=smollm2_tokenizer, **args)
+    results = compress_prompts(JOBS, tmp_path / "many", model=tiny_model, tokenizer=tiny_tokenizer, **args)
     assert len({tuple(rows(result.directory).flatten().tolist()) for result in results}) == len(JOBS)
     args.pop("group_size", None)
     base = tiny_model
-    assert_like_alone(results, tmp_path, lambda: (unwrapped(base), smollm2_tokenizer), args, TOLERANCE)
+    assert_like_alone(results, tmp_path, lambda: (unwrapped(base), tiny_tokenizer), args, TOLERANCE)
     if "learning_rate" in changes:
         assert len({result.report["steps"] for result in results}) > 1
 
@@ -100,7 +100,7 @@ def test_each_prompt_becomes_what_it_becomes_alone_on_the_real_model(smollm2_dir
     assert_like_alone(results, tmp_path, lambda: load_model(smollm2_dir), args, TOLERANCE)
 
 
-def test_with_reconstruction_each_prompt_has_the_gradient_it_has_alone(tiny_model, smollm2_tokenizer, tmp_path):
+def test_with_reconstruction_each_prompt_has_the_gradient_it_has_alone(tiny_model, tiny_tokenizer, tmp_path):
     from peft import get_peft_model
 
     from peft_be import BETokenConfig
@@ -120,7 +120,7 @@ def test_with_reconstruction_each_prompt_has_the_gradient_it_has_alone(tiny_mode
         )
         args = BEDistillConfig(str(tmp_path), kd_weight=0.7, max_answer_length=6, per_device_train_batch_size=4)
         run = ManyPromptsTrainer(
-            model, args, {j.name: j.prompt for j in jobs}, queries, queries, processing_class=smollm2_tokenizer
+            model, args, {j.name: j.prompt for j in jobs}, queries, queries, processing_class=tiny_tokenizer
         )
         run.compute_loss(model, run._prepare_inputs(next(iter(run.get_train_dataloader())))).backward()
         return model.base_model.rows_grad("default").clone()
@@ -154,7 +154,7 @@ def test_a_stopped_prompt_changes_nothing_for_the_others():
     assert list(sampler) == []
 
 
-def test_prompts_that_cannot_be_compressed_do_not_stop_the_others(tiny_model, smollm2_tokenizer, tmp_path):
+def test_prompts_that_cannot_be_compressed_do_not_stop_the_others(tiny_model, tiny_tokenizer, tmp_path):
     queries = JOBS[0].queries
     jobs = [
         JOBS[0],
@@ -163,7 +163,7 @@ def test_prompts_that_cannot_be_compressed_do_not_stop_the_others(tiny_model, sm
         PromptJob("few", "Be kind.", ["only one"]),
         JOBS[1],
     ]
-    results = compress_prompts(jobs, tmp_path / "out", model=tiny_model, tokenizer=smollm2_tokenizer, **ARGS)
+    results = compress_prompts(jobs, tmp_path / "out", model=tiny_model, tokenizer=tiny_tokenizer, **ARGS)
     assert [result.error is None for result in results] == [True, False, False, False, True]
     assert "empty" in results[1].error and "does not fit" in results[2].error and "at least two" in results[3].error
     summary = json.loads((tmp_path / "out" / "training.json").read_text())["prompts"]
@@ -171,25 +171,23 @@ def test_prompts_that_cannot_be_compressed_do_not_stop_the_others(tiny_model, sm
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cook", "keeper", "training.json"]
 
 
-def test_a_prompt_whose_loss_breaks_does_not_stop_the_others(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+def test_a_prompt_whose_loss_breaks_does_not_stop_the_others(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     original = ManyPromptsTrainer._kd_losses
 
     def broken(self, model, inputs, temperature, beta):
         losses = original(self, model, inputs, temperature, beta)
         return losses.masked_fill(inputs["prompt"] == 1, float("nan")) if self.state.global_step == 4 else losses
 
-    whole = compress_prompts(JOBS, tmp_path / "whole", model=tiny_model, tokenizer=smollm2_tokenizer, **ARGS)
+    whole = compress_prompts(JOBS, tmp_path / "whole", model=tiny_model, tokenizer=tiny_tokenizer, **ARGS)
     monkeypatch.setattr(ManyPromptsTrainer, "_kd_losses", broken)
-    results = compress_prompts(
-        JOBS, tmp_path / "out", model=unwrapped(tiny_model), tokenizer=smollm2_tokenizer, **ARGS
-    )
+    results = compress_prompts(JOBS, tmp_path / "out", model=unwrapped(tiny_model), tokenizer=tiny_tokenizer, **ARGS)
     assert "nan at step 4" in results[1].error and not (tmp_path / "out" / "cook").exists()
     for i in (0, 2):
         torch.testing.assert_close(rows(results[i].directory), rows(whole[i].directory), rtol=1e-4, atol=1e-5)
 
 
-def test_an_interrupted_run_goes_on(tiny_model, smollm2_tokenizer, tmp_path):
-    common = {"tokenizer": smollm2_tokenizer, "group_size": 2, **ARGS}
+def test_an_interrupted_run_goes_on(tiny_model, tiny_tokenizer, tmp_path):
+    common = {"tokenizer": tiny_tokenizer, "group_size": 2, **ARGS}
     whole = compress_prompts(JOBS, tmp_path / "whole", model=tiny_model, **common)
 
     for stop_at in (("1-2 of 3: stage 2", 7), ("3-3 of 3: stage 2", 4)):
@@ -249,7 +247,7 @@ def test_manifest(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError, ValueError])
-def test_an_error_ends_a_group_and_not_a_run(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch, kind):
+def test_an_error_ends_a_group_and_not_a_run(tiny_model, tiny_tokenizer, tmp_path, monkeypatch, kind):
     original = ManyPromptsTrainer.compute_loss
 
     def compute_loss(self, *args, **kwargs):
@@ -263,7 +261,7 @@ def test_an_error_ends_a_group_and_not_a_run(tiny_model, smollm2_tokenizer, tmp_
     ]
 
     def run(**options):
-        args = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **ARGS, **options}
+        args = {"model": tiny_model, "tokenizer": tiny_tokenizer, **ARGS, **options}
         return compress_prompts(jobs, tmp_path / "out", **args)
 
     with monkeypatch.context() as patch:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft_be import (
     BEDistillConfig,
     BEDistillTrainer,
+    BenchConfig,
     PromptJob,
     bench_inference,
     compress_prompt,
@@ -34,8 +35,8 @@ def seen(folder):
     return json.loads((folder / "training.json").read_text())["seen_queries"]
 
 
-def test_compressions(tmp_path, tiny_model, smollm2_tokenizer):
-    common = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **SHORT}
+def test_compressions(tmp_path, tiny_model, tiny_tokenizer):
+    common = {"model": tiny_model, "tokenizer": tiny_tokenizer, **SHORT}
     texts = [f"What did you see\n\n{query}" for query in QUERIES]
     compress_prompt(PROMPT, texts, tmp_path / "list", **common).model.unload()
     generator = (dict(row) for row in ROWS)
@@ -43,13 +44,13 @@ def test_compressions(tmp_path, tiny_model, smollm2_tokenizer):
     assert seen(tmp_path / "generator") == seen(tmp_path / "list") and len(seen(tmp_path / "list")) == 8
 
     as_dataset = Dataset.from_list(ROWS)
-    scores, samples = evaluate_fidelity(result.model, smollm2_tokenizer, PROMPT, as_dataset, max_answer_length=2)
+    scores, samples = evaluate_fidelity(result.model, tiny_tokenizer, PROMPT, as_dataset, max_answer_length=2)
     assert scores["num_queries"] == 8 and [sample["query"] for sample in samples] == texts
-    timing = {"batch_sizes": (1,), "new_tokens": 1, "repeats": 2}
-    figures = bench_inference(result.model, smollm2_tokenizer, PROMPT, iter(ROWS), **timing)
+    timing = BenchConfig(batch_sizes=(1,), new_tokens=1, repeats=2)
+    figures = bench_inference(result.model, tiny_tokenizer, PROMPT, iter(ROWS), timing)
     assert figures == {**figures, "new_tokens": 1}
     with pytest.raises(ValueError, match="no queries to measure with"):
-        bench_inference(result.model, smollm2_tokenizer, PROMPT, [], **timing)
+        bench_inference(result.model, tiny_tokenizer, PROMPT, [], timing)
     result.model.unload()
 
     jobs = [
@@ -60,8 +61,8 @@ def test_compressions(tmp_path, tiny_model, smollm2_tokenizer):
     assert seen(tmp_path / "many" / "one") == seen(tmp_path / "many" / "two") == seen(tmp_path / "list")
 
 
-def test_comparisons(tmp_path, smollm2_tokenizer):
-    folder = save_tiny_llama(tmp_path / "tiny", smollm2_tokenizer)
+def test_comparisons(tmp_path, tiny_tokenizer):
+    folder = save_tiny_llama(tmp_path / "tiny", tiny_tokenizer)
     rows = Dataset.from_list([{"question": query} for query in QUERIES])
     results = compare_methods(PROMPT, rows, tmp_path / "out", ["truncation:4"], model=folder, max_answer_length=2)
     assert results["num_queries"] == {"train": 5, "validation": 1, "test": 2}
@@ -69,17 +70,17 @@ def test_comparisons(tmp_path, smollm2_tokenizer):
 
 
 @pytest.mark.parametrize("form", [list, iter, Dataset.from_list])
-def test_trainers(tmp_path, tiny_model, smollm2_tokenizer, form):
+def test_trainers(tmp_path, tiny_model, tiny_tokenizer, form):
     args = BEDistillConfig(str(tmp_path / "out"), kd_weight=1.0, **SHORT)
-    trainer = BEDistillTrainer(tiny_model, args, PROMPT, form(ROWS), form(ROWS[:2]), smollm2_tokenizer)
-    asked = [smollm2_tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
+    trainer = BEDistillTrainer(tiny_model, args, PROMPT, form(ROWS), form(ROWS[:2]), tiny_tokenizer)
+    asked = [tiny_tokenizer.decode(row["input_ids"]) for row in trainer.train_dataset]
     assert len(asked) == 8 and all(
         f"What did you see\n\n{query}" in text for query, text in zip(QUERIES, sorted(asked))
     )
 
 
-def test_what_is_no_query_is_named_by_its_row(tmp_path, tiny_model, smollm2_tokenizer):
-    common = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **SHORT}
+def test_what_is_no_query_is_named_by_its_row(tmp_path, tiny_model, tiny_tokenizer):
+    common = {"model": tiny_model, "tokenizer": tiny_tokenizer, **SHORT}
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     for wrong, message in (
         ([*QUERIES, system], "row 9 of the queries starts with a system message"),
@@ -97,5 +98,5 @@ def test_what_is_no_query_is_named_by_its_row(tmp_path, tiny_model, smollm2_toke
             compare_methods(PROMPT, wrong, tmp_path / "out", ["truncation:4"], model="nowhere")
         args = BEDistillConfig(str(tmp_path / "trainer"), kd_weight=1.0, **SHORT)
         with pytest.raises(ValueError, match=message):
-            BEDistillTrainer(tiny_model, args, PROMPT, wrong, QUERIES, smollm2_tokenizer)
+            BEDistillTrainer(tiny_model, args, PROMPT, wrong, QUERIES, tiny_tokenizer)
     assert not (tmp_path / "out").exists()

@@ -63,12 +63,12 @@ def test_other_files_are_not_overwritten(tmp_path):
     assert content(tmp_path) == ["thesis.txt"]
 
 
-def test_a_resumed_run_stops_where_an_undisturbed_one_does(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+def test_a_resumed_run_stops_where_an_undisturbed_one_does(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
     queries = [f"What was on day {i}?" for i in range(12)]
 
     def run(name, **options):
-        args = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **OVERSHOOTING, **OFTEN, **options}
+        args = {"model": tiny_model, "tokenizer": tiny_tokenizer, **OVERSHOOTING, **OFTEN, **options}
         result = compress_prompt(PROMPT, queries, tmp_path / name, **args)
         result.model.unload()
         return result.report

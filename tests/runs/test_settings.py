@@ -160,8 +160,8 @@ def test_answers():
             AnswerSettings(**changes)
 
 
-def test_more_rows_than_the_context_holds(tiny_model, smollm2_tokenizer, tmp_path):
-    args = {"model": tiny_model, "tokenizer": smollm2_tokenizer, "num_be_tokens": 513}
+def test_more_rows_than_the_context_holds(tiny_model, tiny_tokenizer, tmp_path):
+    args = {"model": tiny_model, "tokenizer": tiny_tokenizer, "num_be_tokens": 513}
     with pytest.raises(ValueError, match="num_be_tokens=513 .* context is 512"):
         compress_prompt(PROMPT, QUERIES, tmp_path / "out", **args)
     assert not (tmp_path / "out").exists()
@@ -177,29 +177,29 @@ def test_more_rows_than_the_context_holds(tiny_model, smollm2_tokenizer, tmp_pat
 @pytest.mark.parametrize(
     "start", [{}, {"init_scale": 1.0}]
 )  # where nothing is measured for the start, the teacher finds it
-def test_broken_weights_are_found_before_the_first_step(tiny_model, smollm2_tokenizer, tmp_path, where, value, start):
+def test_broken_weights_are_found_before_the_first_step(tiny_model, tiny_tokenizer, tmp_path, where, value, start):
     tiny_model.get_parameter(where).data.fill_(value)
     with pytest.raises(FloatingPointError, match="damaged"):
-        trainer(tiny_model, smollm2_tokenizer, tmp_path, kd_weight=1.0, **start)
+        trainer(tiny_model, tiny_tokenizer, tmp_path, kd_weight=1.0, **start)
     assert not list(tmp_path.rglob("*.safetensors"))  # answers that nobody could learn from
 
 
-def test_broken_rows(tiny_model, smollm2_tokenizer, tmp_path):
+def test_broken_rows(tiny_model, tiny_tokenizer, tmp_path):
     from peft_be.adapters.create import add_adapter
 
-    model = add_adapter(tiny_model, smollm2_tokenizer)
+    model = add_adapter(tiny_model, tiny_tokenizer)
     for value in (NAN, INF, 0.0):
         model.base_model.set_rows("default", torch.full((1, 32), value))
         with pytest.raises(FloatingPointError, match="start rows"):
-            trainer(model, smollm2_tokenizer, tmp_path, kd_weight=1.0, init=None)
+            trainer(model, tiny_tokenizer, tmp_path, kd_weight=1.0, init=None)
 
 
 # Time
 
 
-def test_a_budget_that_ends_before_the_first_step(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+def test_a_budget_that_ends_before_the_first_step(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
-    args = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **FAST, "answer_batch_size": 2, "max_steps": 50}
+    args = {"model": tiny_model, "tokenizer": tiny_tokenizer, **FAST, "answer_batch_size": 2, "max_steps": 50}
 
     def run(name, minutes, on_progress=None):
         result = compress_prompt(
@@ -225,25 +225,25 @@ def test_a_budget_that_ends_before_the_first_step(tiny_model, smollm2_tokenizer,
     assert json.loads((tmp_path / "short" / "training.json").read_text())["settings"]["max_minutes"] == 1
 
 
-def test_the_time_may_end_with_the_teacher(tiny_model, smollm2_tokenizer, tmp_path, monkeypatch):
+def test_the_time_may_end_with_the_teacher(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
 
     def slow_end(what, count, total, values):
         if what == "teacher, validation queries" and count == total:
             time.sleep(2)
 
-    args = {"model": tiny_model, "tokenizer": smollm2_tokenizer, **FAST, "on_progress": slow_end}
+    args = {"model": tiny_model, "tokenizer": tiny_tokenizer, **FAST, "on_progress": slow_end}
     with pytest.raises(ValueError, match="before the first step"):
         compress_prompt(PROMPT, QUERIES, tmp_path / "out", max_minutes=0.03, **args)
 
 
-def test_evaluations_of_nothing(tiny_model, smollm2_tokenizer):
+def test_evaluations_of_nothing(tiny_model, tiny_tokenizer):
     from peft_be.adapters.create import add_adapter
 
-    model = add_adapter(tiny_model, smollm2_tokenizer)
+    model = add_adapter(tiny_model, tiny_tokenizer)
     for changes in ({"max_answer_length": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
-            evaluate_fidelity(model, smollm2_tokenizer, PROMPT, QUERIES[:1], **changes)
+            evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES[:1], **changes)
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,14 @@ def read(path):
     ],
     ids=["reserved", "padding", "both, untied", "added", "added, untied"],
 )
-def test_the_rows_are_added_and_nothing_else_changes(smollm2_tokenizer, tmp_path, padding, ks, tied, type):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, padding=padding, tied=tied)
+def test_the_rows_are_added_and_nothing_else_changes(tiny_tokenizer, tmp_path, padding, ks, tied, type):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer, padding=padding, tied=tied)
     adapters = {f"p{i}": save_adapter(base, tmp_path / f"p{i}", k) for i, k in enumerate(ks)}
     old, old_tensors = read(save_gguf(base, tmp_path / "base.gguf", type))
     tokens = export_gguf(adapters, tmp_path / "base.gguf", tmp_path / "be.gguf")
     new, new_tensors = read(tmp_path / "be.gguf")
     be_ids = [i for token in tokens.values() for i in token.ids]
-    size = len(smollm2_tokenizer) + padding
+    size = len(tiny_tokenizer) + padding
     assert len(set(be_ids)) == sum(ks)
     # Ids are added only where nothing else is left: 14 reserved tokens, and the padding
     assert max(size, max(be_ids) + 1) == size + max(0, sum(ks) - 14 - padding)
@@ -106,14 +106,14 @@ def test_the_rows_are_added_and_nothing_else_changes(smollm2_tokenizer, tmp_path
 
 
 @pytest.mark.parametrize("part", ["mlp.down_proj", "input_layernorm"])
-def test_a_file_of_other_weights_is_refused(smollm2_tokenizer, tmp_path, part):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_a_file_of_other_weights_is_refused(tiny_tokenizer, tmp_path, part):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     adapters = {"p": save_adapter(base, tmp_path / "p")}
     model, _ = load_model(base)
     weight = model.model.layers[1].get_submodule(part).weight
     weight.data += weight.std() * torch.randn_like(weight) if weight.ndim > 1 else 0.05
     model.save_pretrained(tmp_path / "tuned")
-    smollm2_tokenizer.save_pretrained(tmp_path / "tuned")
+    tiny_tokenizer.save_pretrained(tmp_path / "tuned")
     file = save_gguf(tmp_path / "tuned", tmp_path / "tuned.gguf", Type.Q8_0)
     with pytest.raises(ValueError, match="has other weights than the base model .*blk.1"):
         export_gguf(adapters, file, tmp_path / "be.gguf")
@@ -136,8 +136,8 @@ def test_rows_of_q6_k():
 
 
 @pytest.mark.parametrize("in_file", ["none", "one", "two", "another"])
-def test_a_tokenizer_with_several_templates(smollm2_tokenizer, tmp_path, in_file):
-    tokenizer = named_templates(smollm2_tokenizer, tmp_path)
+def test_a_tokenizer_with_several_templates(tiny_tokenizer, tmp_path, in_file):
+    tokenizer = named_templates(tiny_tokenizer, tmp_path)
     base = save_tiny_llama(tmp_path / "base", tokenizer)
     own = tokenizer.chat_template
     template = {"one": own["default"], "two": own, "another": own["default"].replace("SmolLM", "BigLM")}.get(in_file)
@@ -160,10 +160,10 @@ def test_a_tokenizer_with_several_templates(smollm2_tokenizer, tmp_path, in_file
         assert tokenizer.apply_chat_template(CHAT, chat_template=template, tools=TOOLS, tokenize=False) == expected
 
 
-def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_a_template_that_renders_otherwise_is_replaced(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     adapters = {"a": save_adapter(base, tmp_path / "a")}
-    own = smollm2_tokenizer.chat_template
+    own = tiny_tokenizer.chat_template
     save_gguf(base, tmp_path / "same.gguf", template="{# Fixed. #}" + own)
     tokens = export_gguf(adapters, tmp_path / "same.gguf", tmp_path / "1.gguf", default="a")
     template = read(tmp_path / "1.gguf")[0]["tokenizer.chat_template"]
@@ -173,24 +173,24 @@ def test_a_template_that_renders_otherwise_is_replaced(smollm2_tokenizer, tmp_pa
         export_gguf(adapters, tmp_path / "other.gguf", tmp_path / "2.gguf")
     assert read(tmp_path / "2.gguf")[0]["tokenizer.chat_template"] == own
     for other in ("{{ raise_exception('No.') }}", "{% broken"):
-        assert not renders_alike(smollm2_tokenizer, other)
+        assert not renders_alike(tiny_tokenizer, other)
 
 
-def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_what_cannot_be_exported(tiny_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "a")
     whole = save_gguf(base, tmp_path / "base.gguf")
     files = {
-        "wide": save_gguf(save_tiny_llama(tmp_path / "wide", smollm2_tokenizer, width=64), tmp_path / "wide.gguf"),
+        "wide": save_gguf(save_tiny_llama(tmp_path / "wide", tiny_tokenizer, width=64), tmp_path / "wide.gguf"),
         "padded": save_gguf(
-            save_tiny_llama(tmp_path / "padded", smollm2_tokenizer, padding=64), tmp_path / "padded.gguf"
+            save_tiny_llama(tmp_path / "padded", tiny_tokenizer, padding=64), tmp_path / "padded.gguf"
         ),
         "gemma2": save_gguf(base, tmp_path / "gemma2.gguf", architecture="gemma2"),
     }
     model = AutoModelForCausalLM.from_pretrained(base)
     torch.nn.init.normal_(model.get_input_embeddings().weight)
     model.save_pretrained(tmp_path / "other")
-    smollm2_tokenizer.save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
     files["other"] = save_gguf(tmp_path / "other", tmp_path / "other.gguf")
     content = whole.read_bytes()
     for name, damaged in {
@@ -198,14 +198,14 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):
         "header": content[:5000],
         "empty": b"",
         "text": b"not a model " * 1000,
-        "vocab": content.replace(b"Hello", b"Jello"),
+        "vocab": content.replace(b"answer", b"bnswer"),
     }.items():
         files[name] = tmp_path / f"{name}.gguf"
         files[name].write_bytes(damaged)
     out = tmp_path / "out.gguf"
     for file, words in {
-        "wide": "49152 x 64 for 49152 tokens, theirs 49152 x 32",
-        "padded": "49216 x 32",
+        "wide": "2048 x 64 for 2048 tokens, theirs 2048 x 32",
+        "padded": "2112 x 32",
         "gemma2": "architecture 'gemma2'",
         "other": "its tokens have other embeddings",
         "vocab": "instead of",
@@ -232,6 +232,21 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path, cli):
     assert not out.exists() and not list(tmp_path.glob("*.part"))
     code, printed, _ = cli("export", folder, "--output", out, "--format", "gguf", "--base", whole)
     assert code == 0 and "<|be_a|>" in printed and out.exists()
+
+
+def test_a_token_has_the_name_that_was_asked_for(smollm2_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    folder, whole = save_adapter(base, tmp_path / "a"), save_gguf(base, tmp_path / "base.gguf")
+    options = ["--output", tmp_path / "out.gguf", "--format", "gguf", "--base", whole, "--token-name"]
+    code, _, err = cli("export", folder, *options, "<|im_start|>")
+    assert code == 1 and "There is a token <|im_start|> already" in err
+    code, _, err = cli("export", folder, *options, "<|pirate|>", "--dtype", "float16")
+    assert code == 1 and "a GGUF file keeps its own types" in err
+    code, out, err = cli("export", folder, *options, "<|pirate|>")
+    assert code == 0 and "a: <|pirate|>" in out, err
+    metadata = read(tmp_path / "out.gguf")[0]
+    (token_id,) = json.loads(metadata["peft_be.tokens"])["a"]["ids"]
+    assert metadata["tokenizer.ggml.tokens"][token_id] == "<|pirate|>"
 
 
 def open_llama(path):
@@ -268,22 +283,22 @@ def quantised(path, target, file_type, **types):
         pytest.param(15, id="Q4_K_M"),
     ],
 )
-def test_llama_cpp_reads_what_transformers_reads(smollm2_tokenizer, tmp_path, file_type):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, width=256 if file_type == 15 else 32)
+def test_llama_cpp_reads_what_transformers_reads(tiny_tokenizer, tmp_path, file_type):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer, width=256 if file_type == 15 else 32)
     folder = save_adapter(base, tmp_path / "a", k=2)
     path = save_gguf(base, tmp_path / "base.gguf")
     if file_type is not None:
         path = quantised(path, tmp_path / "quantised.gguf", file_type)
     tokens = export_gguf({"a": folder}, path, tmp_path / "be.gguf")
     before, after = open_llama(path), open_llama(tmp_path / "be.gguf")
-    ids = smollm2_tokenizer("The <|im_start|> island, at 3:15?")["input_ids"]
+    ids = tiny_tokenizer("The <|im_start|> island, at 3:15?")["input_ids"]
     assert after.tokenize(b"The <|im_start|> island, at 3:15?", add_bos=False, special=True) == ids
     ordinary = [i for i in range(after.n_vocab()) if i not in tokens["a"].ids]
     assert np.array_equal(llama_logits(before, ids)[ordinary], llama_logits(after, ids)[ordinary])
 
     model, _ = load_adapter(folder)
-    expected = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer).be(QUESTION)
-    text = smollm2_tokenizer.apply_chat_template(
+    expected = PromptRenderer.for_adapter(model.peft_config["default"], tiny_tokenizer).be(QUESTION)
+    text = tiny_tokenizer.apply_chat_template(
         [{"role": "system", "content": tokens["a"].text}, *CHAT], add_generation_prompt=True, tokenize=False
     )
     places = dict(zip(model.peft_config["default"].be_token_ids, tokens["a"].ids))

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
     [(0, (1, 2), True), (3, (1, 2), True), (1, (1, 2), False), (0, (13, 4), True)],
     ids=["reserved", "padding", "both, untied", "added"],
 )
-def test_the_checkpoint_says_what_the_adapters_say(smollm2_tokenizer, tmp_path, padding, ks, tied):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, padding=padding, tied=tied)
+def test_the_checkpoint_says_what_the_adapters_say(tiny_tokenizer, tmp_path, padding, ks, tied):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer, padding=padding, tied=tied)
     adapters = {f"p.{i}": save_adapter(base, tmp_path / f"p{i}", k) for i, k in enumerate(ks)}
     tokens = export_merged(adapters, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -38,11 +38,11 @@ def test_the_checkpoint_says_what_the_adapters_say(smollm2_tokenizer, tmp_path, 
 
     text = "The <|im_start|> island, at 3:15?"
     ids = tokenizer(text)["input_ids"]
-    assert ids == smollm2_tokenizer(text)["input_ids"]
+    assert ids == tiny_tokenizer(text)["input_ids"]
     assert torch.equal(logits(merged, ids)[:, ordinary], logits(before, ids)[:, ordinary])
     for name, folder in adapters.items():
         model, _ = load_adapter(folder)
-        renderer = PromptRenderer.for_adapter(model.peft_config["default"], smollm2_tokenizer)
+        renderer = PromptRenderer.for_adapter(model.peft_config["default"], tiny_tokenizer)
         expected = renderer.be("What do you see?")
         chat = [{"role": "system", "content": tokens[name].text}, *CHAT]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
@@ -54,8 +54,8 @@ def test_the_checkpoint_says_what_the_adapters_say(smollm2_tokenizer, tmp_path, 
     }
 
 
-def test_a_be_token_is_suppressed_and_a_model_without_a_never_row_is_named(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_a_be_token_is_suppressed_and_a_model_without_a_never_row_is_named(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     with pytest.warns(UserWarning, match="might write"):
         tokens = export_merged({"a": save_adapter(base, tmp_path / "a")}, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -67,8 +67,8 @@ def test_a_be_token_is_suppressed_and_a_model_without_a_never_row_is_named(smoll
     assert be_id not in written[0].tolist()
 
 
-def test_the_default_is_the_system_message_of_chats_without_one(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_the_default_is_the_system_message_of_chats_without_one(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "a")
     tokens = export_merged({"a": folder}, tmp_path / "merged", default="a")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -78,12 +78,12 @@ def test_the_default_is_the_system_message_of_chats_without_one(smollm2_tokenize
 
     assert render(CHAT) == render([{"role": "system", "content": tokens["a"].text}, *CHAT])
     other = [{"role": "system", "content": "Be brief."}, *CHAT]
-    assert render(other) == smollm2_tokenizer.apply_chat_template(other, add_generation_prompt=True, return_dict=False)
+    assert render(other) == tiny_tokenizer.apply_chat_template(other, add_generation_prompt=True, return_dict=False)
 
 
 @pytest.mark.parametrize("default", [None, "a"])
-def test_a_tokenizer_with_several_templates(smollm2_tokenizer, tmp_path, default):
-    tokenizer = named_templates(smollm2_tokenizer, tmp_path)
+def test_a_tokenizer_with_several_templates(tiny_tokenizer, tmp_path, default):
+    tokenizer = named_templates(tiny_tokenizer, tmp_path)
     base = save_tiny_llama(tmp_path / "base", tokenizer)
     tokens = export_merged({"a": save_adapter(base, tmp_path / "a")}, tmp_path / "merged", default=default)
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -99,21 +99,21 @@ def test_a_tokenizer_with_several_templates(smollm2_tokenizer, tmp_path, default
     assert [i for i in ids if i in tokens["a"].ids] == tokens["a"].ids
 
 
-def test_a_default_leaves_the_template_as_it_is(smollm2_tokenizer):
+def test_a_default_leaves_the_template_as_it_is(tiny_tokenizer):
     """White space in front of a template, and chats that begin with a developer's message."""
     for start in ("", "\n", "\n\n  ", "  {% if true %}{% endif %}\n", "{#- note -#}\n"):
-        own = start + smollm2_tokenizer.chat_template
+        own = start + tiny_tokenizer.chat_template
         template = with_default_system(own, "<|be_a|>")
         system = [{"role": "system", "content": "<|be_a|>"}]
         for chat, same in ((CHAT, [*system, *CHAT]), ([*system, *CHAT],) * 2):
-            expected = smollm2_tokenizer.apply_chat_template(same, chat_template=own, tokenize=False)
-            assert smollm2_tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False) == expected
+            expected = tiny_tokenizer.apply_chat_template(same, chat_template=own, tokenize=False)
+            assert tiny_tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False) == expected
         chat = [{"role": "developer", "content": "Be brief."}, *CHAT]
-        assert "<|be_a|>" not in smollm2_tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+        assert "<|be_a|>" not in tiny_tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
 
 
-def test_a_template_that_changes_the_token_is_refused(smollm2_tokenizer, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_tokenizer.name_or_path)
+def test_a_template_that_changes_the_token_is_refused(tiny_tokenizer, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer.name_or_path)
     own = tokenizer.chat_template
     for filter in ("upper", "e"):
         tokenizer.chat_template = own.replace("message['content']", f"(message['content'] | {filter})")
@@ -130,10 +130,10 @@ def test_a_template_that_changes_the_token_is_refused(smollm2_tokenizer, tmp_pat
         export_merged({"a": folder}, tmp_path / "no-default", default="a")
 
 
-def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_what_cannot_be_exported(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "a", slot="prefix")
-    other = save_adapter(save_tiny_llama(tmp_path / "other", smollm2_tokenizer), tmp_path / "b")
+    other = save_adapter(save_tiny_llama(tmp_path / "other", tiny_tokenizer), tmp_path / "b")
     damaged = save_adapter(base, tmp_path / "damaged")
     (damaged / "adapter_model.safetensors").write_bytes(b"{}")
     out = tmp_path / "out"
@@ -184,3 +184,39 @@ def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
             num_return_sequences=250,
         )
         assert (written[:, ids.shape[1] :] != be_id).all()
+
+
+def test_tokens_are_called_as_they_are_asked_to_be(smollm2_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    adapters = {name: save_adapter(base, tmp_path / name, k) for name, k in (("a", 1), ("b", 2), ("c", 1))}
+    names = {"a": "[PIRATE]", "b": "<|keeper|>"}
+    tokens = export_merged(adapters, tmp_path / "merged", default="a", token_names=names)
+    assert {name: token.text for name, token in tokens.items()} == {
+        "a": "[PIRATE]",
+        "b": "<|keeper_0|><|keeper_1|>",
+        "c": "<|be_c|>",
+    }
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    for token in tokens.values():
+        assert tokenizer(token.text, add_special_tokens=False)["input_ids"] == token.ids
+    assert "[PIRATE]" in tokenizer.apply_chat_template(CHAT, tokenize=False)  # the default
+
+
+def test_names_that_tokens_cannot_have(smollm2_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    folder = save_adapter(base, tmp_path / "a")
+    for name in ("<|im_end|>", "<repo_name>"):
+        with pytest.raises(ValueError, match="There is a token .* already"):
+            export_merged({"a": folder}, tmp_path / "merged", token_names={"a": name})
+    for name in ("", "pirate", "<a b>", "<'x'>", "<{x}>", "<|x", "<a><b>"):
+        with pytest.raises(ValueError, match="cannot be a token's name"):
+            export_merged({"a": folder}, tmp_path / "merged", token_names={"a": name})
+    with pytest.raises(ValueError, match="not among the adapters"):
+        export_merged({"a": folder}, tmp_path / "merged", token_names={"b": "<|b|>"})
+    assert not (tmp_path / "merged").exists()
+    options = ["--output", tmp_path / "merged", "--token-name", "<|pirate|>"]
+    code, _, err = cli("export", folder, *options, "--token-name", "<|other|>")
+    assert code == 1 and "1 adapters and 2 token names" in err
+    code, out, err = cli("export", folder, *options, "--dtype", "bfloat16")
+    assert code == 0 and "a: <|pirate|> as the system message" in out, err
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").dtype == torch.bfloat16

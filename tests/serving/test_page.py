@@ -26,9 +26,9 @@ TITLES = {"full": "Full prompt", "be": "[BE]", "no_prompt": "No prompt"}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, smollm2_tokenizer):
+def folders(tmp_path_factory, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("page")
-    base = save_tiny_llama(folder / "base", smollm2_tokenizer)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer)
     return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
 
 

@@ -16,10 +16,10 @@ QUESTION = "Is it cold, and does it <|im_end|> rain?"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, smollm2_tokenizer):
+def folders(tmp_path_factory, tiny_tokenizer):
     """A base model and two adapters on it, the second with a dot in its name."""
     folder = tmp_path_factory.mktemp("comparison")
-    base = save_tiny_llama(folder / "base", smollm2_tokenizer, tied=False)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer, tied=False)
     return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
 
 

@@ -24,8 +24,8 @@ QUERY = [
 
 
 @pytest.fixture
-def base(smollm2_tokenizer, tmp_path):
-    return save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def base(tiny_tokenizer, tmp_path):
+    return save_tiny_llama(tmp_path / "base", tiny_tokenizer)
 
 
 def test_a_tensor_survives_the_request():
@@ -46,11 +46,11 @@ def test_the_whole_input_is_what_the_first_layer_reads_of_the_adapter(base, tmp_
     assert torch.equal(embeds, model.get_input_embeddings()(ids))
 
 
-def test_a_base_that_scales_its_embeddings(smollm2_tokenizer, tmp_path):
+def test_a_base_that_scales_its_embeddings(tiny_tokenizer, tmp_path):
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     config = Gemma3TextConfig(
-        vocab_size=len(smollm2_tokenizer),
+        vocab_size=len(tiny_tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
@@ -63,7 +63,7 @@ def test_a_base_that_scales_its_embeddings(smollm2_tokenizer, tmp_path):
     )
     base = str(tmp_path / "base")
     Gemma3ForCausalLM(config).save_pretrained(base)
-    smollm2_tokenizer.save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
     prompt = PromptEmbeds.from_pretrained(save_adapter(base, tmp_path / "a"))
     model, _ = load_adapter(tmp_path / "a")
     ids = torch.tensor(prompt.config.be_token_ids)
@@ -167,6 +167,7 @@ def greedy(model, ids):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")  # two engines at a time may not fit in the memory
 def test_a_server_of_the_merged_checkpoint_answers_as_transformers(vllm_server, smollm2_dir, tmp_path):
     adapters = {name: save_adapter(smollm2_dir, tmp_path / name, k) for name, k in (("a", 1), ("b", 2))}
     tokens = export_merged(adapters, tmp_path / "merged", default="a")
@@ -187,6 +188,7 @@ def test_a_server_of_the_merged_checkpoint_answers_as_transformers(vllm_server, 
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_server_of_the_base_model_answers_mixed_requests_as_transformers(vllm_server, smollm2_dir, tmp_path):
     """Interleaved, and each twice: the prefix cache must not give one prompt's answer to another's request."""
     folders = [save_adapter(smollm2_dir, tmp_path / "p" / name, k) for name, k in (("a", 1), ("b", 1), ("c", 2))]

@@ -15,19 +15,7 @@ from peft_be.teacher import (
 )
 from peft_be.teacher.answers import common_prefix_length
 
-from .test_prefix import NOT_SHARED, SHARED, make
-
-
-PROMPTS = [[*range(5, 45), *tail] for tail in ([50], [60, 61, 62], [70, 71], [80, 81, 82, 83, 84], [90])]
-SETTINGS = AnswerSettings(max_new_tokens=6, batch_size=2)
-
-
-def assert_same(left, right, exact=False):
-    assert [(a.query, a.ids) for a in left] == [(a.query, a.ids) for a in right]
-    for a, b in zip(left, right):
-        torch.testing.assert_close(
-            a.hidden, b.hidden, **({"atol": 0, "rtol": 0} if exact else {"atol": 1e-5, "rtol": 1e-4})
-        )
+from .models import NOT_SHARED, PROMPTS, SETTINGS, SHARED, assert_same, make
 
 
 @pytest.mark.parametrize("name", SHARED)

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from peft_be.teacher import AnswerCache, cached_answers, generate_answers
 from peft_be.teacher.cache import cache_limit, cached_entries, make_room, teacher_cache_dir
 
-from .test_answers import PROMPTS, SETTINGS, assert_same
-from .test_prefix import SHARED, make
+from .models import PROMPTS, SETTINGS, SHARED, assert_same, make
 
 
 def change(path, **tensors):

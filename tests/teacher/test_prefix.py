@@ -2,48 +2,10 @@
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 from peft_be.teacher import SharedPrefix, can_share_prefix
 
-
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-SHARED = {
-    "llama": lambda: LlamaConfig(**SIZES),
-    "llama-mha": lambda: LlamaConfig(**{**SIZES, "num_key_value_heads": 4}),
-    "qwen2": lambda: Qwen2Config(**SIZES),
-    "qwen3": lambda: Qwen3Config(**SIZES),
-}
-NOT_SHARED = {
-    "gemma2": lambda: Gemma2Config(**SIZES, sliding_window=16),
-    "gemma3": lambda: Gemma3TextConfig(**SIZES, sliding_window=16),
-    "mistral-sliding": lambda: MistralConfig(**SIZES, sliding_window=16),
-}
-
-
-def make(config, dtype=torch.float32):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+from .models import NOT_SHARED, SHARED, make
 
 
 @pytest.mark.parametrize("name", SHARED)

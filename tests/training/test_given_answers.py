@@ -17,14 +17,14 @@ def rows_with_states(model, tokenizer, folder, answers):
     return trainer, states
 
 
-def test_given_answers_stand_beside_the_teachers(tiny_model, smollm2_tokenizer, tmp_path):
+def test_given_answers_stand_beside_the_teachers(tiny_model, tiny_tokenizer, tmp_path):
     model = peft_model(tiny_model)
-    trainer, expected = rows_with_states(model, smollm2_tokenizer, tmp_path / "teacher", [None] * len(QUERIES))
+    trainer, expected = rows_with_states(model, tiny_tokenizer, tmp_path / "teacher", [None] * len(QUERIES))
     prompts = [trainer.renderers["default"].be(query) for query in QUERIES]
     written = [next(list(ids[len(p) :]) for ids in expected if list(ids[: len(p)]) == p) for p in prompts]
     # Some of its own answers given back to the teacher, as ids: the same rows, with the same states
     given = [answer if i % 2 else None for i, answer in enumerate(written)]
-    _, states = rows_with_states(model, smollm2_tokenizer, tmp_path / "given", given)
+    _, states = rows_with_states(model, tiny_tokenizer, tmp_path / "given", given)
     assert states.keys() == expected.keys()
     for ids, hidden in expected.items():
         torch.testing.assert_close(states[ids], hidden, rtol=1e-4, atol=1e-5)

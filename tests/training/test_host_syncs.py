@@ -125,12 +125,10 @@ def watched_steps(trainer) -> list[Counter]:
     ids=["stage 2", "stages 1 and 2", "stage 1", "hard labels", "checkpointing"],
 )
 @pytest.mark.parametrize("prompts", [PROMPTS["keeper"], PROMPTS], ids=["one prompt", "several"])
-def test_a_step_waits_for_its_loss_alone(
-    tiny_model, smollm2_tokenizer, tmp_path, as_on_a_gpu, changes, parts, prompts
-):
+def test_a_step_waits_for_its_loss_alone(tiny_model, tiny_tokenizer, tmp_path, as_on_a_gpu, changes, parts, prompts):
     k = len(prompts) if isinstance(prompts, dict) else 1
     ae_row = torch.linspace(-0.1, 0.1, 32)[None] if changes["kd_weight"] < 1 else None
-    model = add_adapter(tiny_model, smollm2_tokenizer, k, ae_row)
+    model = add_adapter(tiny_model, tiny_tokenizer, k, ae_row)
     names = [name for name in PROMPTS for _ in QUERIES] if k > 1 else None
     queries = {"query": QUERIES * k, **({"prompt_name": names} if names else {})}
     args = BEDistillConfig(
@@ -139,7 +137,7 @@ def test_a_step_waits_for_its_loss_alone(
     )  # fmt: skip
     datasets = [Dataset.from_dict(queries) for _ in range(2)]
     trainer = ManyPromptsTrainer if k > 1 else BEDistillTrainer
-    steps = watched_steps(trainer(model, args, prompts, *datasets, processing_class=smollm2_tokenizer))
+    steps = watched_steps(trainer(model, args, prompts, *datasets, processing_class=tiny_tokenizer))
     # Not one for each prompt, but for the reconstruction, each of which has a forward of its own
     forwards = {0.0: k, 0.9: 1 + k, 1.0: 1}[changes["kd_weight"]]
     expected = {
@@ -150,13 +148,13 @@ def test_a_step_waits_for_its_loss_alone(
     assert steps == [Counter(expected)] * len(steps)
 
 
-def test_a_step_of_stage_0_waits_in_transformers_alone(tiny_model, smollm2_tokenizer, tmp_path, as_on_a_gpu):
+def test_a_step_of_stage_0_waits_in_transformers_alone(tiny_model, tiny_tokenizer, tmp_path, as_on_a_gpu):
     texts = [f"The ship sails over the calm sea in the morning light, and nobody speaks, day {i}." for i in range(8)]
     args = AEConfig(
         str(tmp_path), max_steps=STEPS, min_passage_length=8, max_passage_length=16, save_strategy="no",
         logging_steps=100, optim="adamw_torch_fused",
     )  # fmt: skip
-    trainer = AETrainer(tiny_model, args, Dataset.from_dict({"text": texts}), processing_class=smollm2_tokenizer)
+    trainer = AETrainer(tiny_model, args, Dataset.from_dict({"text": texts}), processing_class=tiny_tokenizer)
     assert watched_steps(trainer) == [Counter({"find_packed_sequence_indices": 1})] * (STEPS - 2)
 
 
@@ -173,16 +171,14 @@ def test_what_waits_is_found():
             assert found.total() >= number
 
 
-def test_all_that_a_step_makes_is_where_the_model_is(
-    tiny_model, smollm2_tokenizer, tmp_path, as_on_a_gpu, monkeypatch
-):
+def test_all_that_a_step_makes_is_where_the_model_is(tiny_model, tiny_tokenizer, tmp_path, as_on_a_gpu, monkeypatch):
     """On the device `meta`, which holds no values, an operator still refuses tensors of two devices."""
     meta = torch.device("meta")
-    model = add_adapter(tiny_model, smollm2_tokenizer, 2, torch.linspace(-0.1, 0.1, 32)[None])
+    model = add_adapter(tiny_model, tiny_tokenizer, 2, torch.linspace(-0.1, 0.1, 32)[None])
     queries = {"query": QUERIES * 2, "prompt_name": [name for name in PROMPTS for _ in QUERIES]}
     args = BEDistillConfig(str(tmp_path), max_steps=STEPS, max_answer_length=5, kd_weight=0.9)
     datasets = [Dataset.from_dict(queries) for _ in range(2)]
-    trainer = ManyPromptsTrainer(model, args, PROMPTS, *datasets, processing_class=smollm2_tokenizer)
+    trainer = ManyPromptsTrainer(model, args, PROMPTS, *datasets, processing_class=tiny_tokenizer)
     batch = trainer._collate(list(trainer.train_dataset))
 
     model._apply(lambda tensor: tensor.to(meta))

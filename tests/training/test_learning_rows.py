@@ -26,7 +26,7 @@ def ae_config():
 
 
 @pytest.fixture
-def distil(smollm2_tokenizer, tmp_path):
+def distil(tiny_tokenizer, tmp_path):
     queries = Dataset.from_dict({"query": QUERIES})
 
     def make(model, **kwargs):
@@ -37,17 +37,17 @@ def distil(smollm2_tokenizer, tmp_path):
             PROMPT,
             train_dataset=queries,
             eval_dataset=queries.select([0]),
-            processing_class=smollm2_tokenizer,
+            processing_class=tiny_tokenizer,
         )
 
     return make
 
 
 @pytest.fixture
-def pretrain(smollm2_tokenizer, tmp_path):
+def pretrain(tiny_tokenizer, tmp_path):
     def make(model, **kwargs):
         args = AEConfig(str(tmp_path / "ae"), min_passage_length=8, max_passage_length=16, **{**FAST, **kwargs})
-        return AETrainer(model, args, Dataset.from_dict({"text": TEXTS}), processing_class=smollm2_tokenizer)
+        return AETrainer(model, args, Dataset.from_dict({"text": TEXTS}), processing_class=tiny_tokenizer)
 
     return make
 
@@ -73,17 +73,17 @@ def refused(make, model, message):
         make(model)
 
 
-def test_a_frozen_adapter(case, tiny_model, smollm2_tokenizer, tmp_path, nothing_works):
+def test_a_frozen_adapter(case, tiny_model, tiny_tokenizer, tmp_path, nothing_works):
     make, config = case
     get_peft_model(tiny_model, config).save_pretrained(tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(tiny_llama(smollm2_tokenizer), tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(tiny_llama(tiny_tokenizer), tmp_path / "adapter")
     refused(make, loaded, "Adapter 'default' is frozen.*is_trainable=True")
 
 
-def test_an_adapter_loaded_to_learn_moves_and_says_so(case, tiny_model, smollm2_tokenizer, tmp_path):
+def test_an_adapter_loaded_to_learn_moves_and_says_so(case, tiny_model, tiny_tokenizer, tmp_path):
     make, config = case
     get_peft_model(tiny_model, config).save_pretrained(tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(tiny_llama(smollm2_tokenizer), tmp_path / "adapter", is_trainable=True)
+    loaded = PeftModel.from_pretrained(tiny_llama(tiny_tokenizer), tmp_path / "adapter", is_trainable=True)
     run = make(loaded)
     before = loaded.get_input_embeddings().all_rows("default").detach().clone()
     run.train()
@@ -230,10 +230,8 @@ def test_a_resumed_run_is_recorded(distil, tiny_model, tmp_path):
     assert again.peft_config["default"].provenance["training"]["steps"] == 3
 
 
-def test_compress_prompt_refuses_a_model_with_an_adapter(tiny_model, smollm2_tokenizer, tmp_path, nothing_works):
+def test_compress_prompt_refuses_a_model_with_an_adapter(tiny_model, tiny_tokenizer, tmp_path, nothing_works):
     lora = get_peft_model(tiny_model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     for model in (lora, lora.get_base_model()):
         with pytest.raises(ValueError, match="carries an adapter already"):
-            compress_prompt(
-                PROMPT, QUERIES, tmp_path / "out", model=model, tokenizer=smollm2_tokenizer, overwrite=True
-            )
+            compress_prompt(PROMPT, QUERIES, tmp_path / "out", model=model, tokenizer=tiny_tokenizer, overwrite=True)

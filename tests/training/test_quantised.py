@@ -21,8 +21,8 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def base_dir(tmp_path_factory, smollm2_tokenizer):
-    return save_tiny_llama(tmp_path_factory.mktemp("base"), smollm2_tokenizer, width=64)
+def base_dir(tmp_path_factory, tiny_tokenizer):
+    return save_tiny_llama(tmp_path_factory.mktemp("base"), tiny_tokenizer, width=64)
 
 
 def load(folder, kind=None, **options):
@@ -69,9 +69,9 @@ def test_a_row_trained_on_a_quantised_base_serves_on_others(base_dir, tmp_path, 
         assert scores["kl"]["no_prompt"] > 0 and scores["kl"]["be"] > 0
 
 
-def test_the_output_layer_may_be_quantised(smollm2_tokenizer, tmp_path):
+def test_the_output_layer_may_be_quantised(tiny_tokenizer, tmp_path):
     base, _ = load(
-        save_tiny_llama(tmp_path, smollm2_tokenizer, width=64, tied=False), "nf4", llm_int8_skip_modules=["none"]
+        save_tiny_llama(tmp_path, tiny_tokenizer, width=64, tied=False), "nf4", llm_int8_skip_modules=["none"]
     )
     assert type(base.lm_head).__name__ == "Linear4bit"
     before = OutputHead(base)

@@ -16,11 +16,11 @@ QUERIES = ["Who are you?", "What do you see?", "Is it cold?"]
 
 
 @pytest.fixture
-def make(tiny_model, smollm2_tokenizer, tmp_path):
+def make(tiny_model, tiny_tokenizer, tmp_path):
     def make(trainer=BEDistillTrainer, **changes):
         args = BEDistillConfig(str(tmp_path), max_answer_length=4)
         given = {"prompt": PROMPT, "train_dataset": QUERIES, "eval_dataset": ["Why?"]}
-        return trainer(tiny_model, **{"args": args, **given, "processing_class": smollm2_tokenizer, **changes})
+        return trainer(tiny_model, **{"args": args, **given, "processing_class": tiny_tokenizer, **changes})
 
     return make
 
@@ -56,9 +56,9 @@ def test_an_error_leaves_the_base_model_as_it_was(make, tiny_model, changes, mes
         (Dataset.from_dict({"text": ["too short"]}), "No text of the corpus has 64 tokens"),
     ],
 )
-def test_passages(tiny_model, smollm2_tokenizer, tmp_path, dataset, message):
+def test_passages(tiny_model, tiny_tokenizer, tmp_path, dataset, message):
     with pytest.raises(ValueError, match=message):
-        AETrainer(tiny_model, AEConfig(str(tmp_path)), dataset, processing_class=smollm2_tokenizer)
+        AETrainer(tiny_model, AEConfig(str(tmp_path)), dataset, processing_class=tiny_tokenizer)
     assert not any(isinstance(module, BaseTunerLayer) for module in tiny_model.modules())
 
 

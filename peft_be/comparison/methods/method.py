@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data import QuerySplits
 from ...evaluation.stand_in import Prompt, StandIn
+from ...progress import OnProgress, counter
 from ...prompting import PromptRenderer
 from ...teacher import (
     Answer,
@@ -19,7 +20,6 @@ from ...teacher import (
     teacher_cache_dir,
     teacher_prompts,
 )
-from ...training.callbacks import OnProgress
 
 
 @dataclass
@@ -59,9 +59,6 @@ class Job:
             name: teacher_prompts(self.model, renderer, getattr(self.splits, name), self.max_answer_length)
             for name in ("train", "validation")
         }
-        report = self.on_progress and (
-            lambda done, total: self.on_progress(f"teacher, {split} queries", done, total, {})
-        )
         return cached_answers(
             self.model,
             prompts[split],
@@ -70,7 +67,7 @@ class Job:
             teacher_cache_dir(),
             # As in the trainer: where the shared part ends changes the last bits
             prefix=share_prefix(self.model, prompts["train"] + prompts["validation"]),
-            on_progress=report,
+            on_progress=counter(self.on_progress, f"teacher, {split} queries"),
         )
 
 

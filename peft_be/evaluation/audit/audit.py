@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,13 +17,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ...checks import NOT_NEGATIVE, POSITIVE, TRAINING_RANGES, check_number
 from ...losses import OutputHead
 from ...machine.versions import machine_of, versions
+from ...progress import OnProgress
 from ...prompting.context import check_length
 from ...teacher import AnswerSettings, generate_answers, share_prefix
 from ...tuner import active_config
-from ..fidelity import OnProgress, reconstruction_embeddings, reconstruction_scores
+from ..fidelity import reconstruction_embeddings, reconstruction_scores
 from .attacks import ATTACKS, BE, Attack
-from .forms import SIDES, Forms, text_of
-from .metrics import NGRAM, LeakMeter, Output, check_canaries, recurring, telling_first
+from .forms import SIDES, Forms
+from .metrics import NGRAM, LeakMeter, Output, recurring, telling_first
 
 
 # The row that was trained to bring back what stands in front of it
@@ -33,15 +34,54 @@ NEAREST = Attack("nearest words", BE, raw=True)
 NUM_NEAREST = 5
 
 
-def check_settings(
-    prompt: str | list[dict] | None, canaries: Sequence[str], num_samples: int, temperature: float, seed: int
-) -> None:
-    """Raises a `ValueError` for arguments of [`audit_leakage`] that need no model to be found wrong."""
-    check_number("num_samples", num_samples, NOT_NEGATIVE, whole=True)
-    if num_samples:
-        check_number("temperature", temperature, POSITIVE)
-    check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
-    check_canaries(text_of(prompt), canaries)
+@dataclass(frozen=True)
+class AuditConfig:
+    """
+    What [`audit_leakage`] asks, and how the answers are written.
+
+    Args:
+        attacks (`Sequence[Attack]`, *optional*):
+            What to ask; the package's own attacks by default.
+        num_samples (`int`, *optional*, defaults to `4`):
+            Sampled answers to each attack, in addition to the greedy one.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature of these answers.
+        max_answer_length (`int`, *optional*, defaults to `128`):
+            Longest answer, in tokens. What the reconstruction writes may be twice as long.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Answers written together.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the sampling.
+
+    Raises:
+        `ValueError`: no attacks, or a setting out of range.
+    """
+
+    attacks: Sequence[Attack] = ATTACKS
+    num_samples: int = 4
+    temperature: float = 1.0
+    max_answer_length: int = 128
+    batch_size: int = 32
+    seed: int = 42
+
+    def __post_init__(self):
+        check_number("num_samples", self.num_samples, NOT_NEGATIVE, whole=True)
+        if self.num_samples:
+            check_number("temperature", self.temperature, POSITIVE)
+        check_number("seed", self.seed, TRAINING_RANGES["seed"], whole=True)
+        if not self.attacks:
+            raise ValueError("There are no attacks to audit with.")
+        self.ways()
+
+    def ways(self, max_answer_length: int | None = None) -> dict[str, AnswerSettings]:
+        """How answers are written: greedy ones, and sampled ones if there are any."""
+        length = self.max_answer_length if max_answer_length is None else max_answer_length
+        greedy = AnswerSettings(max_new_tokens=length, batch_size=self.batch_size, seed=self.seed)
+        if not self.num_samples:
+            return {"greedy": greedy}
+        together = max(1, self.batch_size // self.num_samples)
+        sampled = replace(greedy, num_answers=self.num_samples, temperature=self.temperature, batch_size=together)
+        return {"greedy": greedy, "sampled": sampled}
 
 
 @torch.no_grad()
@@ -52,12 +92,7 @@ def audit_leakage(
     *,
     canaries: Sequence[str] = (),
     ae_row: torch.Tensor | None = None,
-    attacks: Sequence[Attack] = ATTACKS,
-    num_samples: int = 4,
-    temperature: float = 1.0,
-    max_answer_length: int = 128,
-    batch_size: int = 32,
-    seed: int = 42,
+    config: AuditConfig | None = None,
     on_progress: OnProgress | None = None,
     allow_other_prompt: bool = False,
 ) -> tuple[dict, list[Output]]:
@@ -79,19 +114,9 @@ def audit_leakage(
             Secrets that P holds, to look for in the answers in any case, spacing and punctuation.
         ae_row (`torch.Tensor` of shape `[1, d]`, *optional*):
             The [AE] row, for the reconstruction of P from `[BE][AE]`. Without one it is not tried.
-        attacks (`Sequence[Attack]`, *optional*):
-            What to ask; the package's own attacks by default.
-        num_samples (`int`, *optional*, defaults to `4`):
-            Sampled answers to each attack, in addition to the greedy one.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature of these answers.
-        max_answer_length (`int`, *optional*, defaults to `128`):
-            Longest answer, in tokens. What the reconstruction writes may be twice as long.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Answers written together.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the sampling.
-        on_progress (`Callable[[str, int, int], None]`, *optional*):
+        config ([`AuditConfig`], *optional*):
+            What to ask, and how many answers to take.
+        on_progress (`Callable[[str, int, int, dict], None]`, *optional*):
             Called with what is being done, the attacks done, and their total.
         allow_other_prompt (`bool`, *optional*, defaults to `False`):
             Accept another prompt than the one that the adapter was trained on.
@@ -104,43 +129,35 @@ def audit_leakage(
             each side; `nearest_tokens` the words nearest to each row; `recurring` what [BE] makes the model repeat.
 
     Raises:
-        `ValueError`: a prompt that is not the adapter's, a canary that P does not contain or that is too short,
-            settings out of range, or attacks that do not fit into the context.
+        `ValueError`: a prompt that is not the adapter's, a canary that P does not contain or that is too short, or
+            attacks that do not fit into the context.
     """
-    check_settings(prompt, canaries, num_samples, temperature, seed)
-    if not attacks:
-        raise ValueError("There are no attacks to audit with.")
-    config = active_config(model)
+    config = config or AuditConfig()
+    adapter = active_config(model)
     base, was_training = model.get_base_model(), model.training
     forms = Forms(model, tokenizer, prompt, allow_other_prompt)
     meter = LeakMeter(forms.text, forms.template, canaries)
-    settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size, seed=seed)
-    ways = {"greedy": settings}
-    if num_samples:
-        several = {"num_answers": num_samples, "temperature": temperature}
-        ways["sampled"] = replace(settings, batch_size=max(1, batch_size // num_samples), **several)
     model.eval()
-    outputs = _attacked(base, tokenizer, forms, attacks, ways, on_progress)
+    outputs = _attacked(base, tokenizer, forms, config, on_progress)
     reconstruction = None
     if ae_row is not None:
-        length = min(len(forms.prompt_ids) or max_answer_length, 2 * max_answer_length)
+        length = min(len(forms.prompt_ids) or config.max_answer_length, 2 * config.max_answer_length)
         check_length(base, max(map(len, forms.rows.values())) + 2 + length, "its reconstruction")
-        long = {way: replace(how, max_new_tokens=length) for way, how in ways.items()}
-        outputs += _reconstructed(base, tokenizer, forms, ae_row, long)
+        outputs += _reconstructed(base, tokenizer, forms, ae_row, config.ways(length))
         if prompt is not None:
             reconstruction = _teacher_forced(base, tokenizer, forms, ae_row)
     nearest = nearest_tokens(forms.rows["be"], forms.table, tokenizer)
     outputs.append(Output(NEAREST, "be", False, "".join(tokens[0] for tokens in nearest)))
     model.train(was_training)
     scores = {
-        "model": config.base_model_name_or_path,
+        "model": adapter.base_model_name_or_path,
         "prompt_tokens": len(forms.prompt_ids) or None,
         "be_tokens": len(forms.rows["be"]),
-        "attacks": len(attacks),
-        "sampled_answers": num_samples,
-        "temperature": temperature,
-        "max_answer_length": max_answer_length,
-        "seed": seed,
+        "attacks": len(config.attacks),
+        "sampled_answers": config.num_samples,
+        "temperature": config.temperature,
+        "max_answer_length": config.max_answer_length,
+        "seed": config.seed,
         **_figures(outputs, meter, forms.sides),
         "reconstruction": reconstruction,
         "nearest_tokens": nearest,
@@ -161,14 +178,14 @@ def _attacked(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     forms: Forms,
-    attacks: Sequence[Attack],
-    ways: dict[str, AnswerSettings],
+    config: AuditConfig,
     on_progress: OnProgress | None,
 ) -> list[Output]:
     """The answers to the attacks on all sides, greedy and sampled."""
+    attacks, ways = config.attacks, config.ways()
     rendered = {side: [forms.render(attack, side) for attack in attacks] for side in forms.sides}
     longest = max(len(ids) for prompts in rendered.values() for ids in prompts)
-    check_length(base, longest + ways["greedy"].max_new_tokens, "the longest attack and its answer")
+    check_length(base, longest + config.max_answer_length, "the longest attack and its answer")
     outputs = []
     for side, prompts in rendered.items():
         # Attacks with [BE] in their text begin in another way than those after a system turn
@@ -195,7 +212,7 @@ def _attacked(
 
 
 def _report(on_progress: OnProgress, what: str, before: int, total: int, done: int, _: int) -> None:
-    on_progress(what, before + done, total)
+    on_progress(what, before + done, total, {})
 
 
 def _reconstructed(

@@ -65,8 +65,8 @@ class Forms:
         }
         # A user's turn differs from another in its content alone
         first, second = self.renderer.no_prompt("A"), self.renderer.no_prompt("B")
-        self._head = os.path.commonprefix([first, second])
-        self._tail = os.path.commonprefix([first[::-1], second[::-1]])[::-1]
+        self._head = list(os.path.commonprefix([first, second]))
+        self._tail = list(os.path.commonprefix([first[::-1], second[::-1]]))[::-1]
 
     def render(self, attack: Attack, side: str) -> list[int]:
         """The ids that the model gets."""

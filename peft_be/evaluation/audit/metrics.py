@@ -141,7 +141,7 @@ class LeakMeter:
         """
         outputs = list(outputs)
         canaries = {canary for output in outputs for canary in self.found_canaries(output)}
-        result = {
+        result: dict = {
             "ngram_share": None,
             "best_share": None,
             "longest_run": None,
@@ -155,7 +155,8 @@ class LeakMeter:
         return result
 
     def _run(self, text: str, attack: Attack) -> int:
-        own, runs, longest = set(ngrams(words(attack.said))), {}, 0
+        own, longest = set(ngrams(words(attack.said))), 0
+        runs: dict[int, int] = {}
         for gram in ngrams(words(text)):
             places = self._places.get(gram, ()) if gram not in own else ()
             # A 4-gram goes on with the run that stood one word earlier in P

@@ -25,7 +25,7 @@ class GSM8K(AnswerTask):
     stop = ("Question:",)
 
     def item_scores(self, answers: list[str]) -> dict[str, list[float]]:
-        scores = {"flexible": [], "strict": []}
+        scores: dict[str, list[float]] = {"flexible": [], "strict": []}
         for answer, reference in zip(answers, self.references):
             right = _number(str(reference).split("#### ")[-1])
             numbers, strict = _LAST_NUMBER.findall(answer), _STRICT.search(answer)

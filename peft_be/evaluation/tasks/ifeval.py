@@ -41,7 +41,9 @@ class IFEval(AnswerTask):
             )
 
     def item_scores(self, answers: list[str]) -> dict[str, list[float]]:
-        scores = {name: [] for name in ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")}
+        scores: dict[str, list[float]] = {
+            name: [] for name in ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
+        }
         for number, (item, answer) in enumerate(zip(self.items, answers)):
             example = self._rules.InputExample(number, item["instruction_id_list"], item["prompt"], item["kwargs"])
             for kind in ("strict", "loose"):

@@ -71,9 +71,9 @@ class RoleBenchJudge(AnswerTask):
                 fields = {"role": item["role"], "desc": item.get("desc", item["role"]), "question": item["question"]}
                 questions.append(_QUESTION.format(**fields, first=first.strip(), second=second.strip()))
         verdicts = [_verdict(text) for text in self.judge(questions)]
-        scores = {name: [] for name in ("win_rate", "tie", "consistent", "unclear")}
+        scores: dict[str, list[float]] = {name: [] for name in ("win_rate", "tie", "consistent", "unclear")}
         for forward, backward in zip(verdicts[::2], verdicts[1::2]):
-            points = ({"1": 1.0, "2": 0.0}.get(forward, 0.5), {"1": 0.0, "2": 1.0}.get(backward, 0.5))
+            points = ({"1": 1.0, "2": 0.0}.get(forward or "", 0.5), {"1": 0.0, "2": 1.0}.get(backward or "", 0.5))
             scores["win_rate"].append(sum(points) / 2)
             scores["tie"].append(points.count(0.5) / 2)
             scores["consistent"].append(float(None not in (forward, backward) and points[0] == points[1]))
