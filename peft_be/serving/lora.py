@@ -88,7 +88,7 @@ def export_lora(
         `FileExistsError`: `output_dir` is not empty.
     """
     output_dir, dtype = Path(output_dir), torch.float32 if dtype is None else dtype
-    check_names(adapters, None)
+    check_names(adapters, None, None)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 

@@ -1,16 +1,18 @@
 """A LoRA adapter says what the [BE] adapter says, in PEFT and transformers that have never heard of [BE]."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import servers
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from peft_be import PromptRenderer, load_adapter
+from peft_be import PromptRenderer, load_adapter, load_model
 from peft_be.serving.lora import differences, export_lora, import_lora
 
 from ..exports import CHAT, logits, save_adapter
@@ -174,3 +176,65 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
     (many / "be_token.json").write_text("{}")
     with pytest.raises(ValueError, match="not a LoRA adapter that peft-be export wrote"):
         import_lora(many, tmp_path / "again")
+
+
+SETTINGS = {"temperature": 0, "max_tokens": 16, "return_token_ids": True}
+QUESTIONS = ["Who are you?", "Where is the rum?", "What do you see on the horizon, captain?"]
+
+
+def greedy(model, ids):
+    ids = torch.tensor([ids])
+    written = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=SETTINGS["max_tokens"]
+    )
+    return written[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
+def test_one_vllm_server_of_the_base_model_answers_with_every_adapter(smollm2_dir, tmp_path):
+    """Mixed with requests to the base model and each twice, for the prefix cache; one adapter comes while the server runs."""
+    if not os.environ.get("PEFT_BE_VLLM"):
+        pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
+    adapters = {name: save_adapter(smollm2_dir, tmp_path / name, k) for name, k in (("a", 1), ("b", 1), ("c", 2))}
+    tokens = export_lora(adapters, tmp_path / "lora")
+    base, tokenizer = load_model(smollm2_dir)
+    expected = {("base", q): greedy(base, PromptRenderer(tokenizer).no_prompt(q)) for q in QUESTIONS}
+    for name, folder in adapters.items():
+        model, _ = load_adapter(folder)
+        renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
+        expected |= {(name, q): greedy(model, renderer.be(q)) for q in QUESTIONS}
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32"]
+    options += [
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--max-loras",
+        "2",
+        "--enable-prefix-caching",
+        "--lora-modules",
+    ]
+    options += [f"{name}={tmp_path / 'lora' / name}" for name in ("a", "b")]
+    with servers.vllm_server(os.environ["PEFT_BE_VLLM"], smollm2_dir, *options, adapters_change=True) as server:
+
+        def answer(name, question):
+            chat = [{"role": "user", "content": question}]
+            if name != "base":
+                chat = [{"role": "system", "content": tokens[name].text}, *chat]
+            reply = server.post("/v1/chat/completions", {**SETTINGS, "model": name, "messages": chat})
+            return reply["choices"][0]["token_ids"]
+
+        for _ in range(2):
+            for (name, question), wanted in expected.items():
+                if name != "c":
+                    assert answer(name, question) == wanted, (name, question)
+        with pytest.raises(RuntimeError, match="does not exist"):
+            answer("c", QUESTIONS[0])
+        server.post("/v1/load_lora_adapter", {"lora_name": "c", "lora_path": str(tmp_path / "lora" / "c")})
+        for (name, question), wanted in expected.items():
+            assert answer(name, question) == wanted, (name, question)
+        server.post("/v1/unload_lora_adapter", {"lora_name": "c"})
+        with pytest.raises(RuntimeError, match="does not exist"):
+            answer("c", QUESTIONS[0])
+        # Without the adapter, its token is read as the base model reads it
+        assert answer("base", QUESTIONS[0]) == expected["base", QUESTIONS[0]]
