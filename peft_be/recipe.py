@@ -80,7 +80,6 @@ class Recipe:
     eval_steps: float | None = setting(100, "Validate every so many steps.")
     save_steps: float = setting(100, "Save every so many steps.")
     report_to: str = setting("none", "Where to report to, such as wandb.", place=True)
-    use_cpu: bool = setting(False, "Compute on the CPU although there is a GPU.", place=True)
     seed: int = setting(42, "Seed of everything that is random.")
 
     def __post_init__(self):
@@ -129,7 +128,6 @@ class AERecipe:
     eval_steps: float | None = setting(25, "Validate every so many steps.")
     save_steps: float = setting(25, "Save every so many steps.")
     report_to: str = setting("none", "Where to report to, such as wandb.", place=True)
-    use_cpu: bool = setting(False, "Compute on the CPU although there is a GPU.", place=True)
     seed: int = setting(42, "Seed of everything that is random.")
 
     def __post_init__(self):

@@ -28,7 +28,7 @@ def demo(
     allow_other_weights: AllowOtherWeights = False,
     allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
-    """Serve a page that answers one question with the full prompt, with [BE] and with no prompt. Ctrl-C ends it."""
+    """Serve a page that answers questions with the full prompt, with [BE] and with no prompt. Ctrl-C ends it."""
     from ..prompting import load_prompt
     from ..serving.page import check_address, import_gradio, launch_page, wait
     from ..serving.side_by_side import PromptComparison

@@ -205,7 +205,7 @@ def compare_methods(
     with ComparisonFolder(output_dir, settings, resume, overwrite) as folder:
         if folder.is_finished:
             return read_json(folder.directory / folder.RESULT, "result", dict)
-        base, tokenizer = load_confirmed(folder, model, None)
+        base, tokenizer = load_confirmed(folder, model)
         comparison = _Comparison(folder, config, base, tokenizer, prompt, splits, task, on_progress)
         comparison.check_task()
         results = {"model": model, **comparison.run(made, name), "machine": machine_of(base), "versions": versions()}

@@ -121,7 +121,7 @@ def compress_prompt(
     }
     defaults = recorded(CompressConfig())
     with RunFolder(output_dir, settings, resume, overwrite, defaults) as run, ExitStack() as on_failure:
-        model, tokenizer = load_confirmed(run, model, tokenizer)
+        model, tokenizer = load_confirmed(run, model, tokenizer, config)
         budget = Budget(config.max_minutes)
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         peft_model = add_adapter(model, tokenizer, config.num_be_tokens, ae_row, config.slot)

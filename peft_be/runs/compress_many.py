@@ -122,7 +122,7 @@ def compress_prompts(
             return [_result(run, job.name, {}) for job in jobs]
         # Of a finished run, what failed is tried again
         waiting = [job for job in jobs if not run.is_finished or job.name in failed]
-        model, tokenizer = load_confirmed(run, model, tokenizer)
+        model, tokenizer = load_confirmed(run, model, tokenizer, config)
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         batch = _Batch(run, config, model, tokenizer, ae_row, on_progress)
         errors = batch.compress_all(waiting, group_size)

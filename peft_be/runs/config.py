@@ -29,13 +29,18 @@ PAPER = {
     "lr_scheduler_type": "constant",
     "warmup_steps": 0,
 }
+DTYPE = setting(
+    None, "Of the base model: float32, bfloat16, float16, or auto, that of its files; by default the fastest."
+)
+DEVICES = (None, "cpu", "cuda")
+DEVICE = setting(None, "cpu or cuda; by default a GPU where there is one.", place=True)
 
 
 @dataclass
 class CompressConfig(Recipe):
     """
     Configuration class for [`compress_prompt`] and [`compress_prompts`]: how a prompt becomes [BE] rows. A run records all
-    of it but `answer_cache_dir`, `report_to` and `use_cpu`, and is resumed with the same.
+    of it but `answer_cache_dir`, `report_to` and `device`, and is resumed with the same.
 
     Describes the parameters of the run; all others are those of [`BEDistillConfig`].
 
@@ -52,6 +57,10 @@ class CompressConfig(Recipe):
         max_minutes (`float`, *optional*):
             Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
             `max_steps` stays the upper bound.
+        dtype (`str`, *optional*):
+            Of the base model where it is loaded by its name, as in [`load_model`].
+        device (`str`, *optional*):
+            `"cpu"` or `"cuda"`. `None` is a GPU where there is one; which one, `CUDA_VISIBLE_DEVICES` says.
 
     Raises:
         `ValueError`: a setting is of another type, or out of range.
@@ -62,6 +71,8 @@ class CompressConfig(Recipe):
     ae: str | None = setting(None, "Folder of the [AE] adapter; the package ships some.")
     reconstruction_steps: int = setting(0, "Steps of stage 1 alone before the rest.")
     max_minutes: float | None = setting(None, "Time for all of it, model loading excluded.")
+    dtype: str | None = DTYPE
+    device: str | None = DEVICE
 
     def __post_init__(self):
         from ..tuner.checks import MAX_ROWS  # here, since it imports torch
@@ -74,6 +85,7 @@ class CompressConfig(Recipe):
         check_number("max_steps", self.max_steps, COUNT, whole=True)
         if self.max_minutes is not None:
             check_number("max_minutes", self.max_minutes, POSITIVE)
+        check_choice("device", self.device, DEVICES)
         if self.ae is not None:
             self.ae = os.fspath(self.ae)
 
@@ -101,16 +113,21 @@ class PretrainAEConfig(AERecipe):
     Args:
         num_validation (`int`, *optional*, defaults to `32`):
             Passages held out to measure the reconstruction on; half of all if there are fewer than twice as many.
+        dtype (`str`, *optional*), device (`str`, *optional*):
+            As in [`CompressConfig`].
 
     Raises:
         `ValueError`: a setting is of another type, or out of range.
     """
 
     num_validation: int = setting(32, "Passages held out to measure the reconstruction on.")
+    dtype: str | None = DTYPE
+    device: str | None = DEVICE
 
     def __post_init__(self):
         super().__post_init__()
         check_number("num_validation", self.num_validation, COUNT, whole=True)
+        check_choice("device", self.device, DEVICES)
         check_number("max_steps", self.max_steps, COUNT, whole=True)
 
 

@@ -13,7 +13,7 @@ from ..prompting.context import check_length
 from ..prompting.fingerprints import sha256
 from ..teacher import teacher_cache_dir, weights_sha256
 from ..training import BEDistillConfig
-from .config import CompressConfig, shared_fields
+from .config import CompressConfig, PretrainAEConfig, shared_fields
 from .folder import RunFolder
 
 
@@ -22,13 +22,16 @@ def distillation_args(config: CompressConfig, output_dir: str | os.PathLike, **c
     The trainer's configuration for a run. Where `answer_cache_dir` is not set, the teacher's answers are kept where all
     runs find them.
     """
-    own = {**shared_fields(config, BEDistillConfig), **changes}
+    own = {**shared_fields(config, BEDistillConfig), "use_cpu": config.device == "cpu", **changes}
     own["answer_cache_dir"] = own["answer_cache_dir"] or str(teacher_cache_dir())
     return BEDistillConfig(str(output_dir), **own)
 
 
 def load_confirmed(
-    run: RunFolder, model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    run: RunFolder,
+    model: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: CompressConfig | PretrainAEConfig | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     The base model of a run and its tokenizer.
@@ -36,7 +39,10 @@ def load_confirmed(
     Raises:
         `ValueError`: the run was started with another base model or dtype, or as in [`load_base`].
     """
-    model, tokenizer = load_base(model, tokenizer)
+    dtype = config and config.dtype
+    # A model that is loaded already is moved by the trainer
+    device = config.device if config and not isinstance(model, PreTrainedModel) else None
+    model, tokenizer = load_base(model, tokenizer, dtype, device)
     run.confirm("base_sha256", weights_sha256(model), "base model or dtype")
     return model, tokenizer
 

@@ -86,7 +86,7 @@ def pretrain_ae(
     with RunFolder(output_dir, settings, resume, overwrite, recorded(PretrainAEConfig())) as run:
         if run.is_finished:
             return PretrainedAE(run.directory, read_json(run.directory / run.RESULT, "result", dict))
-        model, tokenizer = load_confirmed(run, model, tokenizer)
+        model, tokenizer = load_confirmed(run, model, tokenizer, config)
         start = time.perf_counter()
         trainer = AETrainer(
             model,
@@ -111,5 +111,5 @@ def pretrain_ae(
 
 
 def _training_args(config: PretrainAEConfig, output_dir: str | os.PathLike) -> AEConfig:
-    own = shared_fields(config, AEConfig)
+    own = {**shared_fields(config, AEConfig), "use_cpu": config.device == "cpu"}
     return AEConfig(str(output_dir), eval_strategy="steps", save_total_limit=1, **own)

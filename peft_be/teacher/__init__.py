@@ -6,6 +6,7 @@ from .answers import (
     generate_answers,
     model_fingerprint,
     share_prefix,
+    stop_ids,
     teacher_prompts,
     weights_sha256,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "generate_answers",
     "model_fingerprint",
     "share_prefix",
+    "stop_ids",
     "teacher_cache_dir",
     "teacher_prompts",
     "weights_sha256",

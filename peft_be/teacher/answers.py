@@ -122,11 +122,11 @@ def generate_answers(
         `ValueError`: a prompt and its answer are longer than the model's context.
     """
     check_prompts(model, prompts, settings.max_new_tokens)
-    stop_ids, own = _stop_ids(model), model.generation_config
+    ends, own = stop_ids(model), model.generation_config
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_return_sequences=settings.num_answers,
-        eos_token_id=sorted(stop_ids),
+        eos_token_id=sorted(ends),
         pad_token_id=pad_token_id,
         suppress_tokens=own.suppress_tokens,
         **settings.sampling,
@@ -166,7 +166,7 @@ def generate_answers(
         hidden = torch.stack(steps, dim=1)
         answers: list[Answer] = []
         for row, new_ids in enumerate(sequences[:, width:].tolist()):
-            end = next((t + 1 for t, token in enumerate(new_ids) if token in stop_ids), len(new_ids))
+            end = next((t + 1 for t, token in enumerate(new_ids) if token in ends), len(new_ids))
             answers.append(Answer(batch[row // settings.num_answers], new_ids[:end], hidden[row, :end].clone()))
         check_finite(answer.hidden for answer in answers)
         return answers
@@ -252,7 +252,7 @@ def weights_sha256(model: PreTrainedModel) -> str:
 def model_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the model's configuration, stop ids and weights: what a teacher's answers depend on."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
-    parts = [config, sorted(_stop_ids(model)), weights_sha256(model)]
+    parts = [config, sorted(stop_ids(model)), weights_sha256(model)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -321,7 +321,8 @@ def _batches(sequences: list[list[int]], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _stop_ids(model: PreTrainedModel) -> set[int]:
+def stop_ids(model: PreTrainedModel) -> set[int]:
+    """The tokens that end an answer."""
     eos = model.generation_config.eos_token_id
     eos = model.config.get_text_config().eos_token_id if eos is None else eos
     return set() if eos is None else set(eos if isinstance(eos, list) else [eos])

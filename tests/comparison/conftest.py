@@ -3,6 +3,8 @@ import pytest
 from peft_be.comparison.methods import Job
 from peft_be.data import QuerySplits, split_queries
 
+from .reports import comparison_results
+
 
 PROMPT = (
     "You are a lighthouse keeper. You answer in short sentences, and you never leave the island, whatever happens."
@@ -46,3 +48,9 @@ def make_job(tiny_model, tiny_tokenizer, tmp_path):
         return Job(model, tiny_tokenizer, prompt, splits, tmp_path / "job", **changes)
 
     return make
+
+
+@pytest.fixture
+def results():
+    """Results of a comparison, for its report."""
+    return comparison_results()

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, fields, replace
 
 import pytest
+import torch
 
 from peft_be import (
     AEConfig,
@@ -20,6 +21,7 @@ from peft_be.runs.config import PAPER, changed
 from peft_be.training.be_distill_config import ADAM_ONLY
 
 from ..stages import FAST, PROMPT, QUERIES
+from ..tiny import save_tiny_llama
 
 
 def test_keywords_replace_fields_of_a_configuration():
@@ -49,11 +51,8 @@ def test_a_run_records_its_configuration(tiny_model, tiny_tokenizer, tmp_path):
     settings = json.loads((tmp_path / "out" / "training.json").read_text())["settings"]
     record = recorded(config)
     assert {name: settings[name] for name in record} == record
-    assert asdict(config).keys() - record.keys() == {
-        "answer_cache_dir",
-        "report_to",
-        "use_cpu",
-    }  # they change no result
+    # These change no result
+    assert asdict(config).keys() - record.keys() == {"answer_cache_dir", "device", "report_to"}
     assert record["learning_rate"] == 0.05  # the optimizer's own, should a later version have another
 
 
@@ -88,3 +87,15 @@ def test_fields_of_other_optimizers(name, tmp_path):
 def test_a_configuration_of_a_trainer_can_be_copied(tmp_path):
     config = BEDistillConfig(str(tmp_path), max_steps=3)
     assert replace(config, max_steps=5).max_steps == 5
+
+
+def test_where_and_how_a_run_loads_its_base(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
+    config = CompressConfig(**FAST, dtype="bfloat16", device="cpu")
+    result = compress_prompt(PROMPT, QUERIES, tmp_path / "out", config, model=base)
+    assert result.model.dtype == torch.bfloat16 and result.model.device.type == "cpu"
+    assert result.report["settings"]["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match="device must be one of None, cpu, cuda"):
+        CompressConfig(device="cuda:1")
+    with pytest.raises(ValueError, match="leave out dtype"):
+        compress_prompt(PROMPT, QUERIES, tmp_path / "b", config, model=result.model.unload(), tokenizer=tiny_tokenizer)

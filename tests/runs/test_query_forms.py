@@ -23,7 +23,7 @@ from ..tiny import save_tiny_llama
 PROMPT = "You are a lighthouse keeper. You answer in short sentences, and you never leave the island."
 QUERIES = [f"What did you see on day {i}?" for i in range(8)]
 ROWS = [{"instruction": "What did you see", "input": query} for query in QUERIES]
-SHORT = {"max_steps": 2, "max_answer_length": 4, "use_cpu": True}
+SHORT = {"max_steps": 2, "max_answer_length": 4}
 
 
 @pytest.fixture(autouse=True)

@@ -1,149 +1,31 @@
-"""The page in a real browser: headless Chromium, driven by Playwright."""
+"""What the page does, in a real browser."""
 
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from peft_be import PromptRenderer, load_prompt
-from peft_be.adapters.load import load_adapter
-from peft_be.serving.side_by_side import PromptComparison
+from peft_be import load_prompt
 
 from ..exports import PROMPTS, save_adapter
-from ..tiny import save_tiny_llama
+from .pages import ANSWER, TITLES, ask, check_figures, columns, finished, free_port, renderer_of
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
-
-TITLES = {"full": "Full prompt", "be": "[BE]", "no_prompt": "No prompt"}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("page")
-    base = save_tiny_llama(folder / "base", tiny_tokenizer)
-    return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def serve(folders):
-    """Serve the page of some prompts; returns its address."""
-    from peft_be.serving.page import launch_page
-
-    pages = []
-
-    def start(prompts):
-        comparison = PromptComparison(folders, prompts)
-        # No faster than a real model, or long answers would be over before the browser sees them
-        comparison.model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(0.05))
-        pages.append(launch_page(comparison, port=free_port()))
-        return pages[-1].local_url
-
-    yield start
-    for page in pages:
-        page.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def address(serve):
-    return serve(PROMPTS)
-
-
-@pytest.fixture
-def visit(browser):
-    """Open an address in a new tab. No request may leave this machine, and no script may fail."""
-    tabs, requests, errors = [], [], []
-
-    def start(address, **options):
-        tab = browser.new_page(**options)
-        tab.set_default_timeout(120_000)
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(address)
-        tab.wait_for_selector("#form-be .be-card")
-        tabs.append(tab)
-        return tab
-
-    yield start
-    for tab in tabs:
-        tab.close()
-    assert requests and not errors
-    assert {re.match(r"(?:https?://|data:|blob:http://)(127\.0\.0\.1|)", url)[1] for url in requests} <= {
-        "127.0.0.1",
-        "",
-    }
-    assert not [url for url in requests if url.startswith("http") and not url.startswith("http://127.0.0.1:")]
-
-
-def ask(tab, question, length=4):
-    tab.get_by_label("Longest answer").fill(str(length))
-    tab.get_by_label("Question").fill(question)
-    tab.get_by_role("button", name="Ask").click()
-
-
-def finished(tab):
-    """Wait until all is answered and the page takes the next question."""
-    tab.wait_for_function("[...document.querySelectorAll('.be-card')].every(c => !c.innerText.includes('–'))")
-    sync_api.expect(tab.get_by_role("button", name="Ask")).to_be_enabled(timeout=120_000)
-
-
-def columns(tab):
-    """Title, answer and figures of each column."""
-    result = {}
-    for card in tab.locator(".be-card").all():
-        rows = [row.locator("th,td").all_inner_texts() for row in card.locator("tr").all()]
-        title = card.locator("h3").inner_text()
-        result[title] = {"answer": card.locator(".be-answer").inner_text(), **dict(rows)}
-        size = card.locator("[title]")
-        result[title]["bytes"] = int(size.get_attribute("title").split()[0].replace(",", "")) if size.count() else None
-    return result
-
-
-def check_figures(shown, renderer, question, forms):
-    """The figures are there and fit: tokens as rendered, a cache that grows with them, no KL of the full prompt to itself."""
-    assert list(shown) == [TITLES[form] for form in forms]
-    for form in forms:
-        column = shown[TITLES[form]]
-        assert int(column["Input tokens"].replace(",", "")) == len(getattr(renderer, form)(question))
-        assert int(column["Answer tokens"]) >= 1
-        assert re.fullmatch(r"[\d,]+ ms", column["First token"])
-        assert re.fullmatch(r"[\d.]+ MB", column["KV cache"])
-        if "full" in forms:
-            nats = float(re.fullmatch(r"(\d+\.\d{3}) nats/token", column["KL"])[1])
-            assert nats == 0 or form != "full"
-        else:
-            assert "KL" not in column
-    sizes = {form: shown[TITLES[form]]["bytes"] / len(getattr(renderer, form)(question)) for form in forms}
-    assert len(set(sizes.values())) == 1
-    if "full" in forms:
-        assert shown["Full prompt"]["bytes"] > shown["[BE]"]["bytes"]
-
-
-def renderer_of(folder, prompt=None):
-    model, tokenizer = load_adapter(folder)
-    return PromptRenderer.for_adapter(model.peft_config["default"], tokenizer, prompt)
-
-
-def test_a_question_and_another_adapter(visit, address, folders):
+def test_a_question_and_another_adapter(visit, address, page_folders):
     question = "Is it <b>cold</b>, ${1+1} and {{dry}}?"
     tab = visit(address)
     assert {column["answer"] for column in columns(tab).values()} == {"No answer."}
     ask(tab, question)
     finished(tab)
     keeper = columns(tab)
-    check_figures(keeper, renderer_of(folders[0], PROMPTS[0]), question, tuple(TITLES))
+    check_figures(keeper, renderer_of(page_folders[0], PROMPTS[0]), question, tuple(TITLES))
     assert "keeper, 1 learned token stands for a prompt of" in tab.inner_text("body")
 
     tab.get_by_label("Adapter").click()
@@ -153,16 +35,116 @@ def test_a_question_and_another_adapter(visit, address, folders):
     tab.get_by_label("Question").press("Enter")
     finished(tab)
     seller = columns(tab)
-    check_figures(seller, renderer_of(folders[1], PROMPTS[1]), question, tuple(TITLES))
+    check_figures(seller, renderer_of(page_folders[1], PROMPTS[1]), question, tuple(TITLES))
     assert seller["No prompt"]["answer"] == keeper["No prompt"]["answer"]
     assert int(seller["[BE]"]["Input tokens"]) == int(keeper["[BE]"]["Input tokens"]) + 2
 
 
-def test_without_the_prompt(visit, serve, folders):
+def test_the_figures_at_a_glance_are_those_of_the_answers(visit, address):
+    tab = visit(address)
+    assert tab.locator(".be-figures").count() == 0
+    ask(tab, "Is it cold?")
+    finished(tab)
+    shown = columns(tab)
+    full, be = shown["Full prompt"], shown["[BE]"]
+    assert tab.locator(".be-question").inner_text() == "Is it cold?"
+    parts = tab.locator(".be-figures li").all_inner_texts()
+    milliseconds = [float(column["First token"].removesuffix(" ms").replace(",", "")) for column in (full, be)]
+    ratio, word = re.fullmatch(r"([\d.]+)× (faster|slower)\n.* ms → .* ms", parts[0]).groups()
+    expected = milliseconds[0] / milliseconds[1]
+    assert float(ratio) == pytest.approx(expected if word == "faster" else 1 / expected, rel=0.1)
+    assert f"{full['First token']} → {be['First token']}" in parts[0]
+    assert parts[1].startswith(f"{full['bytes'] / be['bytes']:.1f}× less KV\n")
+    assert f"{full['Input tokens']} → {be['Input tokens']} tokens" in parts[1]
+    kl = {title: float(column["KL"].split()[0]) for title, column in shown.items()}
+    if kl["No prompt"] > 0.01:  # shown with three digits
+        closed = 1 - kl["[BE]"] / kl["No prompt"]
+        assert float(parts[2].split()[0]) == pytest.approx(closed, abs=0.02 + 0.1 * abs(closed))
+
+
+def test_a_click_on_an_example_asks_it(visit, address):
+    from peft_be.serving.page import EXAMPLES
+
+    tab = visit(address)
+    tab.get_by_label("Longest answer").fill("2")
+    for question in EXAMPLES[:2]:
+        tab.get_by_role("button", name=question).click()
+        tab.locator(".be-question").get_by_text(question).wait_for()
+        finished(tab)
+        assert tab.get_by_label("Question").input_value() == question
+        tab.get_by_role("button", name="New conversation").click()
+        tab.wait_for_selector(".be-question", state="detached")
+
+
+def test_the_conversation_stays_in_view(visit, address, page_folders):
+    tab = visit(address)
+    questions = ["Is it <b>cold</b>?", "Why?", "Since when?"]
+    answers = []
+    for question in questions:
+        ask(tab, question, 3)
+        tab.locator(".be-question").get_by_text(question).wait_for()
+        finished(tab)
+        answers.append(columns(tab))
+    turns = tab.locator(".be-turn")
+    assert turns.locator("h4").all_inner_texts() == questions[1::-1]
+    for turn, earlier in zip(turns.all(), answers[1::-1]):
+        texts = turn.locator(".be-answer").evaluate_all(f"parts => parts.map({ANSWER})")
+        assert texts == [column["answer"] for column in earlier.values()]
+    # And the model reads it: in each column its own answers
+    for form, title in TITLES.items():
+        dialogue = []
+        for question, earlier in zip(questions, answers):
+            dialogue += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": earlier[title]["answer"]},
+            ]
+        renderer = renderer_of(page_folders[0], PROMPTS[0])
+        assert int(answers[-1][title]["Input tokens"]) == len(getattr(renderer, form)(dialogue[:-1]))
+
+    tab.get_by_role("button", name="New conversation").click()
+    tab.wait_for_selector(".be-question", state="detached")
+    assert turns.count() == 0
+    ask(tab, questions[0], 3)
+    finished(tab)
+    assert columns(tab)["[BE]"]["Input tokens"] == answers[0]["[BE]"]["Input tokens"]
+
+
+def test_what_is_computed_is_said(visit, address):
+    tab = visit(address)
+    tab.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver(() => {
+                const text = document.querySelector('#status').innerText;
+                if (text && text !== window.said.at(-1)) window.said.push(text);
+            }).observe(document.querySelector('#status'), {childList: true, subtree: true, characterData: true});
+        }"""
+    )
+    ask(tab, "Is it cold?", 20)
+    tab.get_by_text("Done.").wait_for()
+    said = tab.evaluate("window.said")
+    expected = [f"{title}, {number} of 3: writing" for number, title in enumerate(TITLES.values(), start=1)]
+    assert [text[: text.index(" the")] for text in said if "writing" in text] == expected
+    assert any(re.fullmatch(r"Full prompt, 1 of 3: reading \d+ tokens …", text) for text in said)
+    assert said[-1] == "Done." and all(text != said[-1] for text in said[:-1])
+
+
+def test_a_cut_answer_says_so(visit, address):
+    tab = visit(address)
+    ask(tab, "Is it cold?", 3)
+    finished(tab)
+    marks = tab.locator(".be-card .be-cut")
+    assert marks.count() > 0 and set(marks.all_inner_texts()) == {"Cut after 3 tokens"}
+    for card in tab.locator(".be-card").all():
+        tokens = card.locator("tr", has_text="Answer tokens").locator("td").inner_text()
+        assert tokens == "3" if card.locator(".be-cut").count() else int(tokens) <= 3
+
+
+def test_without_the_prompt(visit, serve, page_folders):
     tab = visit(serve(None))
     ask(tab, "Is it cold?")
     finished(tab)
-    check_figures(columns(tab), renderer_of(folders[0]), "Is it cold?", ("be", "no_prompt"))
+    check_figures(columns(tab), renderer_of(page_folders[0]), "Is it cold?", ("be", "no_prompt"))
     assert "The full prompt and the KL are missing" in tab.inner_text("body")
 
 
@@ -205,20 +187,6 @@ def test_a_closed_tab_leaves_the_model_to_the_next_one(visit, address):
     other = visit(address)
     ask(other, "Is it warm?")
     finished(other)
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_wider_than_the_window(visit, address, width):
-    tab = visit(address, viewport={"width": width, "height": 800})
-    ask(tab, "Is it cold? " + "x" * 300)
-    finished(tab)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    left = [card.bounding_box()["x"] for card in tab.locator(".be-card").all()]
-    assert len(set(left)) == (1 if width == 390 else 3)
-    ask(tab, "Is it cold?", 10_000)
-    error = tab.get_by_role("alert").bounding_box()
-    assert error["width"] > 280 and tab.get_by_role("button", name="Ask").bounding_box()["height"] < 60
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.slow

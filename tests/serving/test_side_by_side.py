@@ -27,11 +27,16 @@ def last(steps):
     return list(steps)[-1]
 
 
+def ids_of(turn):
+    return {form: answer.ids for form, answer in turn.answers.items()}
+
+
 def test_each_adapter_answers_as_it_does_alone(folders):
     comparison = PromptComparison(folders, PROMPTS)
     assert comparison.names == ["keeper", "seller.v2"] and comparison.forms == ("full", "be", "no_prompt")
     for name, folder, prompt in [*zip(comparison.names, folders, PROMPTS)] * 2:
-        answers, kl = last(comparison.answers(name, QUESTION, 6))
+        turn = last(comparison.answers(name, QUESTION, 6))
+        answers, kl = turn.answers, turn.kl
         model, tokenizer = load_adapter(folder)
         renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer, prompt)
         for form in comparison.forms:
@@ -39,7 +44,7 @@ def test_each_adapter_answers_as_it_does_alone(folders):
             expected = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
             )
-            assert answers[form].input_tokens == ids.shape[1]
+            assert answers[form].input_tokens == turn.inputs[form] == ids.shape[1]
             assert answers[form].ids == expected[0, ids.shape[1] :].tolist()
         assert (
             answers["full"].kv_bytes / answers["full"].input_tokens
@@ -52,18 +57,78 @@ def test_each_adapter_answers_as_it_does_alone(folders):
 
 
 def test_the_forms_come_one_after_the_other(folders):
-    steps = list(PromptComparison(folders[:1], PROMPTS[:1]).answers("keeper", QUESTION, 3))
-    seen = [tuple(answers) for answers, _ in steps]
-    assert list(dict.fromkeys(seen)) == [("full",), ("full", "be"), ("full", "be", "no_prompt")]
-    assert [seen.index(s) for s in dict.fromkeys(seen)] == [i for i, (a, _) in enumerate(steps) if None in a.values()]
-    assert [bool(kl) for _, kl in steps] == [False] * (len(steps) - 1) + [True]
+    seen = []
+    for turn in PromptComparison(folders[:1], PROMPTS[:1]).answers("keeper", QUESTION, 3):
+        # A form has no answer while it is read, and each has one once all are compared
+        assert (list(turn.answers.values())[-1] is None) is (turn.step == "reads")
+        assert bool(turn.kl) is (turn.step == "done")
+        seen.append((turn.step, len(turn.answers)))
+    steps = [
+        ("reads", 1),
+        ("writes", 1),
+        ("reads", 2),
+        ("writes", 2),
+        ("reads", 3),
+        ("writes", 3),
+        ("compares", 3),
+        ("done", 3),
+    ]
+    assert list(dict.fromkeys(seen)) == steps
+
+
+def test_an_answer_that_reached_the_longest_length_is_cut(folders):
+    comparison = PromptComparison(folders[:1], PROMPTS[:1])
+    whole = ids_of(last(comparison.answers("keeper", QUESTION, 6)))
+    # The same answers, of which two end with what is now the end of a turn
+    config = comparison.model.get_base_model().generation_config
+    ends = {form: ids[3] for form, ids in whole.items() if form != "be" and ids[3] not in whole["be"]}
+    config.eos_token_id = comparison.model.generation_config.eos_token_id = [config.eos_token_id, *ends.values()]
+    turn = last(comparison.answers("keeper", QUESTION, 6))
+    assert "be" in turn.cut and turn.answers["be"].ids == whole["be"]
+    for form, answer in turn.answers.items():
+        assert (form in turn.cut) is (answer.ids[-1] not in config.eos_token_id)
+
+
+def test_each_form_remembers_its_own_answers(folders):
+    comparison = PromptComparison(folders, PROMPTS)
+    first = last(comparison.answers("seller.v2", "Is it cold?", 4))
+    second = last(comparison.answers("seller.v2", QUESTION, 4, [first]))
+    third = last(comparison.answers("seller.v2", "Why?", 4, [first, second]))
+    renderer = comparison.renderers["seller.v2"]
+    for form in comparison.forms:
+        dialogue = [*first.messages(form), *second.messages(form), {"role": "user", "content": "Why?"}]
+        assert [message["content"] for message in dialogue[::2]] == ["Is it cold?", QUESTION, "Why?"]
+        assert third.inputs[form] == len(getattr(renderer, form)(dialogue)) and not third.forgotten[form]
+    # The KL compares the forms after one and the same conversation: the full prompt's
+    dialogue = [*first.messages("full"), *second.messages("full"), {"role": "user", "content": "Why?"}]
+    model, tokenizer = load_adapter(folders[1])
+    scores, _ = evaluate_fidelity(model, tokenizer, PROMPTS[1], [dialogue], max_answer_length=4)
+    assert third.kl["full"] == 0
+    for form in ("be", "no_prompt"):
+        assert third.kl[form] == pytest.approx(scores["kl"][form], rel=0.01)
+
+
+def test_what_does_not_fit_is_forgotten(folders):
+    comparison = PromptComparison(folders[:1], PROMPTS[:1])
+    long = last(comparison.answers("keeper", "rain " * 400, 4))
+    turn = last(comparison.answers("keeper", "wind " * 200, 4, [long]))
+    assert turn.forgotten == dict.fromkeys(comparison.forms, 1)
+    assert turn.inputs == {form: len(ids) for form, ids in comparison.rendered("keeper", "wind " * 200).items()}
+
+
+def test_a_form_without_an_answer_does_not_remember_the_question(folders):
+    comparison = PromptComparison(folders[:1], PROMPTS[:1])
+    steps = comparison.answers("keeper", QUESTION, 4)
+    turn = next(turn for turn in steps if turn.step == "writes")
+    steps.close()
+    assert len(turn.messages("full")) == 2 and turn.messages("be") == turn.messages("no_prompt") == []
 
 
 def test_without_the_prompt(folders):
     comparison = PromptComparison(folders)
     assert comparison.forms == ("be", "no_prompt")
-    answers, kl = last(comparison.answers("seller.v2", QUESTION, 2))
-    assert set(answers) == {"be", "no_prompt"} and kl == {}
+    turn = last(comparison.answers("seller.v2", QUESTION, 2))
+    assert set(turn.answers) == {"be", "no_prompt"} and turn.kl == {} and turn.step == "done"
 
 
 def test_a_second_request_waits_for_the_first(folders):
@@ -75,12 +140,12 @@ def test_a_second_request_waits_for_the_first(folders):
     second.start()
     next(first)
     assert not done and comparison.model.active_adapter == "0"
-    assert next(comparison.answers("seller.v2", QUESTION, 4)) == ({}, {})
+    assert next(comparison.answers("seller.v2", QUESTION, 4)).step == "waits"
     first.close()
     second.join(timeout=60)
-    answers, kl = last(comparison.answers("seller.v2", QUESTION, 4))
-    assert {form: answer.ids for form, answer in done[0][0].items()} == {f: a.ids for f, a in answers.items()}
-    assert done[0][1] == pytest.approx(kl)
+    turn = last(comparison.answers("seller.v2", QUESTION, 4))
+    assert ids_of(done[0]) == ids_of(turn)
+    assert done[0].kl == pytest.approx(turn.kl)
 
 
 def test_names(folders, tmp_path):
@@ -98,4 +163,4 @@ def test_what_is_refused(folders):
     for question, length, message in ((" \n", 4, "question is empty"), ("rain " * 700, 4, "context is 512")):
         with pytest.raises(ValueError, match=message):
             next(comparison.answers("keeper", question, length))
-    assert last(comparison.answers("keeper", QUESTION, 2))[1]["full"] == 0
+    assert last(comparison.answers("keeper", QUESTION, 2)).kl["full"] == 0

@@ -77,3 +77,19 @@ def test_it_goes_on_from_its_state():
             optimizer.step()
         ends.append(rows.detach())
     assert torch.equal(*ends)
+
+
+def test_a_closure_computes_the_loss_anew():
+    """As torch's optimisers take it: gradients are on, though the step itself records none."""
+    rows = torch.ones(1, 8, requires_grad=True)
+    optimizer = GGT([rows], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = rows.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == pytest.approx(8)
+    assert rows.square().sum() < 8
+    assert optimizer.step() is None

@@ -4,16 +4,90 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from ...figures import gap_closed
 from .rows import Row, fixed, is_number
-from .svg import DASHES, Axis, Line, Pin, bar, line_chart, pin_chart, strip_axis, strip_chart
+from .svg import DASHES, Axis, Dot, Line, bar, plot
 
 
 # Scores below this are drawn at the lower edge: otherwise a failed method would leave no room for the others
 LOWEST_GAP = -0.5
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """
+    A figure of each run, drawn in a panel for each method.
+
+    Attributes:
+        key (`str`): id of its section.
+        heading (`str`): the section's heading.
+        text (`str`): what is drawn, for readers.
+        points (`Callable[[dict], list | None]`): a run's `[x, y]` pairs.
+        x (`str`): label of the horizontal axis.
+        y (`str`): label of the vertical axis.
+        together (`bool`): whether all panels have one scale, with the other methods in the background.
+        high (`float`, *optional*): end of the vertical axis; `None` fits it to the data.
+        has_reference (`bool`): whether the KL of no prompt belongs into it.
+    """
+
+    key: str
+    heading: str
+    text: str
+    points: Callable[[dict], list | None]
+    x: str
+    y: str
+    together: bool = True
+    high: float | None = None
+    has_reference: bool = False
+
+    def axes(self, lines: list[tuple[str, Points]], levels: list[float]) -> tuple[Axis, Axis]:
+        """The axes that hold these lines and levels."""
+        points = [point for _, points in lines for point in points]
+        top = self.high or max([b for _, b in points] + levels)
+        if levels and not self.high:
+            top = min(top, 2.5 * max(levels))  # what starts far above would press the rest to the ground
+        return (
+            Axis(0, max(a for a, _ in points) or 1, self.x),
+            Axis(0, (top or 1) * (1 if self.high else 1.08), self.y),
+        )
+
+
+CURVES = (
+    Curve(
+        "curves",
+        "Training",
+        "KL on the validation queries while training, the teacher's answers as target. Pale lines are the other methods. "
+        "A dashed horizontal line is the KL of no prompt on the same queries.",
+        lambda run: run.get("curve"),
+        "steps",
+        "validation KL, nats a token",
+        has_reference=True,
+    ),
+    Curve(
+        "norms",
+        "Length of the learned vectors",
+        "Their Euclidean length while training. Each panel has its own scale.",
+        lambda run: run.get("norm"),
+        "steps",
+        "length",
+        together=False,
+    ),
+    Curve(
+        "reconstruction",
+        "Reconstruction of the prompt",
+        "Share of the prompt's first n tokens that the model writes when all before them are given. Pale lines are the other "
+        "methods.",
+        lambda run: (run.get("reconstruction") or {}).get("curve"),
+        "first tokens of the prompt",
+        "share that is right",
+        high=1.0,
+    ),
+)
 
 
 def gap_bar(row: Row) -> Markup:
@@ -32,168 +106,67 @@ def trade_off(rows: list[Row]) -> Markup | None:
     gaps = [row.cells["gap"] for row in rows]
     lowest = max(LOWEST_GAP, min(0.0, *(cell.low for cell in gaps)))
     y = Axis(lowest - 0.02 if lowest else 0.0, max(1.0, *(cell.high for cell in gaps)) * 1.04, "KL gap closed")
-    pins = []
-    for row in rows:
-        gap = row.cells["gap"]
-        label = row.label if gap.value >= lowest else f"{row.label}: {gap.text}"
-        pins.append(Pin(row.cells["compression"].value, gap.value, row.sign, label, row.css, gap.low, gap.high))
-    # The others make room for the full prompt, which is where everybody looks for it
-    pins.sort(key=lambda pin: pin.css != "full")
-    described = "; ".join(f"{row.label}: {row.cells['gap'].text} at {row.cells['compression'].text}" for row in rows)
-    return pin_chart(
-        x, y, pins, f"KL gap closed against compression. {described}", [(1.0, "full prompt"), (0.0, "no prompt")]
-    )
+    dots = [
+        Dot(
+            row.cells["compression"].value,
+            gap.value,
+            f"{row.label}: {gap.text}{f' ({gap.spread})' if gap.spread else ''} at {row.cells['compression'].text}",
+            row.css,
+            row.sign,
+            (gap.low, gap.high) if gap.low < gap.high else None,
+        )
+        for row, gap in zip(rows, gaps)
+    ]
+    references = [(1.0, "full prompt"), (0.0, "no prompt")]
+    return plot(x, y, "KL gap closed against compression", dots=dots, references=references, height=320)
 
 
 def curve_sections(rows: list[Row]) -> list[dict]:
     """The sections with a panel for each method, as far as there is something to show."""
-    known = any(_no_prompt_on_validation(row) for row in rows)
-    sections = [
-        _lines(
-            rows,
-            "curves",
-            "Training",
-            "KL on the validation queries while training, the teacher's answers as target. Pale lines are the other "
-            "methods." + (" The dashed horizontal line is the KL of no prompt on the same queries." if known else ""),
-            lambda run: run.get("curve"),
-            "steps",
-            "validation KL, nats a token",
-            reference=_no_prompt_on_validation,
-        ),
-        _lines(
-            rows,
-            "norms",
-            "Length of the learned vectors",
-            "Their Euclidean length while training. Each panel has a scale of its own.",
-            lambda run: run.get("norm"),
-            "steps",
-            "length",
-            together=False,
-        ),
-        _lines(
-            rows,
-            "reconstruction",
-            "Reconstruction of the prompt",
-            "Share of the prompt's first n tokens that the model writes when all before them are given. Pale lines are the other methods.",
-            lambda run: (run.get("reconstruction") or {}).get("curve"),
-            "first tokens of the prompt",
-            "share that is right",
-            high=1.0,
-            extra=_reconstruction_figures,
-        ),
-    ]
-    return [section for section in sections if section]
+    return [section for curve in CURVES if (section := _section(curve, rows))]
 
 
-def _lines(
-    rows: list[Row],
-    key: str,
-    heading: str,
-    text: str,
-    curve: Callable[[dict], list | None],
-    x_label: str,
-    y_label: str,
-    together: bool = True,
-    high: float | None = None,
-    reference: Callable[[Row], tuple[float, str] | None] = lambda row: None,
-    extra: Callable[[Row], str] | None = None,
-) -> dict | None:
-    """A section with a panel for each method that has such a curve; `together` on one scale, with the other methods in the background."""
-    curves: dict[int, list[tuple[str, list[tuple[float, float]]]]] = {}
+def _section(curve: Curve, rows: list[Row]) -> dict | None:
+    curves: dict[int, list[tuple[str, Points]]] = {}
     for i, row in enumerate(rows):
         for run in row.runs:
-            points = [(p[0], p[1]) for p in curve(run) or [] if len(p) == 2 and all(map(is_number, p))]
+            points = [(p[0], p[1]) for p in curve.points(run) or [] if len(p) == 2 and all(map(is_number, p))]
             if points:
                 curves.setdefault(i, []).append((seed_of(run), points))
     if not curves:
         return None
     seeds = sorted({seed for lines in curves.values() for seed, _ in lines})
-    references = {i: found for i in curves if (found := reference(rows[i]))}
-
-    def axes(lines: list, heights: list[float]) -> tuple[Axis, Axis]:
-        points = [point for _, points in lines for point in points]
-        top = high or max([b for _, b in points] + heights)
-        if heights and not high:
-            top = min(top, 2.5 * max(heights))  # what starts far above would press the rest to the ground
-        return (
-            Axis(0, max(a for a, _ in points) or 1, x_label),
-            Axis(0, (top or 1) * (1 if high else 1.08), y_label),
-        )
-
-    everything = [line for lines in curves.values() for line in lines]
+    levels = {i: level for i in curves if curve.has_reference and (level := _no_prompt_on_validation(rows[i]))}
     panels = []
     for i, own in curves.items():
-        levels = {j: level for j, (level, _) in references.items() if together or j == i}
-        x, y = axes(everything if together else own, list(levels.values()))
-        others = [line for j, lines in curves.items() if j != i for line in lines] if together else []
-        lines = [Line(points, name, "other") for name, points in others]
+        drawn = curves if curve.together else {i: own}
+        x, y = curve.axes(
+            [line for lines in drawn.values() for line in lines], [levels[j] for j in drawn if j in levels]
+        )
+        lines = [Line(points, name, "other") for j in drawn if j != i for name, points in drawn[j]]
         lines += [Line(points, f"{rows[i].label}, {name}", rows[i].css, seeds.index(name)) for name, points in own]
-        last = [points[-1][1] for _, points in own]
-        show = fixed(3 if max(map(abs, last)) < 10 else 0)
-        ends = " to ".join(dict.fromkeys(map(show, (min(last), max(last)))))
-        caption = extra(rows[i]) if extra else f"at the end: {ends}"
-        if i in references:
-            kl_no_prompt = references[i][0]
-            gap = gap_closed(statistics.fmean(last), kl_no_prompt)
-            caption += f" of {show(kl_no_prompt)} without a prompt" + (
-                "" if gap is None else f", gap closed {gap:.3f}"
-            )
-        title = f"{heading}: {rows[i].label}; {caption}"
-        panels.append((rows[i], caption, line_chart(x, y, lines, title, reference=references.get(i))))
+        caption = _caption([points[-1][1] for _, points in own], levels.get(i))
+        references = [(levels[i], "no prompt, validation")] if i in levels else []
+        title = f"{curve.heading}: {rows[i].label}; {caption}"
+        panels.append((rows[i], caption, plot(x, y, title, lines, references=references)))
     legend = [(seed, DASHES[i % len(DASHES)]) for i, seed in enumerate(seeds)]
-    return {"id": key, "heading": heading, "text": text, "panels": panels, "legend": legend}
+    return {"id": curve.key, "heading": curve.heading, "text": curve.text, "panels": panels, "legend": legend}
 
 
-def _no_prompt_on_validation(row: Row) -> tuple[float, str] | None:
+def _caption(last: list[float], kl_no_prompt: float | None) -> str:
+    """Where the lines of a method end."""
+    show = fixed(3 if max(map(abs, last)) < 10 else 0)
+    caption = "at the end: " + " to ".join(dict.fromkeys(map(show, (min(last), max(last)))))
+    if kl_no_prompt is None:
+        return caption
+    gap = gap_closed(statistics.fmean(last), kl_no_prompt)
+    return f"{caption} of {show(kl_no_prompt)} without a prompt" + ("" if gap is None else f", gap closed {gap:.3f}")
+
+
+def _no_prompt_on_validation(row: Row) -> float | None:
     """The KL of no prompt on a method's validation answers, which are the same for all of its runs."""
     values = [value for run in row.runs if is_number(value := run.get("curve_no_prompt"))]
-    return (statistics.fmean(values), "no prompt, validation") if values else None
-
-
-def _reconstruction_figures(row: Row) -> str:
-    found = [run["reconstruction"] for run in row.runs if run.get("reconstruction")]
-    parts = []
-    for key, text in (("token_accuracy", "tokens right"), ("greedy_prefix_match", "up to the first mistake")):
-        values = [value for figures in found if is_number(value := figures.get(key))]
-        if values:
-            parts.append(f"{text}: {statistics.fmean(values):.3f}")
-    return ", ".join(parts)
-
-
-def query_strips(results: dict, rows: list[Row]) -> dict | None:
-    """KL of every query, for no prompt and each method, as means over the runs."""
-    kl = {row.sign: _query_kl(row) for row in rows if row.name != "full"}
-    kl = {sign: values for sign, values in kl.items() if values}
-    if not kl:
-        return None
-    queries = results.get("queries") or []
-    none = kl.get("0", {})
-    highest = max(value for values in kl.values() for value in values.values())
-    if none and highest > 2 * max(none.values()) > 0:
-        highest = 2 * max(none.values())
-    x = Axis(0, highest or 1, "KL of a query's answer, nats a token")
-    strips = []
-    for row in sorted((row for row in rows if row.sign in kl), key=lambda row: row.name != "none"):
-        values = kl[row.sign]
-        both = [i for i in values if i in none]
-        closer = sum(values[i] < none[i] for i in both)
-        caption = f"closer than no prompt on {closer} of {len(both)}" if both and row.name != "none" else ""
-        mean = statistics.fmean(values.values())
-        dots = [(i, v, f"{v:.3f}: {queries[i] if i < len(queries) else f'query {i + 1}'}") for i, v in values.items()]
-        title = f"KL of {len(values)} queries, {row.label}: mean {mean:.3f}. {caption}"
-        strips.append((row, f"mean {mean:.3f}", caption, strip_chart(x, dots, mean, row.css, title)))
-    beyond = any(value > highest for values in kl.values() for value in values.values())
-    return {"strips": strips, "axis": strip_axis(x), "beyond": beyond, "choose": bool(queries)}
-
-
-def _query_kl(row: Row) -> dict[int, float]:
-    """Mean over the runs, by the query's number."""
-    found: dict[int, list[float]] = {}
-    for run in row.runs:
-        for i, value in enumerate(run.get("query_kl") or []):
-            if is_number(value):
-                found.setdefault(i, []).append(value)
-    return {i: statistics.fmean(values) for i, values in found.items()}
+    return statistics.fmean(values) if values else None
 
 
 def seed_of(run: dict) -> str:

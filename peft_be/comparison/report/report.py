@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shlex
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .charts import curve_sections, gap_bar, query_strips, seed_of, trade_off
+from ...evaluation.tasks import TASKS
+from .charts import curve_sections, gap_bar, seed_of, trade_off
 from .rows import Row, is_number, report_columns, report_notes, report_rows, with_runs
+from .verdict import verdict
 
 
 ASSETS = Path(__file__).parents[2] / "assets" / "report"
@@ -22,7 +25,7 @@ PAGES = Environment(
 
 def markdown_table(results: dict) -> str:
     """
-    The headline figures of a comparison as a markdown table, with notes and failed methods below.
+    The outcome of a comparison in words and as a markdown table, with notes and failed methods below.
 
     Args:
         results (`dict`): what the comparison found.
@@ -31,23 +34,25 @@ def markdown_table(results: dict) -> str:
         `str`: markdown. Labels and errors are escaped.
     """
     rows = report_rows(results)
+    shown = with_runs(rows)
     columns = report_columns(results, rows)
     table = [["Method", *(_markdown(column.heading) for column in columns)]]
     table.append(["---", *["---:"] * len(columns)])
-    for row in with_runs(rows):
+    for row in shown:
         cells = [row.cells[column.key] for column in columns]
         texts = [f"{cell.text} ({cell.spread})" if cell.spread else cell.text for cell in cells]
-        table.append([_markdown(row.label), *texts])
-    lines = ["| " + " | ".join(cells) + " |" for cells in table] if len(table) > 2 else ["No method has a result."]
-    notes = [f"- {_markdown(note)}" for note in report_notes(results, rows)]
+        table.append([f"{_markdown(row.label)} {row.mark}".strip(), *texts])
+    lines = ["| " + " | ".join(cells) + " |" for cells in table] if shown else ["No method has a result."]
+    notes = [f"- {mark} {_markdown(note)}" for mark, note in report_notes(results, rows).items()]
     notes += [f"- Failed: {_markdown(row.label)}: {_markdown(row.error)}" for row in rows if row.error]
-    return "\n".join(lines + ([""] + notes if notes else [])) + "\n"
+    words = _markdown(verdict(shown, _prompt_tokens(results)))
+    return "\n\n".join("\n".join(part) for part in ([words], lines, notes) if any(part)) + "\n"
 
 
 def html_report(results: dict) -> str:
     """
-    A comparison as one HTML page that contains all it needs. It is complete without scripts; these sort the table and choose a
-    query.
+    A comparison as one HTML page that contains all it needs. It is complete without scripts, which sort the table and choose
+    a query.
 
     Args:
         results (`dict`): what the comparison found. Parts that are missing have no section.
@@ -57,9 +62,11 @@ def html_report(results: dict) -> str:
     """
     rows = report_rows(results)
     shown = with_runs(rows)
+    tokens = _prompt_tokens(results)
     script, style = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     return PAGES.get_template("page.html").render(
-        title=_title(results),
+        title=f"What can stand in for {'a prompt' if tokens is None else f'{tokens:,} prompt tokens'}?",
+        verdict=verdict(shown, tokens),
         facts=_facts(results),
         columns=report_columns(results, rows),
         rows=shown,
@@ -68,8 +75,8 @@ def html_report(results: dict) -> str:
         bar=gap_bar,
         trade_off=trade_off(shown),
         sections=curve_sections(shown),
-        strips=query_strips(results, shown),
         queries=_queries(results, shown),
+        command=_command(results.get("settings") or {}),
         tables=_tables(results),
         has_task=any(row.cells["task"].value is not None for row in rows),
         style=Markup(style),
@@ -78,17 +85,14 @@ def html_report(results: dict) -> str:
     )
 
 
-def _title(results: dict) -> str:
+def _prompt_tokens(results: dict) -> int | None:
     tokens = (results.get("prompt") or {}).get("tokens")
-    return (
-        f"What can stand in for {tokens:,} prompt tokens?" if is_number(tokens) else "What can stand in for a prompt?"
-    )
+    return tokens if is_number(tokens) else None
 
 
 def _facts(results: dict) -> list[tuple[str, str]]:
     """The setting in a few words, without what is not known."""
     prompt, counts, budget = (results.get(key) or {} for key in ("prompt", "num_queries", "budget"))
-    answers = results.get("num_answer_tokens")
     limits = [
         f"{budget['max_steps']:,} steps" if is_number(budget.get("max_steps")) else None,
         f"{budget['max_minutes']:g} min" if is_number(budget.get("max_minutes")) else None,
@@ -96,35 +100,56 @@ def _facts(results: dict) -> list[tuple[str, str]]:
     facts = {
         "Model": results.get("model"),
         "Prompt": prompt.get("name"),
-        "Test queries": f"{counts['test']:,}" if is_number(counts.get("test")) else None,
-        "Answer tokens scored": f"{answers:,}" if is_number(answers) else None,
-        "Training queries": f"{counts['train']:,}" if is_number(counts.get("train")) else None,
+        "Test queries": counts.get("test"),
+        "Training queries": counts.get("train"),
         "Budget of a run": " or ".join(filter(None, limits)),
         "Seeds": ", ".join(map(str, results.get("seeds") or [])),
         "Task": results.get("task"),
     }
-    return [(name, str(value)) for name, value in facts.items() if value]
+    return _known(facts)
 
 
 def _tables(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Settings, machine and versions, each with the parts that are known."""
-    counts, budget = results.get("num_queries") or {}, results.get("budget") or {}
+    """What the header does not tell of the settings, the machine and the versions, as far as known."""
+    hashes = results.get("settings") or {}
     settings = {
-        "model": results.get("model"),
-        **{f"prompt {key}": value for key, value in (results.get("prompt") or {}).items()},
-        **{f"{key} queries": value for key, value in counts.items()},
-        "longest answer, tokens": results.get("max_answer_length"),
-        "answer tokens scored": results.get("num_answer_tokens"),
-        **{key.replace("_", " "): value for key, value in budget.items()},
-        "seeds": ", ".join(map(str, results.get("seeds") or [])),
-        "task": results.get("task"),
+        "Prompt, tokens": _prompt_tokens(results),
+        "Prompt, SHA-256": hashes.get("prompt"),
+        "Queries, SHA-256": hashes.get("queries"),
+        "Base model, SHA-256": hashes.get("base_sha256"),
+        "Validation queries": (results.get("num_queries") or {}).get("validation"),
+        "Longest answer, tokens": results.get("max_answer_length"),
+        "Answer tokens scored": results.get("num_answer_tokens"),
     }
     tables = {"Settings": settings, "Machine": results.get("machine") or {}, "Versions": results.get("versions") or {}}
-    shown = {
-        title: [(key, str(value)) for key, value in table.items() if value not in (None, "")]
-        for title, table in tables.items()
+    return [(title, entries) for title, table in tables.items() if (entries := _known(table))]
+
+
+def _known(table: dict) -> list[tuple[str, str]]:
+    return [
+        (key, f"{value:,}" if isinstance(value, int) else str(value))
+        for key, value in table.items()
+        if value not in (None, "")
+    ]
+
+
+def _command(settings: dict) -> str | None:
+    """The command that compares the same methods again; words in capitals are files. `None` if the seeds are no series."""
+    methods, seeds = settings.get("methods"), settings.get("seeds")
+    if not methods or not seeds or seeds != [*range(seeds[0], seeds[0] + len(seeds))]:
+        return None
+    task = (settings.get("task") or {}).get("name")
+    options = {
+        "methods": ",".join(methods),
+        "seed": seeds[0],
+        "seeds": len(seeds),
+        "task": next((name for name, kind in TASKS.items() if kind.__name__ == task), task),
+        "task-items": task and "ITEMS",
     }
-    return [(title, entries) for title, entries in shown.items() if entries]
+    for name in ("model", "max_steps", "max_minutes", "max_answer_length"):
+        options[name.replace("_", "-")] = settings.get(name)
+    given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
+    return f"peft-be compare --prompt PROMPT --queries QUERIES [--test-queries QUERIES] --output FOLDER {given}"
 
 
 def _queries(results: dict, rows: list[Row]) -> list[dict]:

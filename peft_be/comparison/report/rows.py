@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .svg import MINUS
 
 
 MISSING = "–"
 COLOURS = 8  # in the page's style
+LABELS = {"full": "Full prompt", "none": "No prompt", "be": "[BE]"}
+# What stands next to a figure that a note is about
+ONE_SEED, SOME_SEEDS, NO_RETENTION = "†", "‡", "§"
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Cell:
 
     Attributes:
         text (`str`): the mean over its runs, as shown.
-        value (`float`, *optional*): the same as a number; `None` where there is none.
-        spread (`str`): the range of its runs, or on how little it rests.
+        value (`float`, *optional*): the same as a number; `None` if there is none.
+        spread (`str`): the range of its runs, or a standard error.
         low (`float`): least value of a run.
         high (`float`): largest value of a run.
     """
@@ -36,27 +39,31 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: its key, its heading, and what it means."""
+    """One column of the table: its key, its heading, what it means, and which end of it is best: `high` or `low`."""
 
     key: str
     heading: str
     meaning: str
+    best: str
 
 
 COLUMNS = (
-    Column("tokens", "Tokens", "Positions in the context that stand for the prompt"),
-    Column("compression", "Compression", "Tokens of the prompt for each of these"),
-    Column("bytes", "Size", "What is kept in addition to the model: text, or numbers in float32"),
-    Column("kl", "KL", "KL(full prompt || method), nats a token, over the full prompt's answers; less is closer"),
-    Column("gap", "KL gap closed", "1 is the full prompt's behaviour, 0 that of no prompt"),
-    Column("top1", "Same top token", "Share of these tokens at which both find the same token the most probable"),
-    Column("rouge", "ROUGE-L", "Of greedy answers against the full prompt's"),
-    Column("task", "Task score", "Mean over runs; the standard error is that of the test questions"),
-    Column("retention", "Task retention", "Task score in parts of the full prompt's"),
-    Column("ttft", "First token", "Time to the first token, one request, nothing cached"),
-    Column("kv", "KV cache", "Keys and values of a request's input"),
-    Column("steps", "Steps", "Of training, mean over runs: a time budget holds few of a method whose steps are long"),
-    Column("fit", "Fit time", "Time to make the stand-in, mean over runs"),
+    Column("gap", "KL gap closed", "1 is the full prompt's behaviour, 0 that of no prompt", "high"),
+    Column(
+        "kl", "KL", "KL(full prompt || method), nats a token, over the full prompt's answers; less is closer", "low"
+    ),
+    Column(
+        "tokens", "Tokens", "Positions in the context that stand for the prompt, and prompt tokens for each", "low"
+    ),
+    Column("task", "Task score", "Mean over runs; the standard error is that of the test questions", "high"),
+    Column("retention", "Task retention", "Task score divided by the full prompt's", "high"),
+    Column("ttft", "First token", "Time to the first token, one request, nothing cached", "low"),
+    Column("kv", "KV cache", "Keys and values of a request's input", "low"),
+    Column("bytes", "Size", "What is kept in addition to the model: text, or numbers in float32", "low"),
+    Column("top1", "Same top token", "Share of tokens for which both find the same one the most probable", "high"),
+    Column("rouge", "ROUGE-L", "Of greedy answers against the full prompt's", "high"),
+    Column("steps", "Steps", "Of training, mean over runs: a time budget holds few steps of a slow method", "high"),
+    Column("fit", "Fit time", "Time to make the stand-in, mean over runs", "low"),
 )
 
 
@@ -66,41 +73,52 @@ class Row:
     What the report says about one method.
 
     Attributes:
-        name (`str`): its name in the results.
-        label (`str`): its name for readers.
+        name (`str`): its name in the results, such as `be:8`.
         sign (`str`): what stands for it in charts.
         css (`str`): class of its colour.
         runs (`list[dict]`): its runs.
-        cells (`dict[str, Cell]`): its figures, by the keys of [`COLUMNS`].
+        cells (`dict[str, Cell]`): its figures, by the keys of [`COLUMNS`], and its `compression`.
         error (`str`, *optional*): why it failed.
+        mark (`str`): the mark of the note about its runs.
     """
 
     name: str
-    label: str
     sign: str
     css: str
     runs: list[dict]
     cells: dict[str, Cell] = field(default_factory=dict)
     error: str | None = None
+    mark: str = ""
 
     @property
     def is_bound(self) -> bool:
         return self.name in ("full", "none")
 
+    @property
+    def kind(self) -> str:
+        """The method's name for readers, without its number of tokens."""
+        name = self.name.partition(":")[0] or MISSING
+        return LABELS.get(name, name)
+
+    @property
+    def label(self) -> str:
+        number = self.name.partition(":")[2]
+        return f"{self.kind}, {count_tokens(number)}" if number else self.kind
+
+
+def count_tokens(number: int | str) -> str:
+    return f"{number:,} token{'' if number == 1 else 's'}" if isinstance(number, int) else f"{number} tokens"
+
 
 def report_rows(results: dict) -> list[Row]:
-    """All methods, also those that failed."""
-    prompt_tokens = (results.get("prompt") or {}).get("tokens")
-    rows = []
-    for method in results.get("methods") or []:
-        name, number = method.get("name") or "", sum(not row.is_bound for row in with_runs(rows)) + 1
-        sign, css = {"full": ("P", "full"), "none": ("0", "none")}.get(
-            name, (str(number), f"m{(number - 1) % COLOURS + 1}")
-        )
-        row = Row(name, method.get("label") or name or MISSING, sign, css, method.get("runs") or [])
-        row.error = " ".join(str(method["error"]).split()) if method.get("error") else None
-        row.cells = _cells(row, method, prompt_tokens)
-        rows.append(row)
+    """All methods: the closest to the full prompt first, then those without a KL, which are also those that failed."""
+    rows = [_row(method, results) for method in results.get("methods") or []]
+    rows.sort(key=lambda row: math.inf if row.cells["kl"].value is None else row.cells["kl"].value)
+    number = 0
+    for row in rows:
+        if row.runs and not row.is_bound:
+            row.sign, row.css = str(number + 1), f"m{number % COLOURS + 1}"
+            number += 1
     _add_retention(results, rows)
     return rows
 
@@ -110,45 +128,54 @@ def with_runs(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.runs]
 
 
-def _cells(row: Row, method: dict, prompt_tokens: int | None) -> dict[str, Cell]:
+def _row(method: dict, results: dict) -> Row:
+    name = str(method.get("name") or "")
+    sign, css = {"full": ("P", "full"), "none": ("0", "none")}.get(name, ("", ""))
+    row = Row(name, sign, css, method.get("runs") or [])
+    row.error = " ".join(str(method["error"]).split()) if method.get("error") else None
+    row.cells = _cells(row.runs, method, (results.get("prompt") or {}).get("tokens"))
+    if len(row.runs) == 1 and method.get("trains", True) and not row.is_bound:
+        row.mark = ONE_SEED
+    elif 1 < len(row.runs) < len(results.get("seeds") or []):
+        row.mark = SOME_SEEDS
+    return row
+
+
+def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[str, Cell]:
     def over_runs(key: str, show: Callable[[float], str], with_spread: bool = False) -> Cell:
-        values = [value for run in row.runs if is_number(value := run.get(key))]
+        values = [value for run in runs if is_number(value := run.get(key))]
         if not values:
             return Cell()
         mean, low, high = statistics.fmean(values), min(values), max(values)
-        spread = ""
-        if with_spread and len(values) > 1:
-            spread = f"{show(low)} to {show(high)}"
-        elif with_spread and not row.is_bound:
-            spread = "one seed" if method.get("trains", True) else "one run"
+        spread = _range(show(low), show(high)) if with_spread else ""
         return Cell(show(mean), mean, spread, low, high)
 
     tokens, size = method.get("tokens"), method.get("bytes")
     ratio = prompt_tokens / tokens if is_number(tokens) and is_number(prompt_tokens) and tokens > 0 else None
-    tasks = [task for run in row.runs if is_number((task := run.get("task") or {}).get("score"))]
+    times = "" if ratio is None else f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
+    tasks = [task for run in runs if is_number((task := run.get("task") or {}).get("score"))]
     score = statistics.fmean(task["score"] for task in tasks) if tasks else None
     error = _standard_error(tasks)
+    task = "" if error is None else f"± {fixed(3)(error)}"
     return {
-        "tokens": Cell(f"{tokens:,}", tokens) if is_number(tokens) else Cell(),
-        "compression": Cell(f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×", ratio) if ratio else Cell(),
-        "bytes": Cell(_size(size), size) if is_number(size) else Cell(),
-        "kl": over_runs("kl", fixed(4), with_spread=True),
         "gap": over_runs("kl_gap_closed", fixed(3), with_spread=True),
+        "kl": over_runs("kl", fixed(4), with_spread=True),
+        "tokens": Cell(f"{tokens:,}", tokens, times) if is_number(tokens) else Cell(),
+        "compression": Cell(times, ratio) if ratio else Cell(),
+        "task": Cell() if score is None else Cell(fixed(3)(score), score, task),
+        "retention": Cell(),
+        "ttft": over_runs("ttft_ms", lambda ms: f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.1f} ms", with_spread=True),
+        "kv": over_runs("kv_bytes", _size),
+        "bytes": Cell(_size(size), size) if is_number(size) else Cell(),
         "top1": over_runs("top1_agreement", fixed(3)),
         "rouge": over_runs("answer_rouge_l", fixed(3)),
-        "task": Cell()
-        if score is None
-        else Cell(fixed(3)(score), score, "" if error is None else f"± {fixed(3)(error)}"),
-        "retention": Cell(),
-        "ttft": over_runs("ttft_ms", lambda ms: f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.1f} ms"),
-        "kv": over_runs("kv_bytes", _size),
         "steps": over_runs("steps", lambda steps: f"{steps:,.0f}"),
-        "fit": over_runs("fit_seconds", _duration),
+        "fit": over_runs("fit_seconds", _duration, with_spread=True),
     }
 
 
 def _add_retention(results: dict, rows: list[Row]) -> None:
-    """Fill in the parts of the full prompt's score that remain, if the prompt matters to the task at all."""
+    """Fill in which share of the full prompt's score remains, if the prompt matters to the task at all."""
     if _retention_obstacle(results, rows):
         return
     full = next(row.cells["task"].value for row in rows if row.name == "full")
@@ -158,9 +185,9 @@ def _add_retention(results: dict, rows: list[Row]) -> None:
 
 
 def _retention_obstacle(results: dict, rows: list[Row]) -> str | None:
-    """Why task scores cannot be given in parts of the full prompt's; `None` if they can."""
+    """Why task scores cannot be compared with the full prompt's by division; `None` if they can."""
     if results.get("task_lower_is_better"):
-        return "of this task, lower scores are better"
+        return "lower scores are better in this task"
     bounds = {row.name: row for row in rows if row.is_bound and row.cells["task"].value is not None}
     if len(bounds) < 2:
         return "the full prompt or no prompt has no score"
@@ -185,31 +212,40 @@ def _standard_error(tasks: list[dict]) -> float | None:
 
 def report_columns(results: dict, rows: list[Row]) -> list[Column]:
     """The columns in which some method has something."""
-    task = results.get("task")
-    found = [c for c in COLUMNS if any(row.cells[c.key].value is not None for row in with_runs(rows))]
-    # A dash in every row says that there is no retention, and the note below says why
-    keys = {c.key for c in found} | ({"retention"} if any(c.key == "task" for c in found) else set())
-    named = {"task": str(task)} if task else {}
-    return [Column(c.key, named.get(c.key, c.heading), c.meaning) for c in COLUMNS if c.key in keys]
+    columns = []
+    has_task = any(row.cells["task"].value is not None for row in rows)
+    for column in COLUMNS:
+        if any(row.cells[column.key].value is not None for row in with_runs(rows)):
+            columns.append(column)
+        elif column.key == "retention" and has_task:
+            columns.append(replace(column, heading=f"{column.heading} {NO_RETENTION}"))
+    task = {"heading": str(results["task"])} if results.get("task") else {}
+    task |= {"best": "low"} if results.get("task_lower_is_better") else {}
+    return [replace(column, **task) if column.key == "task" else column for column in columns]
 
 
-def report_notes(results: dict, rows: list[Row]) -> list[str]:
-    """What the figures alone do not say."""
-    notes = []
-    once = [row.label for row in rows if row.cells["kl"].spread == "one seed" or row.cells["gap"].spread == "one seed"]
-    if once:
-        notes.append(f"One seed only: {', '.join(once)}. A small difference to another method may be chance.")
+def report_notes(results: dict, rows: list[Row]) -> dict[str, str]:
+    """What the figures alone do not say, by the marks in the table."""
+    notes = {
+        ONE_SEED: "One seed. Nobody knows how much of its figures is chance.",
+        SOME_SEEDS: f"Fewer runs than the {len(results.get('seeds') or [])} seeds.",
+    }
+    notes = {mark: note for mark, note in notes.items() if any(row.mark == mark for row in rows)}
     if any(row.cells["task"].value is not None for row in rows) and (obstacle := _retention_obstacle(results, rows)):
-        notes.append(f"No task retention: {obstacle}.")
-    wanted = len(results.get("seeds") or [])
-    for row in rows:
-        if not row.is_bound and 1 < len(row.runs) < wanted:
-            notes.append(f"{row.label}: {len(row.runs)} of {wanted} seeds.")
+        notes[NO_RETENTION] = f"No task retention: {obstacle}."
     return notes
 
 
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _range(low: str, high: str) -> str:
+    """Two figures with the unit they share said once; nothing if they look the same."""
+    if low == high:
+        return ""
+    number, _, unit = low.partition(" ")
+    return f"{number if high.endswith(f' {unit}') else low} to {high}"
 
 
 def fixed(digits: int) -> Callable[[float], str]:

@@ -1,0 +1,70 @@
+"""The page in a real browser: headless Chromium, driven by Playwright."""
+
+import re
+import time
+
+import pytest
+
+from peft_be.serving.side_by_side import PromptComparison
+
+from ..exports import PROMPTS, save_adapter
+from ..tiny import save_tiny_llama
+from .pages import free_port
+
+
+@pytest.fixture(scope="module")
+def page_folders(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("page")
+    base = save_tiny_llama(folder / "base", tiny_tokenizer)
+    return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
+
+
+@pytest.fixture(scope="module")
+def serve(page_folders):
+    """Serve the page of some prompts; returns its address."""
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    from peft_be.serving.page import launch_page
+
+    pages = []
+
+    def start(prompts):
+        comparison = PromptComparison(page_folders, prompts)
+        # No faster than a real model, or long answers would be over before the browser sees them
+        comparison.model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        pages.append(launch_page(comparison, port=free_port()))
+        return pages[-1].local_url
+
+    yield start
+    for page in pages:
+        page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def address(serve):
+    return serve(PROMPTS)
+
+
+@pytest.fixture
+def visit(browser):
+    """Open an address in a new tab. No request may leave this machine, and no script may fail."""
+    tabs, requests, errors = [], [], []
+
+    def start(address, **options):
+        tab = browser.new_page(**options)
+        tab.set_default_timeout(120_000)
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(address)
+        tab.wait_for_selector("#form-be .be-card")
+        tabs.append(tab)
+        return tab
+
+    yield start
+    for tab in tabs:
+        tab.close()
+    assert requests and not errors
+    assert {re.match(r"(?:https?://|data:|blob:http://)(127\.0\.0\.1|)", url)[1] for url in requests} <= {
+        "127.0.0.1",
+        "",
+    }
+    assert not [url for url in requests if url.startswith("http") and not url.startswith("http://127.0.0.1:")]
