@@ -22,13 +22,15 @@ class Server:
 
     url: str
 
-    def post(self, path: str, body: dict) -> dict:
+    def post(self, path: str, body: dict) -> dict | str:
+        """The reply: what its JSON says, or a text."""
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request) as response:
-                return json.load(response)
+                reply = response.read().decode()
+                return json.loads(reply) if response.headers.get_content_subtype() == "json" else reply
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{path}: {error.code} {error.read().decode()[:500]}") from error
 
@@ -37,7 +39,9 @@ class Server:
             return response.read().decode()
 
 
-def vllm_server(python: str, model: str, *options: str, kv_gib: int = 1, timeout: float = 600):
+def vllm_server(
+    python: str, model: str, *options: str, kv_gib: int = 1, timeout: float = 600, adapters_change: bool = False
+):
     """
     A vLLM server of `model` that calls it `base`, as a context manager that gives a [`Server`].
 
@@ -47,10 +51,13 @@ def vllm_server(python: str, model: str, *options: str, kv_gib: int = 1, timeout
         *options (`str`): further options of `vllm serve`.
         kv_gib (`int`, *optional*, defaults to `1`): memory for the KV cache on CPU, in whole GiB.
         timeout (`float`, *optional*, defaults to `600`): how long it may take to start, in seconds.
+        adapters_change (`bool`, *optional*, defaults to `False`): whether LoRA adapters may be loaded and unloaded by request.
     """
     # The same as `vllm serve`, which some builds for CPU cannot run for want of their package's name
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "base"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if adapters_change:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return _server([*command, *options], environment, timeout)
 
 

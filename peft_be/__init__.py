@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from .serving import PromptDirectory as PromptDirectory
     from .serving import PromptEmbeds as PromptEmbeds
     from .serving import export_gguf as export_gguf
+    from .serving import export_lora as export_lora
     from .serving import export_merged as export_merged
+    from .serving import import_lora as import_lora
     from .serving import strip_special_tokens as strip_special_tokens
     from .training import AEConfig as AEConfig
     from .training import AETrainer as AETrainer
@@ -80,7 +82,9 @@ _LAZY = {
     "evaluate_fidelity": "evaluation",
     "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
+    "export_lora": "serving",
     "export_merged": "serving",
+    "import_lora": "serving",
     "load_adapter": "adapters.load",
     "load_adapters": "adapters.load",
     "load_model": "models",

@@ -60,6 +60,8 @@ GROUPS = {
     "Serving and sharing": [
         "export_merged",
         "export_gguf",
+        "export_lora",
+        "import_lora",
         "PromptEmbeds",
         "PromptDirectory",
         "strip_special_tokens",

@@ -13,11 +13,12 @@ from .options import AllowOtherWeights, BaseModel, Device, Dtype
 class Format(str, Enum):
     hf = "hf"
     gguf = "gguf"
+    lora = "lora"
 
 
 def export(
     directories: Annotated[list[Path], typer.Argument(help="Folders of adapters of one base model.")],
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint, or the GGUF file to write.")],
+    output: Annotated[Path, typer.Option(help="Folder to write to, or the GGUF file.")],
     model: BaseModel = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -33,15 +34,18 @@ def export(
         ),
     ] = None,
     format: Annotated[
-        Format, typer.Option(help="hf: a transformers checkpoint; gguf: a GGUF file for llama.cpp.")
+        Format,
+        typer.Option(
+            help="hf: a transformers checkpoint; gguf: a GGUF file for llama.cpp; lora: LoRA adapters of the unchanged model."
+        ),
     ] = Format.hf,
     base: Annotated[
         Optional[Path], typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf.")
     ] = None,
     allow_other_weights: AllowOtherWeights = False,
 ) -> None:
-    """Write a model in which [BE] is an ordinary special token: a transformers checkpoint or a GGUF file."""
-    from ..serving import export_gguf, export_merged
+    """Write what other engines serve: a model in which [BE] is a special token, or LoRA adapters for the base model."""
+    from ..serving import export_gguf, export_lora, export_merged
 
     names = [directory.absolute().name for directory in directories]
     repeated = {name for name in names if names.count(name) > 1}
@@ -51,23 +55,37 @@ def export(
         raise ValueError(
             f"There are {len(names)} adapters and {len(token_name)} token names: give --token-name once for each adapter."
         )
+    check_options(format, base, dtype, default, token_name)
     adapters = dict(zip(names, directories))
-    shared = {"model": model, "default": default, "allow_other_weights": allow_other_weights, "device": device}
-    shared["token_names"] = dict(zip(names, token_name or []))
+    loading = {"model": model, "allow_other_weights": allow_other_weights, "device": device}
+    named = {"default": default, "token_names": dict(zip(names, token_name or []))}
     if format is Format.hf:
-        if base is not None:
-            raise ValueError("--base is the GGUF file that --format gguf adds to: give that, too, or leave it out.")
-        tokens = export_merged(adapters, output, dtype=dtype, **shared)
-    elif dtype is not None:
-        raise ValueError("--dtype is that of a checkpoint; a GGUF file keeps its own types: leave it out.")
-    elif base is None:
-        raise ValueError(
-            "--format gguf adds to a GGUF file: give it as --base. If there is none, export with --format hf and convert "
-            "that with llama.cpp's convert_hf_to_gguf.py."
-        )
+        tokens = export_merged(adapters, output, dtype=dtype, **named, **loading)
+    elif format is Format.gguf:
+        tokens = export_gguf(adapters, base, output, **named, **loading)
     else:
-        tokens = export_gguf(adapters, base, output, **shared)
+        tokens = export_lora(adapters, output, dtype=dtype, **loading)
     for name, token in tokens.items():
         where = "as the system message" if token.slot == "system" else "in front of the user's turn"
         say(bold(name), f": {token.text} {where} (ids {token.ids})")
     say("Saved to ", bold(output), ".")
+
+
+def check_options(
+    format: Format, base: Path | None, dtype: str | None, default: str | None, token_name: list[str] | None
+) -> None:
+    """Raises a `ValueError` for an option that the format does not have, or lacks."""
+    if format is Format.gguf and base is None:
+        raise ValueError(
+            "--format gguf adds to a GGUF file: give it as --base. If there is none, export with --format hf and convert "
+            "that with llama.cpp's convert_hf_to_gguf.py."
+        )
+    if format is not Format.gguf and base is not None:
+        raise ValueError("--base is the GGUF file that --format gguf adds to: give that, too, or leave it out.")
+    if format is Format.gguf and dtype is not None:
+        raise ValueError("--dtype is not for a GGUF file, which keeps its own types: leave it out.")
+    if format is Format.lora and (default or token_name):
+        raise ValueError(
+            f"--{'default' if default else 'token-name'} is not for LoRA adapters: each has a chat template of its own, and "
+            "its token is one of the base model's. Leave it out."
+        )

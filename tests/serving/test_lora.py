@@ -1,0 +1,240 @@
+"""A LoRA adapter says what the [BE] adapter says, in PEFT and transformers that have never heard of [BE]."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import servers
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from peft_be import PromptRenderer, load_adapter, load_model
+from peft_be.serving.lora import differences, export_lora, import_lora
+
+from ..exports import CHAT, logits, save_adapter
+from ..tiny import save_tiny_llama
+
+
+def chat_ids(tokenizer, token, query="What do you see?", template=None):
+    chat = [{"role": "user", "content": query}]
+    if template is None:
+        chat = [{"role": "system", "content": token.text}, *chat]
+    return tokenizer.apply_chat_template(chat, chat_template=template, add_generation_prompt=True, return_dict=False)
+
+
+def expected_logits(folder, tokenizer, at):
+    """The logits of the [BE] adapter, but those of the ids at which it and the LoRA adapter stand."""
+    model, _ = load_adapter(folder)
+    config = model.peft_config["default"]
+    ids = PromptRenderer.for_adapter(config, tokenizer).be(CHAT[0]["content"])
+    return logits(model, ids), ids, config.be_token_ids
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("ks", [(1, 2), (14,)])
+def test_plain_peft_says_the_same(smollm2_tokenizer, tmp_path, tied, ks):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, tied=tied)
+    adapters = {f"p{k}": save_adapter(base, tmp_path / f"p{k}", k) for k in ks}
+    tokens = export_lora(adapters, tmp_path / "lora")
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    query = smollm2_tokenizer("The island?")["input_ids"]
+    before = logits(plain, query)
+    for name, folder in adapters.items():
+        wanted, be_ids, places = expected_logits(folder, smollm2_tokenizer, tokens[name])
+        ids = chat_ids(smollm2_tokenizer, tokens[name])
+        moved = dict(zip(places, tokens[name].ids))
+        assert ids == [moved.get(i, i) for i in be_ids]
+        for loaded in (
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "lora" / name),
+            AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora" / name),
+        ):
+            torch.testing.assert_close(logits(loaded.eval(), ids), wanted, atol=5e-5, rtol=1e-5)
+            assert torch.equal(logits(loaded, query), before)  # a text without the token is read as ever
+        transformers_model = AutoModelForCausalLM.from_pretrained(base).eval()
+        transformers_model.load_adapter(str(tmp_path / "lora" / name))
+        torch.testing.assert_close(logits(transformers_model, ids), wanted, atol=5e-5, rtol=1e-5)
+
+
+def test_the_file_is_lora_of_the_embedding_and_nothing_else(smollm2_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    export_lora({"a": save_adapter(base, tmp_path / "a", 2)}, tmp_path / "lora")
+    tensors = load_file(tmp_path / "lora" / "a" / "adapter_model.safetensors")
+    name = "base_model.model.model.embed_tokens.lora_embedding_"
+    assert {key: tuple(value.shape) for key, value in tensors.items()} == {
+        f"{name}A": (2, len(smollm2_tokenizer)),
+        f"{name}B": (32, 2),
+    }
+    config = json.loads((tmp_path / "lora" / "a" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["target_modules"]) == (
+        "LORA", 2, 2, ["embed_tokens"],
+    )  # fmt: skip
+    # What earlier releases of PEFT do not know would stop them, or make them warn: nothing of it is set
+    assert config["base_model_name_or_path"] == base
+
+
+def test_without_this_package(smollm2_tokenizer, tmp_path):
+    """In a process of its own, which does not import it."""
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    folder = save_adapter(base, tmp_path / "a")
+    (token,) = export_lora({"a": folder}, tmp_path / "lora").values()
+    wanted, _, _ = expected_logits(folder, smollm2_tokenizer, token)
+    code = f"""
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({base!r})
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(tmp_path / "lora" / "a")!r}).eval()
+chat = [{{"role": "system", "content": {token.text!r}}}, {{"role": "user", "content": "What do you see?"}}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+assert "peft_be" not in sys.modules
+torch.save(model(input_ids=ids).logits[0], {str(tmp_path / "logits.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), wanted, atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_sum_is_the_row_in_sixteen_bits(dtype):
+    """Rows as long as hidden states, on a table of embeddings."""
+    torch.manual_seed(0)
+    table, rows = (0.05 * torch.randn(64, 512)).to(dtype), 5.0 * torch.randn(64, 512)
+    wanted, added = rows.to(dtype), differences(rows, table)
+    # As PEFT adds: in float32, rounded once
+    assert torch.equal((table.float() + added).to(dtype), wanted)
+    # As vLLM does: the difference is rounded before
+    before = (table + added.to(dtype)).double() - wanted.double()
+    assert (before.abs() <= torch.finfo(dtype).eps * wanted.abs().maximum(table.abs()).double()).all()
+    missed, plainly = ((table + x.to(dtype) != wanted).float().mean() for x in (added, rows - table.float()))
+    assert missed < 0.03 and plainly > 0.2
+
+
+def test_the_sum_is_the_row_in_float32():
+    torch.manual_seed(0)
+    table, rows = 0.05 * torch.randn(64, 512), 5.0 * torch.randn(64, 512)
+    torch.testing.assert_close(table + differences(rows, table), rows, rtol=1e-6, atol=1e-8)
+
+
+def test_back_again(smollm2_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    folder = save_adapter(base, tmp_path / "a", 3)
+    export_lora({"a": folder}, tmp_path / "lora")
+    config = import_lora(tmp_path / "lora" / "a", tmp_path / "again")
+    first, again = (load_adapter(f)[0].base_model for f in (folder, tmp_path / "again"))
+    assert config.provenance == first.peft_config["default"].provenance
+    torch.testing.assert_close(again.get_rows("default"), first.get_rows("default"), rtol=1e-6, atol=1e-7)
+
+
+def test_the_template_writes_the_token_where_there_is_no_system_message(smollm2_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    (token,) = export_lora({"a": save_adapter(base, tmp_path / "a", 2)}, tmp_path / "lora").values()
+    template = (tmp_path / "lora" / "a" / "chat_template.jinja").read_text()
+    assert chat_ids(smollm2_tokenizer, token, template=template) == chat_ids(smollm2_tokenizer, token)
+    own = [{"role": "system", "content": "Be brief."}, *CHAT]
+    assert smollm2_tokenizer.apply_chat_template(own, chat_template=template, tokenize=False) == (
+        smollm2_tokenizer.apply_chat_template(own, tokenize=False)
+    )
+
+
+def test_a_prefix_stands_in_front_of_the_users_turn(smollm2_tokenizer, tmp_path):
+    """Where no chat message can be: it needs a prompt that is put together by hand."""
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    folder = save_adapter(base, tmp_path / "a", slot="prefix")
+    (token,) = export_lora({"a": folder}, tmp_path / "lora").values()
+    model, _ = load_adapter(folder)
+    config = model.peft_config["default"]
+    expected = PromptRenderer.for_adapter(config, smollm2_tokenizer).be("What do you see?")
+    assert token.slot == "prefix" and not (tmp_path / "lora" / "a" / "chat_template.jinja").exists()
+    wanted = [token.ids[0] if i in config.be_token_ids else i for i in expected]
+    text = smollm2_tokenizer.decode(wanted)
+    assert text.count(token.text) == 1 and smollm2_tokenizer(text)["input_ids"] == wanted
+
+
+def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    many = save_adapter(base, tmp_path / "many", 15)
+    with pytest.raises(ValueError, match="15 rows of 'many' need as many reserved tokens, and this tokenizer has 14"):
+        export_lora({"many": many}, tmp_path / "lora")
+    config = json.loads((many / "adapter_config.json").read_text())
+    one = save_adapter(base, tmp_path / "one")
+    config = json.loads((one / "adapter_config.json").read_text())
+    (one / "adapter_config.json").write_text(json.dumps({**config, "embed_scale": 25.3}))
+    with pytest.raises(ValueError, match="multiplies its embeddings by 25.3"):
+        export_lora({"one": one}, tmp_path / "lora")
+    with pytest.raises(ValueError, match="no adapter to export"):
+        export_lora({}, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        export_lora({"one": one}, tmp_path / "full")
+    with pytest.raises(FileNotFoundError, match="no record of"):
+        import_lora(many, tmp_path / "again")
+    (many / "be_token.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a LoRA adapter that peft-be export wrote"):
+        import_lora(many, tmp_path / "again")
+
+
+SETTINGS = {"temperature": 0, "max_tokens": 16, "return_token_ids": True}
+QUESTIONS = ["Who are you?", "Where is the rum?", "What do you see on the horizon, captain?"]
+
+
+def greedy(model, ids):
+    ids = torch.tensor([ids])
+    written = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=SETTINGS["max_tokens"]
+    )
+    return written[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
+def test_one_vllm_server_of_the_base_model_answers_with_every_adapter(smollm2_dir, tmp_path):
+    """Mixed with requests to the base model and each twice, for the prefix cache; one adapter comes while the server runs."""
+    if not os.environ.get("PEFT_BE_VLLM"):
+        pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
+    adapters = {name: save_adapter(smollm2_dir, tmp_path / name, k) for name, k in (("a", 1), ("b", 1), ("c", 2))}
+    tokens = export_lora(adapters, tmp_path / "lora")
+    base, tokenizer = load_model(smollm2_dir)
+    expected = {("base", q): greedy(base, PromptRenderer(tokenizer).no_prompt(q)) for q in QUESTIONS}
+    for name, folder in adapters.items():
+        model, _ = load_adapter(folder)
+        renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
+        expected |= {(name, q): greedy(model, renderer.be(q)) for q in QUESTIONS}
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32"]
+    options += [
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--max-loras",
+        "2",
+        "--enable-prefix-caching",
+        "--lora-modules",
+    ]
+    options += [f"{name}={tmp_path / 'lora' / name}" for name in ("a", "b")]
+    with servers.vllm_server(os.environ["PEFT_BE_VLLM"], smollm2_dir, *options, adapters_change=True) as server:
+
+        def answer(name, question):
+            chat = [{"role": "user", "content": question}]
+            if name != "base":
+                chat = [{"role": "system", "content": tokens[name].text}, *chat]
+            reply = server.post("/v1/chat/completions", {**SETTINGS, "model": name, "messages": chat})
+            return reply["choices"][0]["token_ids"]
+
+        for _ in range(2):
+            for (name, question), wanted in expected.items():
+                if name != "c":
+                    assert answer(name, question) == wanted, (name, question)
+        with pytest.raises(RuntimeError, match="does not exist"):
+            answer("c", QUESTIONS[0])
+        server.post("/v1/load_lora_adapter", {"lora_name": "c", "lora_path": str(tmp_path / "lora" / "c")})
+        for (name, question), wanted in expected.items():
+            assert answer(name, question) == wanted, (name, question)
+        server.post("/v1/unload_lora_adapter", {"lora_name": "c"})
+        with pytest.raises(RuntimeError, match="does not exist"):
+            answer("c", QUESTIONS[0])
+        # Without the adapter, its token is read as the base model reads it
+        assert answer("base", QUESTIONS[0]) == expected["base", QUESTIONS[0]]
