@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -216,7 +216,7 @@ def with_default_system(template: str, text: str) -> str:
 
 
 def check_shown(
-    tokenizer: PreTrainedTokenizerBase, template: str, tokens: dict[str, MergedToken], default: str | None
+    tokenizer: PreTrainedTokenizerBase, template: str, tokens: Mapping[str, MergedToken], default: str | None
 ) -> None:
     """
     Check that a chat template shows the tokens as system messages.
