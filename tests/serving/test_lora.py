@@ -36,16 +36,16 @@ def expected_logits(folder, tokenizer, at):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("ks", [(1, 2), (14,)])
-def test_plain_peft_says_the_same(smollm2_tokenizer, tmp_path, tied, ks):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer, tied=tied)
+def test_plain_peft_says_the_same(tiny_tokenizer, tmp_path, tied, ks):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer, tied=tied)
     adapters = {f"p{k}": save_adapter(base, tmp_path / f"p{k}", k) for k in ks}
     tokens = export_lora(adapters, tmp_path / "lora")
     plain = AutoModelForCausalLM.from_pretrained(base).eval()
-    query = smollm2_tokenizer("The island?")["input_ids"]
+    query = tiny_tokenizer("The island?")["input_ids"]
     before = logits(plain, query)
     for name, folder in adapters.items():
-        wanted, be_ids, places = expected_logits(folder, smollm2_tokenizer, tokens[name])
-        ids = chat_ids(smollm2_tokenizer, tokens[name])
+        wanted, be_ids, places = expected_logits(folder, tiny_tokenizer, tokens[name])
+        ids = chat_ids(tiny_tokenizer, tokens[name])
         moved = dict(zip(places, tokens[name].ids))
         assert ids == [moved.get(i, i) for i in be_ids]
         for loaded in (
@@ -59,13 +59,13 @@ def test_plain_peft_says_the_same(smollm2_tokenizer, tmp_path, tied, ks):
         torch.testing.assert_close(logits(transformers_model, ids), wanted, atol=5e-5, rtol=1e-5)
 
 
-def test_the_file_is_lora_of_the_embedding_and_nothing_else(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_the_file_is_lora_of_the_embedding_and_nothing_else(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     export_lora({"a": save_adapter(base, tmp_path / "a", 2)}, tmp_path / "lora")
     tensors = load_file(tmp_path / "lora" / "a" / "adapter_model.safetensors")
     name = "base_model.model.model.embed_tokens.lora_embedding_"
     assert {key: tuple(value.shape) for key, value in tensors.items()} == {
-        f"{name}A": (2, len(smollm2_tokenizer)),
+        f"{name}A": (2, len(tiny_tokenizer)),
         f"{name}B": (32, 2),
     }
     config = json.loads((tmp_path / "lora" / "a" / "adapter_config.json").read_text())
@@ -76,12 +76,12 @@ def test_the_file_is_lora_of_the_embedding_and_nothing_else(smollm2_tokenizer, t
     assert config["base_model_name_or_path"] == base
 
 
-def test_without_this_package(smollm2_tokenizer, tmp_path):
+def test_without_this_package(tiny_tokenizer, tmp_path):
     """In a process of its own, which does not import it."""
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "a")
     (token,) = export_lora({"a": folder}, tmp_path / "lora").values()
-    wanted, _, _ = expected_logits(folder, smollm2_tokenizer, token)
+    wanted, _, _ = expected_logits(folder, tiny_tokenizer, token)
     code = f"""
 import sys, torch
 from peft import PeftModel
@@ -118,8 +118,8 @@ def test_the_sum_is_the_row_in_float32():
     torch.testing.assert_close(table + differences(rows, table), rows, rtol=1e-6, atol=1e-8)
 
 
-def test_back_again(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_back_again(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "a", 3)
     export_lora({"a": folder}, tmp_path / "lora")
     config = import_lora(tmp_path / "lora" / "a", tmp_path / "again")
@@ -128,33 +128,33 @@ def test_back_again(smollm2_tokenizer, tmp_path):
     torch.testing.assert_close(again.get_rows("default"), first.get_rows("default"), rtol=1e-6, atol=1e-7)
 
 
-def test_the_template_writes_the_token_where_there_is_no_system_message(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_the_template_writes_the_token_where_there_is_no_system_message(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     (token,) = export_lora({"a": save_adapter(base, tmp_path / "a", 2)}, tmp_path / "lora").values()
     template = (tmp_path / "lora" / "a" / "chat_template.jinja").read_text()
-    assert chat_ids(smollm2_tokenizer, token, template=template) == chat_ids(smollm2_tokenizer, token)
+    assert chat_ids(tiny_tokenizer, token, template=template) == chat_ids(tiny_tokenizer, token)
     own = [{"role": "system", "content": "Be brief."}, *CHAT]
-    assert smollm2_tokenizer.apply_chat_template(own, chat_template=template, tokenize=False) == (
-        smollm2_tokenizer.apply_chat_template(own, tokenize=False)
+    assert tiny_tokenizer.apply_chat_template(own, chat_template=template, tokenize=False) == (
+        tiny_tokenizer.apply_chat_template(own, tokenize=False)
     )
 
 
-def test_a_prefix_stands_in_front_of_the_users_turn(smollm2_tokenizer, tmp_path):
+def test_a_prefix_stands_in_front_of_the_users_turn(tiny_tokenizer, tmp_path):
     """Where no chat message can be: it needs a prompt that is put together by hand."""
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "a", slot="prefix")
     (token,) = export_lora({"a": folder}, tmp_path / "lora").values()
     model, _ = load_adapter(folder)
     config = model.peft_config["default"]
-    expected = PromptRenderer.for_adapter(config, smollm2_tokenizer).be("What do you see?")
+    expected = PromptRenderer.for_adapter(config, tiny_tokenizer).be("What do you see?")
     assert token.slot == "prefix" and not (tmp_path / "lora" / "a" / "chat_template.jinja").exists()
     wanted = [token.ids[0] if i in config.be_token_ids else i for i in expected]
-    text = smollm2_tokenizer.decode(wanted)
-    assert text.count(token.text) == 1 and smollm2_tokenizer(text)["input_ids"] == wanted
+    text = tiny_tokenizer.decode(wanted)
+    assert text.count(token.text) == 1 and tiny_tokenizer(text)["input_ids"] == wanted
 
 
-def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_what_cannot_be_exported(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     many = save_adapter(base, tmp_path / "many", 15)
     with pytest.raises(ValueError, match="15 rows of 'many' need as many reserved tokens, and this tokenizer has 14"):
         export_lora({"many": many}, tmp_path / "lora")
@@ -176,6 +176,23 @@ def test_what_cannot_be_exported(smollm2_tokenizer, tmp_path):
     (many / "be_token.json").write_text("{}")
     with pytest.raises(ValueError, match="not a LoRA adapter that peft-be export wrote"):
         import_lora(many, tmp_path / "again")
+
+
+def test_the_command(tiny_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
+    folders = [save_adapter(base, tmp_path / "one"), save_adapter(base, tmp_path / "two", 2)]
+    options = ["export", *folders, "--format", "lora", "--output", tmp_path / "lora"]
+    for option, value in (("--default", "one"), ("--token-name", "<|a|>"), ("--base", "model.gguf")):
+        values = [option, value] * (2 if option == "--token-name" else 1)
+        code, _, err = cli(*options, *values)
+        assert code == 1 and option in err and "leave it out" in err.lower() and not (tmp_path / "lora").exists()
+    code, out, err = cli(*options, "--dtype", "bfloat16")
+    assert code == 0, err
+    for name in ("one", "two"):
+        token = json.loads((tmp_path / "lora" / name / "be_token.json").read_text())
+        assert f"{name}: {token['text']} as the system message" in out
+    code, _, err = cli(*options)
+    assert code == 1 and "not an empty folder" in err
 
 
 SETTINGS = {"temperature": 0, "max_tokens": 16, "return_token_ids": True}
