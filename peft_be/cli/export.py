@@ -16,9 +16,7 @@ class Format(str, Enum):
 
 
 def export(
-    directories: Annotated[
-        list[Path], typer.Argument(help="Adapters of one base model: folders, or names on the Hub.")
-    ],
+    directories: Annotated[list[Path], typer.Argument(help="Folders of adapters of one base model.")],
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint, or the GGUF file to write.")],
     model: BaseModel = None,
     dtype: Dtype = None,
