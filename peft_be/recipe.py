@@ -59,7 +59,9 @@ class Recipe:
     answer_temperature: float = setting(0.0, "Sampling temperature of the teacher's answers; 0 is greedy.")
     answer_top_p: float = setting(1.0, "Nucleus (top-p) of the sampling.")
     answer_batch_size: int = setting(64, "Queries that the teacher answers together.")
-    answer_cache_dir: str | None = setting(None, "Where the teacher's work is kept.", place=True)
+    answer_cache_dir: str | None = setting(
+        None, "Where the teacher's work is kept; a run's default is the user's cache.", place=True
+    )
     init: str | None = setting(
         "auto",
         "Where the rows start: neutral (You), prompt (P's first tokens, which can be read from the adapter), text, "

@@ -113,7 +113,8 @@ def parameter_row(parameter, context) -> str | None:
     name, text = record
     text, _, notes = text.removesuffix("]").partition("  [") if text.endswith("]") else (text, "", "")
     notes = re.sub(r"^default: \(?([^;)]+)\)?", r"\1", notes)
-    return "| {} | {} | {} |".format(f"`{name}`", notes, text).replace("\n", " ")
+    notes, text = notes.replace("|", r"\|"), text.replace("|", r"\|")  # which would end the cell
+    return f"| `{name}` | {notes} | {text} |".replace("\n", " ")
 
 
 def command_section(name: str, command, context) -> str:
@@ -135,7 +136,9 @@ def commands_page() -> str:
 def hints() -> str:
     """What the glossary says of the terms in capitals, shown under the pointer wherever they stand."""
     rows = re.findall(
-        r"^\| \*\*\[?(BE|AE|KL|GGT)\]?\*\* \| (.+?) \|$", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE
+        r"^\| \*\*\[?(BE|AE|KL|GGT|JSD|GGUF|AMX|NormFLOPs)\]?\*\* \| (.+?) \|$",
+        (ROOT / "docs/glossary.md").read_text(),
+        re.MULTILINE,
     )
     return "\n".join(f"*[{term}]: {meaning}" for term, meaning in rows)
 

@@ -29,10 +29,12 @@ AllowOtherWeights = Annotated[
 AllowOtherPrompt = Annotated[
     bool, typer.Option("--allow-other-prompt", help="Accept another prompt than that of the training.")
 ]
-QUERY_FILES = ".txt with one a line, .jsonl, .json, .csv or .parquet."
+QUERY_FILES = ".txt with one a line, .jsonl, .ndjson, .json, .csv, .tsv or .parquet."
 QueryField = Annotated[
     Optional[str],
-    typer.Option(help="Field of the queries' rows; by default query, prompt, question, instruction or messages."),
+    typer.Option(
+        help="Field of a record that holds the query; by default query, prompt, question, instruction or messages."
+    ),
 ]
 AE = Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]

@@ -37,8 +37,8 @@ def load_queries(path: str | os.PathLike, field: str | None = None) -> list:
     Args:
         path (`str` or `os.PathLike`):
             `.txt`: one query a line, without the white space around it; empty lines are passed over. `.jsonl` or
-            `.ndjson`: one JSON value a line. `.json`: a list of them. `.csv` or `.tsv`: a table whose first line names the
-            columns. `.parquet`: a table. What a row may be, see [`as_queries`].
+            `.ndjson`: one JSON value a line. `.json`: a list of them, or one object a line. `.csv` or `.tsv`: a table whose
+            first line names the columns. `.parquet`: a table. What a record may be, see [`as_queries`].
         field (`str`, *optional*):
             The field or column that holds the query.
 

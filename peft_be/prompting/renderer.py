@@ -50,7 +50,7 @@ class PromptRenderer(ChatInputs):
 
     Raises:
         `ValueError`: if the tokenizer is not fast or has no chat template, if `prompt` or `slot` is invalid, or if the
-        template writes one of the reserved ids itself.
+            template writes one of the reserved ids itself.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class PromptRenderer(ChatInputs):
 
         Raises:
             `ValueError`: if the renderer has no `be_token_ids`, the query is not such a query, or the template has no
-            place for the slot.
+                place for the slot.
         """
         if not self.be_token_ids:
             raise ValueError("This renderer has no [BE]: pass be_token_ids.")

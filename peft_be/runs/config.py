@@ -46,7 +46,8 @@ class CompressConfig(Recipe):
     Configuration class for [`compress_prompt`] and [`compress_prompts`]: how a prompt becomes [BE] rows. A run records all
     of it but `answer_cache_dir`, `report_to` and `device`, and is resumed with the same.
 
-    Describes the parameters of the run; all others are those of [`BEDistillConfig`].
+    Describes the parameters of the run; all others are those of [`BEDistillConfig`]. `answer_cache_dir=None` is another folder
+    here: the user's cache, `~/.cache/peft_be` or `$PEFT_BE_CACHE`, which all runs share.
 
     Args:
         num_be_tokens (`int`, *optional*, defaults to `1`):
@@ -96,8 +97,9 @@ class CompressConfig(Recipe):
     @classmethod
     def paper(cls, **changes) -> CompressConfig:
         """
-        What the authors' published scripts do, except for their learning rate, which is not in units of the start rows'
-        RMS; [`~peft_be.comparison.methods.PaperBE`] converts it.
+        What the authors' published scripts do: tau^2, 32 tokens of each answer, slot `prefix`, AdamW at a constant rate. Only the
+        rate itself is left at our default, since theirs is absolute and ours is in units of the start rows' RMS;
+        [`~peft_be.comparison.methods.PaperBE`] (`peft-be compare --methods be-paper`) converts it.
         """
         return cls(**{**PAPER, **changes})
 

@@ -257,7 +257,9 @@ def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
         text (`str`):
             What a user writes.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer of the exported checkpoint, or of the base model of a GGUF file. It must be a fast one.
+            The tokenizer that knows the [BE] tokens: that of the exported checkpoint. For a GGUF file, export the same adapters
+            as a checkpoint, too, with the same token names: the base model's tokenizer would leave [BE] in. That one is right
+            only for [`PromptEmbeds.messages`], where users cannot write [BE]. It must be a fast one.
 
     Example:
 
