@@ -17,7 +17,9 @@ class Format(str, Enum):
 
 
 def export(
-    directories: Annotated[list[Path], typer.Argument(help="Folders of adapters of one base model.")],
+    directories: Annotated[
+        list[Path], typer.Argument(help="Adapters of one base model: folders, or names on the Hub.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder to write to, or the GGUF file.")],
     model: BaseModel = None,
     dtype: Dtype = None,
