@@ -187,7 +187,8 @@ def check_type(name: str, value: object, kind: type) -> None:
 def check_choice(name: str, value, choices: Iterable) -> None:
     """Raises a `ValueError` if `value` is none of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        named = ", ".join(str(choice) for choice in choices if choice is not None)
+        raise ValueError(f"{name} must be one of {named}, got {value!r}.")
 
 
 def _kind(annotation) -> str:

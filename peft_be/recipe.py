@@ -1,6 +1,6 @@
 """
-The settings of the three stages, once: trainers, runs and commands take names, defaults and help from here. Imports no
-torch, for `peft-be --help`.
+Fields, defaults and help texts of the three stages' settings. The configurations of trainers and of runs inherit them, and the
+commands make their options from those. Imports no torch, for `peft-be --help`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RANGES = {
 
 def setting(default, help: str, **metadata) -> Any:
     """
-    A field of a dataclass with its help text, typed as `dataclasses.field` is. `place=True` marks one that changes no
+    A field of a dataclass with its help text, typed as `dataclasses.field` is. `recorded=False` marks one that changes no
     result.
     """
     return field(default=default, metadata={"help": help, **metadata})
@@ -60,7 +60,7 @@ class Recipe:
     answer_top_p: float = setting(1.0, "Nucleus (top-p) of the sampling.")
     answer_batch_size: int = setting(64, "Queries that the teacher answers together.")
     answer_cache_dir: str | None = setting(
-        None, "Where the teacher's work is kept; a run's default is the user's cache.", place=True
+        None, "Where the teacher's work is kept; a run's default is the user's cache.", recorded=False
     )
     init: str | None = setting(
         "auto",
@@ -82,10 +82,10 @@ class Recipe:
     gradient_accumulation_steps: int = setting(1, "Batches per step.")
     per_device_eval_batch_size: int = setting(16, "Answers per validation batch.")
     gradient_checkpointing: bool = setting(False, "Trade compute for memory.")
-    logging_steps: float = setting(20, "Log every so many steps.")
-    eval_steps: float | None = setting(100, "Validate every so many steps.")
-    save_steps: float = setting(100, "Save every so many steps.")
-    report_to: str = setting("none", "Where to report to, such as wandb.", place=True)
+    logging_steps: float = setting(20, "Log every so many steps (or share of all steps).")
+    eval_steps: float = setting(100, "Validate every so many steps (or share of all steps).")
+    save_steps: float = setting(100, "Save every so many steps (or share of all steps).")
+    report_to: str = setting("none", "Where to report to, such as wandb.", recorded=False)
     seed: int = setting(42, "Seed of everything that is random.")
 
     def __post_init__(self):
@@ -130,10 +130,10 @@ class AERecipe:
     per_device_train_batch_size: int = setting(4, "Passages per step and device.")
     gradient_accumulation_steps: int = setting(1, "Batches per step.")
     gradient_checkpointing: bool = setting(False, "Trade compute for memory.")
-    logging_steps: float = setting(5, "Log every so many steps.")
-    eval_steps: float | None = setting(25, "Validate every so many steps.")
-    save_steps: float = setting(25, "Save every so many steps.")
-    report_to: str = setting("none", "Where to report to, such as wandb.", place=True)
+    logging_steps: float = setting(5, "Log every so many steps (or share of all steps).")
+    eval_steps: float = setting(25, "Validate every so many steps (or share of all steps).")
+    save_steps: float = setting(25, "Save every so many steps (or share of all steps).")
+    report_to: str = setting("none", "Where to report to, such as wandb.", recorded=False)
     seed: int = setting(42, "Seed of everything that is random.")
 
     def __post_init__(self):
@@ -142,7 +142,7 @@ class AERecipe:
 
 def recorded(config) -> dict:
     """The settings of a configuration that change the result, as a run records them."""
-    record = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata.get("place")}
+    record = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("recorded", True)}
     if isinstance(config, Recipe):
         record["learning_rate"] = config.peak_learning_rate
     return record

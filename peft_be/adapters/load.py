@@ -178,8 +178,8 @@ def load_base(
     """
     if isinstance(model, (str, os.PathLike)):
         return load_model(os.fspath(model), dtype, device)
-    if dtype is not None or device is not None:
-        raise ValueError("A loaded model has a dtype and a device already: leave out dtype and device.")
+    if dtype is not None:
+        raise ValueError("A loaded model has a dtype already: leave out dtype.")
     if tokenizer is None:
         raise ValueError("A loaded model needs its tokenizer: pass `tokenizer`.")
     check_type("tokenizer", tokenizer, PreTrainedTokenizerBase)

@@ -1,4 +1,4 @@
-"""What the configuration of an adapter records of its making."""
+"""The record of a training: what the rows belong to, the name of the stage, and the figures of the rows that were kept."""
 
 from __future__ import annotations
 

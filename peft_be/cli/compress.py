@@ -50,7 +50,8 @@ def compress(
             on_preview=show_preview,
         )
     size = (output / "adapter_model.safetensors").stat().st_size
-    say(f"{result.report['steps']} steps in {result.report['seconds'] / 60:.1f} min.")
+    seconds = result.report["seconds"]
+    say(f"{result.report['steps']} steps{'' if seconds is None else f' in {seconds / 60:.1f} min'}.")
     say(f"{best_sentence(result.report)}.")
     say("Saved to ", bold(output), f" ({size} bytes).")
     folder = quoted(output)

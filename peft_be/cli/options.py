@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -36,7 +35,6 @@ QueryField = Annotated[
         help="Field of a record that holds the query; by default query, prompt, question, instruction or messages."
     ),
 ]
-AE = Annotated[Optional[Path], typer.Option(help="Folder of the [AE] adapter; the package ships some.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; begin where there is none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")]

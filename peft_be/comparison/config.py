@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..checks import COUNT, POSITIVE, TRAINING_RANGES, check_choice, check_number
 from ..recipe import Recipe, setting
-from ..runs.config import DEVICE, DEVICES, DTYPE
+from ..runs.config import DEVICE, DEVICES, DTYPE, DTYPES
 
 
 @dataclass
@@ -42,6 +42,7 @@ class CompareConfig:
             raise ValueError("A comparison needs at least one seed.")
         for seed in self.seeds:
             check_number("seed", seed, TRAINING_RANGES["seed"], whole=True)
+        check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         check_number("max_answer_length", self.max_answer_length, COUNT, whole=True)
         if self.max_steps is not None:

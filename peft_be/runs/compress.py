@@ -42,7 +42,8 @@ class Compression:
         directory (`Path`): the adapter's folder.
         model (`PeftModel`): the base model with the adapter.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        report (`dict`): what was done, as in `training.json`: settings, steps, seconds, validation KL, log.
+        report (`dict`): what was done, as in `training.json`: settings, steps, seconds (`None` if it was interrupted), validation
+            KL, log.
     """
 
     directory: Path
@@ -171,7 +172,8 @@ class _Training:
             state.best_global_step,
             trainer.no_prompt_kl.get("default"),
         )
-        return training_report(self.run.settings, self.splits, state.global_step, best, self.budget.used, log)
+        seconds = None if self.run.resumed else self.budget.used
+        return training_report(self.run.settings, self.splits, state.global_step, best, seconds, log)
 
     def _reconstruct(self) -> list[dict]:
         """Stage 1 alone."""

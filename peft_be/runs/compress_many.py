@@ -231,7 +231,7 @@ class _Batch:
                 raise
         finally:
             self.model = together.unload()
-        seconds = (time.perf_counter() - start) / len(group)
+        seconds = None if self.run.resumed else (time.perf_counter() - start) / len(group)
 
         single = add_adapter(self.model, self.tokenizer, k, self.ae_row, self.config.slot)
         try:
@@ -273,7 +273,7 @@ class _Batch:
         )
 
     def _write(
-        self, single: PeftModel, followed: EachPromptsBest, name: str, splits: QuerySplits, seconds: float
+        self, single: PeftModel, followed: EachPromptsBest, name: str, splits: QuerySplits, seconds: float | None
     ) -> None:
         """Write the adapter of a prompt, whose best rows `single` has."""
         trainer = followed.trainer
@@ -293,7 +293,8 @@ class _Batch:
         if metric == "kl":
             log = [{**entry, "eval_no_prompt_kl": trainer.no_prompt_kl[name]} for entry in log]
             figures["validation_kl_no_prompt"] = trainer.no_prompt_kl[name]
-        settings = {**self.run.settings, "prompts": list(trainer.renderers)}
+        # Not the others' names: an adapter is published by itself
+        settings = {name: value for name, value in self.run.settings.items() if name != "prompts"}
         best = best_figures(metric, value, step, trainer.no_prompt_kl.get(name))
         single.peft_config["default"].provenance = trainer.provenance_of(name, figures).as_json()
         directory = self.run.directory / name

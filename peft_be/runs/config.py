@@ -36,8 +36,11 @@ PAPER = {
 DTYPE = setting(
     None, "Of the base model: float32, bfloat16, float16, or auto, that of its files; by default the fastest."
 )
+DTYPES = (None, "float32", "bfloat16", "float16", "auto")
 DEVICES = (None, "cpu", "cuda")
-DEVICE = setting(None, "cpu or cuda; by default a GPU where there is one.", place=True)
+DEVICE = setting(
+    None, "cpu or cuda (which GPU: CUDA_VISIBLE_DEVICES); by default a GPU where there is one.", recorded=False
+)
 
 
 @dataclass
@@ -63,7 +66,8 @@ class CompressConfig(Recipe):
             Time for the whole job, model loading excluded. The steps that fit are measured once the teacher has worked;
             `max_steps` stays the upper bound.
         dtype (`str`, *optional*):
-            Of the base model where it is loaded by its name, as in [`load_model`].
+            Of the base model where it is loaded by its name: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`, that of its
+            files. `None` is the fastest on this machine.
         device (`str`, *optional*):
             `"cpu"` or `"cuda"`. `None` is a GPU where there is one; which one, `CUDA_VISIBLE_DEVICES` says.
 
@@ -84,12 +88,17 @@ class CompressConfig(Recipe):
         from ..tuner.config import SLOTS
 
         super().__post_init__()
+        if self.init is None:
+            raise ValueError(
+                "A run makes new rows, and init=None goes on from earlier ones: leave it out, or use BEDistillTrainer."
+            )
         check_number("num_be_tokens", self.num_be_tokens, Range(low=1, high=MAX_ROWS), whole=True)
         check_choice("slot", self.slot, SLOTS)
         check_number("reconstruction_steps", self.reconstruction_steps, NOT_NEGATIVE, whole=True)
         check_number("max_steps", self.max_steps, COUNT, whole=True)
         if self.max_minutes is not None:
             check_number("max_minutes", self.max_minutes, POSITIVE)
+        check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         if self.ae is not None:
             self.ae = os.fspath(self.ae)
@@ -133,6 +142,7 @@ class PretrainAEConfig(AERecipe):
     def __post_init__(self):
         super().__post_init__()
         check_number("num_validation", self.num_validation, COUNT, whole=True)
+        check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         check_number("max_steps", self.max_steps, COUNT, whole=True)
 

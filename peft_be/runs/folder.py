@@ -54,6 +54,7 @@ class RunFolder:
 
     Attributes:
         settings (`dict`): the settings, and what was found on the way: see `remember`.
+        resumed (`bool`): whether the run was begun by an earlier process, whose time nobody knows.
 
     Raises:
         `FileExistsError`: the folder holds a finished run, an unfinished one, or other files, or another process is at
@@ -80,7 +81,7 @@ class RunFolder:
         self._replaced = self.directory / ".replaced"
         self._moving = self.directory / ".replaced.part"
         self._lock_file = self.directory / ".lock"
-        self._asked, self._defaults = settings, defaults or {}
+        self._asked, self._defaults, self.resumed = settings, defaults or {}, False
         self.settings = as_json(settings)
         if resume and overwrite:
             raise ValueError("A run is either resumed or overwritten: leave out --resume or --overwrite.")
@@ -119,6 +120,7 @@ class RunFolder:
                     "start again."
                 )
             self._check(self._read_settings())
+            self.resumed = True
             return
         if resume and not self._replaced.exists():
             warnings.warn(

@@ -31,7 +31,8 @@ class PretrainedAE:
 
     Attributes:
         directory (`Path`): the adapter's folder.
-        report (`dict`): what was done, as in `training.json`: settings, passages, steps, seconds, log.
+        report (`dict`): what was done, as in `training.json`: settings, passages, steps, seconds (`None` if it was
+            interrupted), log.
     """
 
     directory: Path
@@ -70,11 +71,11 @@ def pretrain_ae(
     """
     config = changed(config, PretrainAEConfig, changes)
     _training_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
+    texts = texts if isinstance(texts, str) else list(texts)
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ValueError(
             "The corpus is a list of texts: read a file with peft_be.data.load_corpus(path), or take a column."
         )
-    texts = list(texts)
     settings = {"corpus": sha256(texts), "model": name_of(model), **recorded(config)}
     texts = sorted(set(texts))
     if len(texts) < 2:
@@ -95,17 +96,20 @@ def pretrain_ae(
             eval_dataset=Dataset.from_dict({"text": texts[:num_validation]}),
             processing_class=tokenizer,
         )
-        report_to(on_progress, trainer, "stage 0")
-        log = train(trainer, "stage 0")
+        try:
+            report_to(on_progress, trainer, "stage 0")
+            log = train(trainer, "stage 0")
+            trainer.model.save_pretrained(run.directory)
+        finally:  # a model that was passed in can be used again
+            trainer.model.unload()
         report = {
             "model": settings["model"],
             "settings": run.settings,
             "num_passages": {"train": len(trainer.train_dataset), "validation": len(trainer.eval_dataset)},
             "steps": trainer.state.global_step,
-            "seconds": round(time.perf_counter() - start, 1),
+            "seconds": None if run.resumed else round(time.perf_counter() - start, 1),
             "log": log,
         }
-        trainer.model.save_pretrained(run.directory)
         run.finish(report)
         return PretrainedAE(run.directory, report)
 

@@ -41,7 +41,7 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
 
 
 def training_report(
-    settings: dict, splits: QuerySplits, steps: int, best: dict, seconds: float, log: list[dict]
+    settings: dict, splits: QuerySplits, steps: int, best: dict, seconds: float | None, log: list[dict]
 ) -> dict:
     """What `training.json` says of an adapter."""
     return {
@@ -52,6 +52,7 @@ def training_report(
         "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
         "steps": steps,
         "best": best,
-        "seconds": round(seconds, 1),
+        # Unknown if the run was interrupted: it counts for `peft-be bench`
+        "seconds": None if seconds is None else round(seconds, 1),
         "log": log,
     }

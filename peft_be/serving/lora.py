@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import _get_input_embeddings_name
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,7 +48,7 @@ def export_lora(
     output_dir: str | os.PathLike,
     model: str | None = None,
     allow_other_weights: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | None = None,
 ) -> dict[str, LoraToken]:
     """
@@ -71,7 +72,7 @@ def export_lora(
             The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training.
-        dtype (`torch.dtype`, *optional*):
+        dtype (`torch.dtype` or `str`, *optional*):
             In which the engine computes. `None` is float32, which suits PEFT whatever the base's dtype is: it adds in float32.
             vLLM adds in the base's dtype, such as `torch.bfloat16`.
         device (`str`, *optional*):
@@ -89,8 +90,7 @@ def export_lora(
     """
     output_dir, dtype = Path(output_dir), torch.float32 if dtype is None else dtype
     check_names(adapters, None, None)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
+    _check_new(output_dir)
 
     base, tokenizer, found = load_rows(
         adapters, None, None, model=model, dtype=dtype, device=device, allow_other_weights=allow_other_weights
@@ -127,6 +127,7 @@ def import_lora(
     output_dir: str | os.PathLike,
     model: str | None = None,
     allow_other_weights: bool = False,
+    device: str | None = None,
 ) -> BETokenConfig:
     """
     Make a [BE] adapter of a LoRA adapter that [`export_lora`] wrote. Its rows are those that the LoRA adapter gives, in
@@ -138,38 +139,52 @@ def import_lora(
         model (`str`, *optional*): the base model, as in [`load_model`]. `None` is the one that the rows were trained on.
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training.
+        device (`str`, *optional*): where to load the base model, as in [`load_model`].
 
     Returns:
         [`BETokenConfig`]: the configuration of the [BE] adapter.
 
     Raises:
         `FileNotFoundError`: there is no such adapter.
-        `ValueError`: it is not one of [`export_lora`], or was trained on other weights.
+        `ValueError`: it is not one of [`export_lora`], is damaged, or was trained on other weights.
         `FileExistsError`: `output_dir` is not empty.
     """
     directory, output_dir = Path(directory), Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
-    try:
-        token = LoraToken(**read_json(directory / TOKEN_FILE, "record of [BE]", dict))
-        tensors = load_file(directory / WEIGHTS_FILE)
-        (difference,) = (tensor for name, tensor in tensors.items() if name.endswith("lora_embedding_B"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"'{directory}' is not a LoRA adapter that peft-be export wrote, or is damaged.") from error
-    base, tokenizer = load_model(model or token.base_model, torch.float32)
-    config = BETokenConfig.for_tokenizer(
-        tokenizer, base.get_input_embeddings().num_embeddings, len(token.ids), slot=token.slot
-    )
+    _check_new(output_dir)
+    token, difference = _read(directory)
+    base, tokenizer = load_model(model or token.base_model, torch.float32, device)
+    table = base.get_input_embeddings().weight.detach()
+    if len(difference) != table.shape[1] or not all(0 <= i < len(table) for i in token.ids):
+        raise ValueError(f"The LoRA adapter in '{directory}' does not fit the base model '{base.name_or_path}'.")
+    config = BETokenConfig.for_tokenizer(tokenizer, len(table), len(token.ids), slot=token.slot)
     config.provenance = token.provenance
     check_weights(
         Provenance.of(config), weights_fingerprint(base), f"The adapter in '{directory}'", allow_other_weights
     )
-    rows = base.get_input_embeddings().weight[token.ids].float() + difference.T
+    rows = table[token.ids].float() + difference.T.to(table.device)
     peft_model = get_peft_model(base, config)
     peft_model.base_model.set_rows("default", rows)
     peft_model.peft_config["default"].base_model_name_or_path = token.base_model
     peft_model.save_pretrained(output_dir)
     return peft_model.peft_config["default"]
+
+
+def _check_new(output_dir: Path) -> None:
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
+
+
+def _read(directory: Path) -> tuple[LoraToken, torch.Tensor]:
+    """The record of a LoRA adapter, and its B `[d, k]`. Raises as [`import_lora`]."""
+    try:
+        token = LoraToken(**read_json(directory / TOKEN_FILE, "record of [BE]", dict))
+        tensors = load_file(directory / WEIGHTS_FILE)
+        (difference,) = (tensor for name, tensor in tensors.items() if name.endswith("lora_embedding_B"))
+        if not all(isinstance(i, int) for i in token.ids) or difference.shape[1:] != (len(token.ids),):
+            raise ValueError("There is not one column for each id.")
+    except (TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"'{directory}' is not a LoRA adapter that peft-be export wrote, or is damaged.") from error
+    return token, difference
 
 
 def _readable_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:

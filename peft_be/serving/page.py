@@ -133,7 +133,8 @@ def _handlers(comparison: PromptComparison, num_idle: int) -> tuple[Callable, Ca
             with contextlib.closing(comparison.answers(adapter, question, int(max_new_tokens), turns)) as steps:
                 for turn in steps:
                     if stop.is_set():
-                        turn.step = "stopped"
+                        # All answers are there while the forms are compared
+                        turn.step = "done" if turn.step == "compares" else "stopped"
                         break
                     yield [*view(turn, status(turn, forms), turns, True), *controls(True)]
             said = status(turn, forms) if turn else ""

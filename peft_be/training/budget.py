@@ -69,7 +69,9 @@ def steps_in_time(trainer: BEDistillTrainer, seconds: float) -> int:
             durations = [max(0.0, duration - reconstruction) for duration in durations]
         begin = time.perf_counter()
         trainer.evaluate()
-        validation = (time.perf_counter() - begin) / args.eval_steps
+        # A fraction is a share of all steps
+        every = args.eval_steps if args.eval_steps >= 1 else math.ceil(args.eval_steps * args.max_steps)
+        validation = (time.perf_counter() - begin) / every
     trainer.model.zero_grad()
     trainer._metrics["train"].clear()
     trainer.state.log_history.clear()

@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 
 
+_KINDS = {
+    "base_model_revision": str,
+    "base_weights": dict,
+    "tokenizer_sha256": str,
+    "chat_template_sha256": str,
+    "versions": dict,
+    "prompt_sha256": str,
+    "prompt_tokens": int,
+}
+
+
 @dataclass
 class Provenance:
     """
@@ -47,6 +58,10 @@ class Provenance:
             raise ValueError(f"provenance must be an object, got {recorded!r:.60}.")
         known = {f.name for f in fields(cls)}
         found = cls(**{name: value for name, value in recorded.items() if name in known and value is not None})
+        for name, kind in _KINDS.items():
+            value = getattr(found, name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ValueError(f"provenance has no {kind.__name__} as its {name}, but {value!r:.60}.")
         if not isinstance(found.stages, list) or not all(isinstance(stage, str) for stage in found.stages):
             raise ValueError(f"provenance must have a list of names as its stages, got {found.stages!r:.60}.")
         training = found.training

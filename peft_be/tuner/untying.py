@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from .layer import BETokenEmbedding
 
 
-def untie_output_embedding(model: PreTrainedModel) -> bool:
+def untie_output_embedding(model: PreTrainedModel | PeftModel) -> bool:
     """
     Gives a causal LM with tied embeddings an output embedding of its own. All logits stay as they are, and the model needs room
     for V x d more numbers, in memory and when it is saved.
@@ -16,11 +17,13 @@ def untie_output_embedding(model: PreTrainedModel) -> bool:
     model would write [BE] nearly everywhere.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The causal LM, with or without an adapter of this method.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The causal LM, with or without an adapter of this
+            method.
 
     Returns:
         `bool`: Whether it was tied.
     """
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table

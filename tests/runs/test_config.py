@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from peft_be import (
     AEConfig,
@@ -14,6 +15,7 @@ from peft_be import (
     PromptJob,
     compress_prompt,
     compress_prompts,
+    pretrain_ae,
 )
 from peft_be.checks import UNUSED
 from peft_be.recipe import recorded
@@ -95,7 +97,24 @@ def test_where_and_how_a_run_loads_its_base(tiny_tokenizer, tmp_path):
     result = compress_prompt(PROMPT, QUERIES, tmp_path / "out", config, model=base)
     assert result.model.dtype == torch.bfloat16 and result.model.device.type == "cpu"
     assert result.report["settings"]["dtype"] == "bfloat16"
-    with pytest.raises(ValueError, match="device must be one of None, cpu, cuda"):
+    with pytest.raises(ValueError, match="device must be one of cpu, cuda"):
         CompressConfig(device="cuda:1")
     with pytest.raises(ValueError, match="leave out dtype"):
         compress_prompt(PROMPT, QUERIES, tmp_path / "b", config, model=result.model.unload(), tokenizer=tiny_tokenizer)
+
+
+def test_what_a_run_cannot_start_from():
+    with pytest.raises(ValueError, match="init=None goes on from earlier ones"):
+        CompressConfig(init=None)
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, auto"):
+        CompressConfig(dtype="int8")
+
+
+def test_an_ae_row_leaves_the_model_as_it_was(tiny_model, tiny_tokenizer, tmp_path):
+    config = PretrainAEConfig(max_steps=2, min_passage_length=4, max_passage_length=16, eval_steps=1, save_steps=1)
+    texts = [f"On day {i} the sea was calm, and the keeper wrote it down." for i in range(8)]
+    for name in ("one", "two"):
+        result = pretrain_ae(iter(texts), tmp_path / name, config, model=tiny_model, tokenizer=tiny_tokenizer)
+        assert result.report["steps"] == 2
+    rows = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two")]
+    assert all(torch.equal(value, rows[1][name]) for name, value in rows[0].items())

@@ -178,6 +178,22 @@ def test_what_cannot_be_exported(tiny_tokenizer, tmp_path):
         import_lora(many, tmp_path / "again")
 
 
+def test_damaged_lora_adapters_are_refused(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
+    export_lora({"a": save_adapter(base, tmp_path / "a", 2)}, tmp_path / "lora")
+    folder = tmp_path / "lora" / "a"
+    record, weights = (folder / "be_token.json").read_text(), (folder / "adapter_model.safetensors").read_bytes()
+    for ids in ([1], [1, "2"], [1, 10**6]):
+        (folder / "be_token.json").write_text(json.dumps({**json.loads(record), "ids": ids}))
+        with pytest.raises(ValueError, match="is damaged|does not fit"):
+            import_lora(folder, tmp_path / "again")
+    (folder / "be_token.json").write_text(record)
+    (folder / "adapter_model.safetensors").write_bytes(weights[:100])
+    with pytest.raises(ValueError, match="is damaged"):
+        import_lora(folder, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_the_command(tiny_tokenizer, tmp_path, cli):
     base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folders = [save_adapter(base, tmp_path / "one"), save_adapter(base, tmp_path / "two", 2)]

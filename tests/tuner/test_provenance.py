@@ -37,8 +37,19 @@ def test_what_a_later_version_adds_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damaged", ["text", [1], {"stages": "stage 1"}, {"stages": [1]}, {"training": [3]}, {"training": {"steps": "3"}}]
+    "damaged",
+    [
+        "text",
+        [1],
+        {"stages": "stage 1"},
+        {"stages": [1]},
+        {"training": [3]},
+        {"training": {"steps": "3"}},
+        {"prompt_tokens": "7"},
+        {"base_weights": 7},
+        {"prompt_tokens": True},
+    ],
 )
 def test_damaged_records_are_refused(damaged):
-    with pytest.raises(ValueError, match="provenance must"):
+    with pytest.raises(ValueError, match="provenance (must|has)"):
         config_with(damaged)

@@ -146,7 +146,7 @@ def _command(settings: dict) -> str | None:
         "task": next((name for name, kind in TASKS.items() if kind.__name__ == task), task),
         "task-items": task and "ITEMS",
     }
-    for name in ("model", "max_steps", "max_minutes", "max_answer_length"):
+    for name in ("model", "dtype", "max_steps", "max_minutes", "max_answer_length"):
         options[name.replace("_", "-")] = settings.get(name)
     given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
     return f"peft-be compare --prompt PROMPT --queries QUERIES [--test-queries QUERIES] --output FOLDER {given}"
