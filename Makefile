@@ -11,7 +11,7 @@ DEMO = examples/fernway
 PERSONA = examples/demo
 OUT ?= demo-output
 SEED ?= 42
-ROWS ?= 1
+ROWS ?= 4
 
 .PHONY: demo demo-persona test slow lint docs package install vllm llama clean
 
@@ -40,7 +40,7 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 llama: install
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "$(LLAMA)"
 
-# A shop assistant's house style in one token: how many answers keep it, and what that saves
+# A shop assistant's house style in four tokens: how many answers keep it, and what that saves
 demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.json --queries $(DEMO)/train_queries.txt \
 		--test-queries $(DEMO)/test_queries.txt --output $(OUT) --seed $(SEED) --num-be-tokens $(ROWS) --overwrite \
