@@ -118,3 +118,16 @@ def test_imports_in_several_threads():
 
 def test_a_fault_in_the_registration_is_not_hidden():
     assert run(A_FAULT_IN_THE_HOOK) == "True"
+
+
+@pytest.mark.parametrize("module", ["adapters.card", "cli.info", "prompting", "tuner.provenance"])
+def test_any_room_may_be_imported_first(module):
+    """As a command does: PEFT is then imported in the middle of it, and asks for the rooms that extend it."""
+    code = f"""
+import warnings
+warnings.simplefilter("ignore")
+import peft_be.{module}, peft
+from peft_be import BETokenConfig
+print(BETokenConfig().peft_type.value, peft.PeftModel.save_pretrained.__wrapped__.__name__)
+"""
+    assert run(code) == "BE_TOKEN save_pretrained"

@@ -172,8 +172,7 @@ def fidelity_figures(directory: Path, config) -> dict[str, dict[str, float]]:
         `dict[str, dict[str, float]]`: by the name of the queries, `kl`, `kl_no_prompt` and `kl_gap_closed`, each only if
             known: those of the training first, then those that `peft-be eval --card` has written into the card.
     """
-    training = _training(config) if isinstance(_training(config), dict) else {}
-    known = _validation_metrics({k: v for k, v in training.items() if isinstance(v, (int, float))})
+    known = _validation_metrics(_training(config))
     figures = {"validation queries": {metric: value for metric, value in known.items() if value is not None}}
     for result in _card_results(Path(directory) / CARD_FILE):
         if result.metric_type in _FIDELITY and isinstance(result.metric_value, (int, float)):

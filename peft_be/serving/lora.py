@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.base_weights import check_weights, weights_fingerprint
 from ..adapters.folder import WEIGHTS_FILE
-from ..adapters.load import read_adapter
 from ..files import read_json
 from ..models import load_model
 from ..tuner import BETokenConfig
@@ -95,11 +94,10 @@ def export_lora(
     base, tokenizer, found = load_rows(
         adapters, None, None, model=model, dtype=dtype, device=device, allow_other_weights=allow_other_weights
     )
-    configs = {name: read_adapter(directory)[1] for name, directory in adapters.items()}
     free = _readable_ids(tokenizer, base)
     tokens = {}
     for name, rows in found.rows.items():
-        config = configs[name]
+        config = found.configs[name]
         if len(rows) > len(free):
             raise ValueError(
                 f"The {len(rows)} rows of '{name}' need as many reserved tokens, and this tokenizer has {len(free)}: train "

@@ -50,12 +50,12 @@ class AdapterRows:
 
     Attributes:
         rows (`dict[str, torch.Tensor]`): k rows each, of shape (k, d), float32.
-        slots (`dict[str, str]`): where they stand in the prompt.
+        configs (`dict[str, BETokenConfig]`): their configurations.
         token_names (`dict[str, str]`): how their tokens are spelled; `<|be_NAME|>` for those that are not among them.
     """
 
     rows: dict[str, torch.Tensor]
-    slots: dict[str, str]
+    configs: dict[str, BETokenConfig]
     token_names: dict[str, str] = field(default_factory=dict)
 
     def texts(self, name: str) -> list[str]:
@@ -82,7 +82,7 @@ class AdapterRows:
         tokens, left = {}, list(ids)
         for name, rows in self.rows.items():
             own, left = left[: len(rows)], left[len(rows) :]
-            tokens[name] = MergedToken("".join(self.texts(name)), own, self.slots[name])
+            tokens[name] = MergedToken("".join(self.texts(name)), own, self.configs[name].slot)
         return tokens
 
 
@@ -125,7 +125,7 @@ def load_rows(
     for name, directory in adapters.items():
         config = peft_model.peft_config[own_names[name]]
         _check_exportable(config, directory, default == name)
-        found.rows[name], found.slots[name] = peft_model.base_model.get_rows(own_names[name]), config.slot
+        found.rows[name], found.configs[name] = peft_model.base_model.get_rows(own_names[name]), config
     return peft_model.unload(), tokenizer, found
 
 

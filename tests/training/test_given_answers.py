@@ -13,7 +13,7 @@ def rows_with_states(model, tokenizer, folder, answers):
     queries = Dataset.from_dict({"query": QUERIES, "answer": answers})
     args = BEDistillConfig(str(folder), **FAST, kd_weight=1.0)
     trainer = BEDistillTrainer(model, args, PROMPT, queries, queries.select([0]), processing_class=tokenizer)
-    states = {tuple(row["input_ids"]): trainer._collate([row])["teacher_hidden"] for row in trainer.train_dataset}
+    states = {tuple(row["input_ids"]): trainer.data_collator([row])["teacher_hidden"] for row in trainer.train_dataset}
     return trainer, states
 
 

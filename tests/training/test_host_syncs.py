@@ -179,7 +179,7 @@ def test_all_that_a_step_makes_is_where_the_model_is(tiny_model, tiny_tokenizer,
     args = BEDistillConfig(str(tmp_path), max_steps=STEPS, max_answer_length=5, kd_weight=0.9)
     datasets = [Dataset.from_dict(queries) for _ in range(2)]
     trainer = ManyPromptsTrainer(model, args, PROMPTS, *datasets, processing_class=tiny_tokenizer)
-    batch = trainer._collate(list(trainer.train_dataset))
+    batch = trainer.data_collator(list(trainer.train_dataset))
 
     model._apply(lambda tensor: tensor.to(meta))
     assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {meta}

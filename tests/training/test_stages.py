@@ -66,7 +66,7 @@ def test_loss_is_eq_4(tiny_model, tiny_tokenizer, tmp_path, settings):
     run = trainer(model, tiny_tokenizer, tmp_path, **{"kd_weight": 0.9, **settings})
     rows = [run.train_dataset[i] for i in range(3)]
     run.model.eval()
-    loss = run.compute_loss(model, run._prepare_inputs(run._collate(rows)))
+    loss = run.compute_loss(model, run._prepare_inputs(run.data_collator(rows)))
 
     total, count = torch.zeros(()), 0
     for i, row in enumerate(rows):
@@ -99,7 +99,7 @@ def test_the_first_reconstructed_token_counts(tiny_model, tiny_tokenizer, tmp_pa
 
 def test_reconstruction_interval_keeps_the_mean_gradient(tiny_model, tiny_tokenizer, tmp_path):
     run = trainer(peft_model(tiny_model), tiny_tokenizer, tmp_path, kd_weight=0.5, reconstruction_interval=4)
-    batch = run._prepare_inputs(run._collate([run.train_dataset[0]]))
+    batch = run._prepare_inputs(run.data_collator([run.train_dataset[0]]))
     losses = []
     for step in range(4):
         run.state.global_step = step
@@ -278,7 +278,7 @@ def test_in_16_bits_neither_kernel_nor_checkpointing_change_the_gradient(
     """Short rows on CPU take another attention kernel than long ones, and than checkpointed ones."""
     run = trainer(peft_model(tiny_model.bfloat16(), ae=False), tiny_tokenizer, tmp_path, kd_weight=1.0)
     run.model.train()
-    inputs = run._prepare_inputs(run._collate(list(run.train_dataset)[:3]))
+    inputs = run._prepare_inputs(run.data_collator(list(run.train_dataset)[:3]))
 
     def gradient():
         run.model.zero_grad()
@@ -304,7 +304,7 @@ def test_without_padding_loss_and_gradient_are_the_same(tiny_model, tiny_tokeniz
     results = []
     for padding_free in (False, True):
         run._collator.padding_free = padding_free
-        inputs = run._prepare_inputs(run._collate(rows))
+        inputs = run._prepare_inputs(run.data_collator(rows))
         assert (inputs["input_ids"].shape[0] == 1) == padding_free
         loss = run.compute_loss(run.model, inputs)
         loss.backward()
