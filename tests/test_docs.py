@@ -1,7 +1,9 @@
 """Links in the documentation lead somewhere."""
 
 import ast
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,49 @@ def test_the_messages_in_troubleshooting_are_ours():
     for text in quoted:
         pieces = [piece.strip(" '") for piece in text.split("...") if len(piece.strip(" '")) > 3]
         assert any(all(piece in message for piece in pieces) for message in known), text
+
+
+BLOCKS = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    """The code blocks of all pages in some languages, each with its page."""
+    found = []
+    for page in PAGES:
+        for indent, language, code in BLOCKS.findall(page.read_text()):
+            if language in languages:
+                code = "".join(line.removeprefix(indent) for line in code.splitlines(keepends=True))
+                found.append((str(page.relative_to(ROOT)), code))
+    return found
+
+
+def test_commands_have_the_options_that_the_pages_give_them():
+    from typer.main import get_command
+
+    from peft_be.cli.main import app
+
+    known, seen = get_command(app).commands, 0
+    for _, block in blocks("", "bash", "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if re.match(r"\s*(\S*/)?peft-be [a-z]", line) else []
+            if words and "..." not in words:
+                name, *arguments = words[1:]
+                # Refuses unknown options, and values of the wrong type
+                with known[name].make_context(name, arguments):
+                    seen += 1
+    assert seen > 30
+
+
+def test_python_blocks_import_what_is_there():
+    seen = 0
+    for page, block in blocks("python", "py"):
+        tree = ast.parse(re.sub(r"^(>>>|\.\.\.) ?", "", block, flags=re.MULTILINE))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "peft_be":
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), (page, node.module)
+                seen += 1
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "peft_be":
+                assert hasattr(importlib.import_module("peft_be"), node.attr), (page, node.attr)
+                seen += 1
+    assert seen > 10
