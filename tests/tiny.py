@@ -37,6 +37,27 @@ def save_tiny_llama(folder, tokenizer, **changes):
     return str(folder)
 
 
+def save_tiny_gemma(folder, tokenizer):
+    """A folder with a model that multiplies its embeddings, by the square root of 32."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=2,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def merged_lora(model, steps=3, rank=8):
     """The model after a few steps of LoRA on two sentences, merged: its name is the plain base's."""
     from peft import LoraConfig, get_peft_model

@@ -13,7 +13,7 @@ from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, 
 from peft_be.serving.vllm import PromptDirectory, PromptEmbeds, encode
 
 from ..exports import save_adapter
-from ..tiny import save_tiny_llama
+from ..tiny import save_tiny_gemma, save_tiny_llama
 
 
 QUERY = [
@@ -47,23 +47,7 @@ def test_the_whole_input_is_what_the_first_layer_reads_of_the_adapter(base, tmp_
 
 
 def test_a_base_that_scales_its_embeddings(tiny_tokenizer, tmp_path):
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    config = Gemma3TextConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        pad_token_id=2,
-        eos_token_id=2,
-        bos_token_id=1,
-    )
-    base = str(tmp_path / "base")
-    Gemma3ForCausalLM(config).save_pretrained(base)
-    tiny_tokenizer.save_pretrained(base)
+    base = save_tiny_gemma(tmp_path / "base", tiny_tokenizer)
     prompt = PromptEmbeds.from_pretrained(save_adapter(base, tmp_path / "a"))
     model, _ = load_adapter(tmp_path / "a")
     ids = torch.tensor(prompt.config.be_token_ids)
