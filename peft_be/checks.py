@@ -152,12 +152,9 @@ def check_unused(args, names: Iterable[str], where: str) -> None:
             raise ValueError(f"{name} does nothing {where}: leave it out.")
 
 
-def check_training_args(args, ranges: dict[str, Range]) -> None:
-    """
-    Check the configuration of a trainer: its values, as [`check_fields`] does, and that no field is set that does
-    nothing.
-    """
-    check_fields(args, ranges)
+def check_training_args(args) -> None:
+    """Check what only the configuration of a trainer has: that no field is set that does nothing, and what else transformers
+    misreads."""
     check_unused(args, UNUSED, f"in {type(args).__name__}")
     # Whatever it does not know, transformers takes for the first one
     check_choice("train_sampling_strategy", args.train_sampling_strategy, SAMPLING_STRATEGIES)

@@ -115,8 +115,7 @@ def compress_prompts(
         "group_size": group_size,
         **recorded(config),
     }
-    defaults = {"group_size": 8, **recorded(CompressConfig())}
-    with RunFolder(output_dir, settings, resume, overwrite, defaults) as run:
+    with RunFolder(output_dir, settings, resume, overwrite, recorded(CompressConfig())) as run:
         failed = _errors_of(run)
         if run.is_finished and not failed:
             return [_result(run, job.name, {}) for job in jobs]

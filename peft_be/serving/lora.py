@@ -22,7 +22,15 @@ from ..models import load_model
 from ..tuner import BETokenConfig
 from ..tuner.provenance import Provenance
 from ..tuner.token_ids import find_unused_token_ids
-from .tokens import MergedToken, chat_templates, check_names, check_shown, load_rows, with_default_system
+from .tokens import (
+    MergedToken,
+    chat_templates,
+    check_names,
+    check_new_folder,
+    check_shown,
+    load_rows,
+    with_default_system,
+)
 
 
 TOKEN_FILE, TEMPLATE_FILE = "be_token.json", "chat_template.jinja"
@@ -89,7 +97,7 @@ def export_lora(
     """
     output_dir, dtype = Path(output_dir), torch.float32 if dtype is None else dtype
     check_names(adapters, None, None)
-    _check_new(output_dir)
+    check_new_folder(output_dir)
 
     base, tokenizer, found = load_rows(
         adapters, None, None, model=model, dtype=dtype, device=device, allow_other_weights=allow_other_weights
@@ -148,7 +156,7 @@ def import_lora(
         `FileExistsError`: `output_dir` is not empty.
     """
     directory, output_dir = Path(directory), Path(output_dir)
-    _check_new(output_dir)
+    check_new_folder(output_dir)
     token, difference = _read(directory)
     base, tokenizer = load_model(model or token.base_model, torch.float32, device)
     table = base.get_input_embeddings().weight.detach()
@@ -165,11 +173,6 @@ def import_lora(
     peft_model.peft_config["default"].base_model_name_or_path = token.base_model
     peft_model.save_pretrained(output_dir)
     return peft_model.peft_config["default"]
-
-
-def _check_new(output_dir: Path) -> None:
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 
 
 def _read(directory: Path) -> tuple[LoraToken, torch.Tensor]:

@@ -12,7 +12,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..tuner import untie_output_embedding
 from ..tuner.token_ids import find_unused_token_ids
-from .tokens import MergedToken, chat_templates, check_names, check_shown, load_rows, never_row, with_default_system
+from .tokens import (
+    MergedToken,
+    chat_templates,
+    check_names,
+    check_new_folder,
+    check_shown,
+    load_rows,
+    never_row,
+    with_default_system,
+)
 
 
 TOKENS_FILE = "be_tokens.json"
@@ -68,8 +77,7 @@ def export_merged(
     """
     output_dir = Path(output_dir)
     check_names(adapters, default, token_names)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
+    check_new_folder(output_dir)
 
     loading = {"model": model, "dtype": dtype, "device": device, "allow_other_weights": allow_other_weights}
     base, tokenizer, found = load_rows(adapters, default, token_names, **loading)

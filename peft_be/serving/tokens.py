@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import jinja2
 import torch
@@ -105,6 +106,12 @@ def check_names(
             )
     if default is not None and default not in adapters:
         raise ValueError(f"The default '{default}' is not among the adapters: {', '.join(adapters)}.")
+
+
+def check_new_folder(output_dir: Path) -> None:
+    """Raises a `FileExistsError` if a folder to write an export to is there and not empty."""
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"'{output_dir}' exists and is not an empty folder: choose another one.")
 
 
 def load_rows(

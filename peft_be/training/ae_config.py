@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from trl import SFTConfig
 
 from ..checks import check_training_args
-from ..recipe import RANGES, AERecipe, setting
+from ..recipe import AERecipe, setting
 
 
 @dataclass
@@ -30,7 +30,8 @@ class AEConfig(AERecipe, SFTConfig):
     train_sampling_strategy: str = setting("group_by_length", "Batches of similar length.")
 
     def __post_init__(self):
-        check_training_args(self, RANGES)
+        AERecipe.__post_init__(self)
+        check_training_args(self)
         if self.accelerator_config is None:  # the next batch is copied to a GPU while it computes
             self.accelerator_config: dict | None = {"non_blocking": self.dataloader_pin_memory}
         SFTConfig.__post_init__(self)

@@ -6,7 +6,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from ..checks import check_choice, check_training_args, check_unused
-from ..recipe import GGT_NAME, RANGES, Recipe, setting
+from ..recipe import GGT_NAME, Recipe, setting
 
 
 # Fields of other optimizers. GGT has its own betas and no weight decay
@@ -85,8 +85,8 @@ class BEDistillConfig(Recipe, SFTConfig):  # type: ignore[misc]  # SFTConfig's l
     train_sampling_strategy: str = setting("group_by_length", "Batches of similar length.")
 
     def __post_init__(self):
-        check_training_args(self, RANGES)
         Recipe.__post_init__(self)
+        check_training_args(self)
         if self.optim not in (GGT_NAME, *(name.value for name in OptimizerNames)):
             raise ValueError(
                 f"optim must be {GGT_NAME}, or an optimizer of transformers such as adamw_torch, got {self.optim!r:.60}."

@@ -1,9 +1,11 @@
-"""The page in a real browser: headless Chromium, driven by Playwright."""
+"""The page in a real browser: headless Chromium, driven by Playwright; and vLLM servers."""
 
+import os
 import re
 import time
 
 import pytest
+import servers
 
 from peft_be.serving.side_by_side import PromptComparison
 
@@ -68,3 +70,12 @@ def visit(browser):
         "",
     }
     assert not [url for url in requests if url.startswith("http") and not url.startswith("http://127.0.0.1:")]
+
+
+@pytest.fixture(scope="module")
+def vllm_server():
+    """Starts vLLM servers with the interpreter that PEFT_BE_VLLM names: vLLM has its own environment (`make vllm`)."""
+    if not os.environ.get("PEFT_BE_VLLM"):
+        pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
+    options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32")
+    return lambda model, *more, **how: servers.vllm_server(os.environ["PEFT_BE_VLLM"], model, *options, *more, **how)

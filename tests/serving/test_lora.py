@@ -1,12 +1,10 @@
 """A LoRA adapter says what the [BE] adapter says, in PEFT and transformers that have never heard of [BE]."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
-import servers
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
@@ -17,6 +15,7 @@ from peft_be.serving.lora import differences, export_lora, import_lora
 
 from ..exports import CHAT, logits, save_adapter
 from ..tiny import save_tiny_gemma, save_tiny_llama
+from .engines import MAX_TOKENS, QUESTIONS, greedy
 
 
 def chat_ids(tokenizer, token, query="What do you see?", template=None):
@@ -211,24 +210,13 @@ def test_the_command(tiny_tokenizer, tmp_path, cli):
     assert code == 1 and "not an empty folder" in err
 
 
-SETTINGS = {"temperature": 0, "max_tokens": 16, "return_token_ids": True}
-QUESTIONS = ["Who are you?", "Where is the rum?", "What do you see on the horizon, captain?"]
-
-
-def greedy(model, ids):
-    ids = torch.tensor([ids])
-    written = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=SETTINGS["max_tokens"]
-    )
-    return written[0, ids.shape[1] :].tolist()
+SETTINGS = {"temperature": 0, "max_tokens": MAX_TOKENS, "return_token_ids": True}
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
-def test_one_vllm_server_of_the_base_model_answers_with_every_adapter(smollm2_dir, tmp_path):
+def test_one_vllm_server_of_the_base_model_answers_with_every_adapter(vllm_server, smollm2_dir, tmp_path):
     """Mixed with requests to the base model and each twice, for the prefix cache; one adapter comes while the server runs."""
-    if not os.environ.get("PEFT_BE_VLLM"):
-        pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
     adapters = {name: save_adapter(smollm2_dir, tmp_path / name, k) for name, k in (("a", 1), ("b", 1), ("c", 2))}
     tokens = export_lora(adapters, tmp_path / "lora")
     base, tokenizer = load_model(smollm2_dir)
@@ -248,7 +236,7 @@ def test_one_vllm_server_of_the_base_model_answers_with_every_adapter(smollm2_di
         "--lora-modules",
     ]
     options += [f"{name}={tmp_path / 'lora' / name}" for name in ("a", "b")]
-    with servers.vllm_server(os.environ["PEFT_BE_VLLM"], smollm2_dir, *options, adapters_change=True) as server:
+    with vllm_server(smollm2_dir, *options, adapters_change=True) as server:
 
         def answer(name, question):
             chat = [{"role": "user", "content": question}]

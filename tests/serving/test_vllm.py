@@ -6,7 +6,6 @@ import os
 import shutil
 
 import pytest
-import servers
 import torch
 
 from peft_be import BETokenConfig, PromptRenderer, export_merged, load_adapter, load_model
@@ -14,6 +13,7 @@ from peft_be.serving.vllm import PromptDirectory, PromptEmbeds, encode
 
 from ..exports import save_adapter
 from ..tiny import save_tiny_gemma, save_tiny_llama
+from .engines import MAX_TOKENS, QUESTIONS, greedy
 
 
 QUERY = [
@@ -129,25 +129,7 @@ def test_what_cannot_be_served(base, tmp_path):
         PromptEmbeds.from_pretrained(tmp_path / "ae")
 
 
-@pytest.fixture(scope="module")
-def vllm_server():
-    """Starts vLLM servers with the interpreter that PEFT_BE_VLLM names: vLLM has its own environment (`make vllm`)."""
-    if not os.environ.get("PEFT_BE_VLLM"):
-        pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
-    options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32")
-    return lambda model, *more: servers.vllm_server(os.environ["PEFT_BE_VLLM"], model, *options, *more)
-
-
-QUESTIONS = ["Who are you?", "Where is the rum?", "What do you see on the horizon, captain?"]
-SETTINGS = {"model": "base", "temperature": 0, "max_tokens": 16, "return_token_ids": True}
-
-
-def greedy(model, ids):
-    ids = torch.tensor([ids])
-    written = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=SETTINGS["max_tokens"]
-    )
-    return written[0, ids.shape[1] :].tolist()
+SETTINGS = {"model": "base", "temperature": 0, "max_tokens": MAX_TOKENS, "return_token_ids": True}
 
 
 @pytest.mark.slow
