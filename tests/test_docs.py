@@ -1,4 +1,4 @@
-"""Links in the documentation lead somewhere."""
+"""Links in the documentation lead somewhere, and its commands and imports exist."""
 
 import ast
 import importlib
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from .doc_blocks import PAGES, PYTHON, ROOT, SHELL, blocks, commands
 
-ROOT = Path(__file__).parents[1]
-PAGES = [path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+
 FENCES = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -54,31 +54,16 @@ def test_the_messages_in_troubleshooting_are_ours():
         assert any(all(piece in message for piece in pieces) for message in known), text
 
 
-BLOCKS = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(*languages: str) -> list[tuple[str, str]]:
-    """The code blocks of all pages in some languages, each with its page."""
-    found = []
-    for page in PAGES:
-        for indent, language, code in BLOCKS.findall(page.read_text()):
-            if language in languages:
-                code = "".join(line.removeprefix(indent) for line in code.splitlines(keepends=True))
-                found.append((str(page.relative_to(ROOT)), code))
-    return found
-
-
 def test_commands_have_the_options_that_the_pages_give_them():
     from typer.main import get_command
 
     from peft_be.cli.main import app
 
     known, seen = get_command(app).commands, 0
-    for _, block in blocks("", "bash", "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True) if re.match(r"\s*(\S*/)?peft-be [a-z]", line) else []
-            if words and "..." not in words:
-                name, *arguments = words[1:]
+    for block in blocks(*SHELL):
+        for line in commands(block.code):
+            if re.match(r"(\S*/)?peft-be [a-z]", line):
+                name, *arguments = shlex.split(line, comments=True)[1:]
                 # Refuses unknown options, and values of the wrong type
                 with known[name].make_context(name, arguments):
                     seen += 1
@@ -87,8 +72,8 @@ def test_commands_have_the_options_that_the_pages_give_them():
 
 def test_python_blocks_import_what_is_there():
     seen = 0
-    for page, block in blocks("python", "py"):
-        tree = ast.parse(re.sub(r"^(>>>|\.\.\.) ?", "", block, flags=re.MULTILINE))
+    for page, _, code in blocks(*PYTHON):
+        tree = ast.parse(code)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "peft_be":
                 module = importlib.import_module(node.module)

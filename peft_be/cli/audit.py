@@ -7,22 +7,26 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .common import check_card_file, check_json_file, console, say
-from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Device, Dtype, Seed
+from .common import console, say
+from .config_options import with_options_of
+from .figures import Figures
+from .loading import Loading
+from .options import Seed
 from .progress import progress_bars
 
 
+@with_options_of(Figures, name="figures")
+@with_options_of(Loading, name="loading", panel="Loading")
 def audit(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
+    figures: Figures,
+    loading: Loading,
     prompt: Annotated[
         Optional[Path], typer.Option(help="The prompt that was compressed. Without it, what comes out is shown.")
     ] = None,
     canary: Annotated[
         Optional[list[str]], typer.Option(help="A secret in the prompt to look for. May be given several times.")
     ] = None,
-    model: BaseModel = None,
-    dtype: Dtype = None,
-    device: Device = None,
     ae: Annotated[
         Optional[Path], typer.Option(help="Folder of the [AE] adapter, to reconstruct with; the package ships some.")
     ] = None,
@@ -31,28 +35,17 @@ def audit(
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show, those that tell the most first.")] = 3,
-    json_file: Annotated[
-        Optional[Path], typer.Option("--json", help="Write the scores and all answers to this file.")
-    ] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write the figures into the metadata of the adapter's card.")
-    ] = False,
     seed: Seed = 42,
-    allow_template_change: AllowTemplateChange = False,
-    allow_other_weights: AllowOtherWeights = False,
-    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Try to read the prompt back from an adapter."""
     from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_audit
-    from ..adapters.load import load_adapter, read_adapter
     from ..evaluation import AuditConfig, audit_leakage
     from ..evaluation.audit import check_canaries, text_of
-    from ..files import write_json
-    from ..prompting import check_adapter_prompt, load_prompt
+    from ..prompting import load_prompt
 
     text = load_prompt(prompt) if prompt else None
-    if card and text is None and not canary:
+    if figures.card and text is None and not canary:
         raise ValueError(
             "Without --prompt or --canary there are no figures for the card: give one, or leave out --card."
         )
@@ -64,13 +57,10 @@ def audit(
         batch_size=batch_size,
         seed=seed,
     )
-    check_json_file(json_file)
-    directory, config = read_adapter(directory)
-    check_adapter_prompt(config, text, allow_other_prompt)
-    if card:
-        check_card_file(directory)
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
-    ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, allow_other_weights)
+    directory = loading.find(directory, text)
+    figures.check(directory)
+    peft_model, tokenizer = loading.load(directory)
+    ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, loading.allow_other_weights)
     with progress_bars() as on_progress:
         scores, outputs = audit_leakage(
             peft_model,
@@ -80,11 +70,10 @@ def audit(
             ae_row=ae_row,
             config=settings,
             on_progress=on_progress,
-            allow_other_prompt=allow_other_prompt,
+            allow_other_prompt=loading.allow_other_prompt,
         )
-    if json_file is not None:
-        write_json(json_file, {**scores, "outputs": [output.to_dict() for output in outputs]})
-    if card:
+    figures.write({**scores, "outputs": [output.to_dict() for output in outputs]})
+    if figures.card:
         add_audit(directory, peft_model.peft_config[peft_model.active_adapter], scores)
     show(scores, outputs, samples)
 

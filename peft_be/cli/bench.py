@@ -2,35 +2,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.table import Table
 
 from .common import check_json_file, console, say
-from .options import (
-    QUERY_FILES,
-    AllowOtherPrompt,
-    AllowOtherWeights,
-    AllowTemplateChange,
-    BaseModel,
-    Device,
-    Dtype,
-    QueryField,
-)
+from .config_options import with_options_of
+from .loading import Loading
+from .options import QUERY_FILES, QueryField
 from .progress import progress_bars
 
 
+@with_options_of(Loading, name="loading", panel="Loading")
 def bench(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
+    loading: Loading,
     queries: Annotated[
         Optional[Path], typer.Option(help=f"Users' turns, four general ones by default: {QUERY_FILES}")
     ] = None,
     query_field: QueryField = None,
-    model: BaseModel = None,
-    dtype: Dtype = None,
-    device: Device = None,
     batch_sizes: Annotated[
         Optional[str], typer.Option(help="Requests answered together, separated by commas.", show_default="1,4")
     ] = None,
@@ -47,19 +39,15 @@ def bench(
         ),
     ] = False,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
-    allow_template_change: AllowTemplateChange = False,
-    allow_other_weights: AllowOtherWeights = False,
-    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
     from ..adapters.folder import read_report
-    from ..adapters.load import load_adapter, read_adapter
     from ..data import load_queries
     from ..evaluation import BenchConfig, bench_inference
     from ..files import write_json
-    from ..prompting import check_adapter_prompt, load_prompt
+    from ..prompting import load_prompt
 
-    given = {"batch_sizes": whole_numbers(batch_sizes), "new_tokens": new_tokens, "repeats": repeats}
+    given: dict[str, Any] = {"batch_sizes": whole_numbers(batch_sizes), "new_tokens": new_tokens, "repeats": repeats}
     settings = replace(
         BenchConfig.quick() if quick else BenchConfig(),
         **{name: value for name, value in given.items() if value is not None},
@@ -68,9 +56,8 @@ def bench(
         raise ValueError("--query-field is the field of --queries: give these, too.")
     text, asked = load_prompt(prompt), load_queries(queries, query_field) if queries else None
     check_json_file(json_file)
-    directory, config = read_adapter(directory)
-    check_adapter_prompt(config, text, allow_other_prompt)
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
+    directory = loading.find(directory, text)
+    peft_model, tokenizer = loading.load(directory)
     with progress_bars() as on_progress:
         result = bench_inference(
             peft_model,
@@ -80,7 +67,7 @@ def bench(
             settings,
             training_seconds=read_report(directory).get("seconds"),
             on_progress=on_progress,
-            allow_other_prompt=allow_other_prompt,
+            allow_other_prompt=loading.allow_other_prompt,
         )
     if json_file is not None:
         write_json(json_file, result)

@@ -39,8 +39,8 @@ def cache(
             )
         return
     table = Table()
-    for column, side in (("part", "left"), ("what", "left"), ("size", "right"), ("last used", "right")):
-        table.add_column(column, justify=side, overflow="fold")
+    for column in ("part", "what", "size", "last used"):
+        table.add_column(column, justify="right" if column in ("size", "last used") else "left", overflow="fold")
     for name in PARTS if part is None else (part,):
         for entry in cached_entries(cache_dir() / name):
             table.add_row(

@@ -8,34 +8,28 @@ import typer
 from rich.text import Text
 
 from .common import bold, console, say
-from .options import AllowOtherPrompt, AllowOtherWeights, AllowTemplateChange, BaseModel, Device, Dtype
+from .config_options import with_options_of
+from .loading import Loading
 
 
+@with_options_of(Loading, name="loading", panel="Loading")
 def chat(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
+    loading: Loading,
     compare: Annotated[Optional[Path], typer.Option(help="The prompt, to answer with it, too.")] = None,
-    model: BaseModel = None,
-    dtype: Dtype = None,
-    device: Device = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.0,
-    allow_template_change: AllowTemplateChange = False,
-    allow_other_weights: AllowOtherWeights = False,
-    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Chat with the prompt that an adapter stands for. An empty line, /quit or Ctrl-D ends it."""
-    from ..adapters.load import load_adapter, read_adapter
     from ..checks import NOT_NEGATIVE, check_number
-    from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
+    from ..prompting import PromptRenderer, load_prompt
     from ..prompting.context import check_length, fit_dialogue
 
     check_number("--temperature", temperature, NOT_NEGATIVE)
     prompt = load_prompt(compare) if compare else None
-    directory, config = read_adapter(directory)
-    check_adapter_prompt(config, prompt, allow_other_prompt)
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
+    peft_model, tokenizer = loading.load(loading.find(directory, prompt))
     config = peft_model.peft_config["default"]
-    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
+    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=loading.allow_other_prompt)
     forms = {"[BE]": renderer.be} | ({"full prompt": renderer.full} if prompt else {})
     # Each form remembers its own side of the conversation
     dialogues: dict[str, list] = {name: [] for name in forms}

@@ -86,7 +86,8 @@ def make_console(file) -> Console:
     return PlainConsole(file=file, markup=False, emoji=False, highlight=False)
 
 
-console = make_console(Stream("stdout"))
+_stdout = Stream("stdout")
+console = make_console(_stdout)
 error_console = make_console(Stream("stderr"))
 
 
@@ -108,14 +109,14 @@ def quoted(value) -> str:
 def run_cleanly(app: typer.Typer) -> None:
     """Run a command; an expected error ends in one sentence and exit code 1, unless `PEFT_BE_DEBUG` is set."""
     quiet()
-    console.file.error = None
+    _stdout.error = None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding must not end a run over a letter that it lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as end:
-        lost = console.file.error
+        lost = _stdout.error
         if end.code or lost is None or lost.errno == errno.EPIPE:
             raise
         fail(f"What the command printed is lost: {os.strerror(lost.errno)}. The files that it wrote are complete.")

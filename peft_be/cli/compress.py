@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from ..runs.config import CompressConfig
+from ..runs.config import PAPER, CompressConfig
 from .common import bold, quoted, resumable, say
-from .config_options import ABLATIONS, with_options_of
+from .config_options import ABLATIONS, not_given, with_options_of
 from .options import QUERY_FILES, Model, Overwrite, QueryField, Resume
 from .progress import progress_bars
 
 
 @with_options_of(CompressConfig, without=ABLATIONS)
 def compress(
+    context: typer.Context,
     prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
     queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
@@ -23,6 +25,9 @@ def compress(
         Optional[Path], typer.Option(help="Queries kept for peft-be eval: their duplicates are not trained on.")
     ] = None,
     query_field: QueryField = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The settings of the authors' scripts, where you give no others.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -33,6 +38,8 @@ def compress(
     from ..prompting import load_prompt
     from ..runs.compress import compress_prompt
 
+    if paper:
+        config = replace(config, **not_given(context, PAPER))
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
     held_out = load_queries(test_queries, query_field) if test_queries else None
     say("Compressing ", bold(prompt), f" with {len(asked)} queries on ", bold(model))

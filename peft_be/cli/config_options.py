@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,13 +17,17 @@ SHORT = {"per_device_train_batch_size": "--batch-size"}
 ABLATIONS = ("hard_labels", "max_kd_tokens", "scale_by_temperature_squared", "use_ae_token")
 
 
-def with_options_of(config_class: type, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
+def with_options_of(
+    config_class: type, without: Collection[str] = (), name: str = "config", panel: str | None = None
+) -> Callable[[Callable], Callable]:
     """
-    Decorator that gives a command an option for each field of a configuration, and passes them to it as `config`.
+    Decorator that gives a command an option for each field of a configuration, and passes the configuration to it.
 
     Args:
         config_class (`type`): a dataclass whose fields have a `help` in their metadata.
         without (`Collection[str]`, *optional*): fields that the command does not offer.
+        name (`str`, *optional*, defaults to `"config"`): the command's parameter for the configuration.
+        panel (`str`, *optional*): heading of the options in the help text; fields that the class inherits have their own.
     """
     types = get_type_hints(config_class)
     own = [field for field in fields(config_class) if field.name not in without]
@@ -34,14 +38,14 @@ def with_options_of(config_class: type, without: Collection[str] = ()) -> Callab
         @functools.wraps(command)
         def run(**given):
             settings = {field.name: given.pop(field.name) for field in own}
-            return command(**given, config=config_class(**settings))
+            return command(**given, **{name: config_class(**settings)})
 
         options = [
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=field.default,
-                annotation=Annotated[types[field.name], _option(field, None if field in first else "Training")],
+                annotation=Annotated[types[field.name], _option(field, panel if field in first else "Training")],
             )
             for field in sorted(own, key=lambda field: field not in first)
         ]
@@ -49,20 +53,27 @@ def with_options_of(config_class: type, without: Collection[str] = ()) -> Callab
         parameters = [
             p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
             for p in inspect.signature(command).parameters.values()
-            if p.name != "config"
+            if p.name != name
         ]
         # What typer reads: those that must be given first, then the configuration's, then what all runs have
         required = [p for p in parameters if p.default is inspect.Parameter.empty]
         others = [p for p in parameters if p.default is not inspect.Parameter.empty]
-        run.__signature__ = inspect.Signature([*required, *options, *others])
-        run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
+        shown = [*required, *options, *others]
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in shown}
         del run.__wrapped__
         return run
 
     return decorate
 
 
-def _option(field: Field, panel: str | None):
+def not_given(context: typer.Context, settings: dict) -> dict:
+    """Those of some settings that no option of the command line overrides."""
+    given = {name for name in settings if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"}
+    return {name: value for name, value in settings.items() if name not in given}
+
+
+def _option(field: Field, panel: str | None) -> Any:
     # A given name leaves out the `--no-` form, which a switch that is off by default does not need
     names = [SHORT[field.name]] if field.name in SHORT else []
     names.append(f"--{field.name.replace('_', '-')}")

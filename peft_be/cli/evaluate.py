@@ -1,34 +1,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.table import Table
 
-from .common import check_card_file, check_json_file, console, say
-from .options import (
-    QUERY_FILES,
-    AllowOtherPrompt,
-    AllowOtherWeights,
-    AllowTemplateChange,
-    BaseModel,
-    Device,
-    Dtype,
-    QueryField,
-)
+from .common import console, say
+from .config_options import with_options_of
+from .figures import Figures
+from .loading import Loading
+from .options import QUERY_FILES, QueryField
 from .progress import progress_bars
 from .refusals import show_refusals
 
 
+@with_options_of(Figures, name="figures")
+@with_options_of(Loading, name="loading", panel="Loading")
 def evaluate(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
     queries: Annotated[Path, typer.Option(help=f"Held-out queries: {QUERY_FILES}")],
+    figures: Figures,
+    loading: Loading,
     query_field: QueryField = None,
-    model: BaseModel = None,
-    dtype: Dtype = None,
-    device: Device = None,
     ae: Annotated[
         Optional[Path], typer.Option(help="Folder of the [AE] adapter, to score the reconstruction.")
     ] = None,
@@ -46,66 +41,39 @@ def evaluate(
     refusal_requests: Annotated[
         Optional[Path], typer.Option(help="Requests of your own for --refusals, .jsonl with query and refuse.")
     ] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the scores to this file.")] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write the scores into the metadata of the adapter's card.")
-    ] = False,
-    allow_template_change: AllowTemplateChange = False,
-    allow_other_weights: AllowOtherWeights = False,
-    allow_other_prompt: AllowOtherPrompt = False,
 ) -> None:
     """Compare [BE] with the full prompt and with no prompt on held-out queries."""
     from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_scores
-    from ..adapters.load import load_adapter, read_adapter
     from ..data import load_queries
     from ..evaluation import evaluate_fidelity, evaluate_refusals, held_out_queries
     from ..evaluation.refusals import load_requests
     from ..evaluation.rules import load_rules, rule_scores
-    from ..files import write_json
-    from ..prompting import check_adapter_prompt, load_prompt
+    from ..prompting import load_prompt
 
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
-    check_json_file(json_file)
-    directory, config = read_adapter(directory)
-    check_adapter_prompt(config, text, allow_other_prompt)
+    directory = loading.find(directory, text)
+    figures.check(directory)
     fresh = held_out_queries(directory, asked)
     if len(fresh) < len(asked):
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
     patterns = load_rules(rules) if rules else None
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
-    if card:
-        check_card_file(directory)
 
-    peft_model, tokenizer = load_adapter(directory, model, allow_template_change, dtype, device, allow_other_weights)
-    ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, allow_other_weights)
+    peft_model, tokenizer = loading.load(directory)
+    ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, loading.allow_other_weights)
+    how: dict[str, Any] = {"batch_size": batch_size, "allow_other_prompt": loading.allow_other_prompt}
     with progress_bars() as on_progress:
+        how["on_progress"] = on_progress
         scores, texts = evaluate_fidelity(
-            peft_model,
-            tokenizer,
-            text,
-            fresh[:max_queries],
-            ae_row=ae_row,
-            max_answer_length=max_answer_length,
-            batch_size=batch_size,
-            on_progress=on_progress,
-            allow_other_prompt=allow_other_prompt,
+            peft_model, tokenizer, text, fresh[:max_queries], ae_row=ae_row, max_answer_length=max_answer_length, **how
         )
         if patterns:
             scores["rules"] = rule_scores(patterns, texts)
         if requests:
-            scores["refusals"], refused = evaluate_refusals(
-                peft_model,
-                tokenizer,
-                text,
-                requests,
-                batch_size=batch_size,
-                on_progress=on_progress,
-                allow_other_prompt=allow_other_prompt,
-            )
-    if json_file is not None:
-        write_json(json_file, scores)
-    if card:
+            scores["refusals"], refused = evaluate_refusals(peft_model, tokenizer, text, requests, **how)
+    figures.write(scores)
+    if figures.card:
         add_scores(directory, peft_model.peft_config["default"], scores)
     show(scores, texts[:samples])
     if requests:

@@ -90,7 +90,7 @@ class Lines:
         now = self._clock()
         part = self._parts.get(what)
         begins = part is None or done < part.done
-        if begins:
+        if part is None or begins:
             part = self._parts[what] = Part(now, done, done)
         ends = done >= total and (begins or part.done < total)
         part.done = done

@@ -105,13 +105,9 @@ class PromptComparison:
             check_adapter_prompt(read_adapter(directory)[1], prompt, allow_other_prompt)
         # PEFT allows no dot in a name
         self._adapters = {name: str(number) for number, name in enumerate(self.names)}
+        folders = dict(zip(self._adapters.values(), directories))
         self.model, self.tokenizer = load_adapters(
-            dict(zip(self._adapters.values(), directories)),
-            model,
-            allow_template_change,
-            dtype,
-            device,
-            allow_other_weights,
+            folders, model, allow_template_change, dtype, device, allow_other_weights
         )
         self.renderers = {
             name: self._renderer(name, prompt, allow_other_prompt) for name, prompt in zip(self.names, given)

@@ -1,5 +1,6 @@
 """Commands that train have the fields of their configuration as options: the same names, defaults and help texts."""
 
+import json
 from dataclasses import MISSING, fields
 
 import pytest
@@ -8,6 +9,7 @@ from typer.main import get_command
 from peft_be import AEConfig, BEDistillConfig, BenchConfig, CompressConfig, PretrainAEConfig
 from peft_be.cli.config_options import ABLATIONS, SHORT
 from peft_be.cli.main import app
+from peft_be.runs.config import PAPER
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,15 @@ def test_runs_and_trainers_have_one_set_of_defaults(run, trainer):
     assert len(shared) > 10
     for field in shared:
         assert field.default == theirs[field.name].default is not MISSING, field.name
+
+
+def test_the_papers_settings_and_others_that_are_given(cli, job):
+    options = {"paper": True, "kd_weight": 1, "reconstruction_interval": 32, "batch_size": 4}
+    code, _, err = cli(*job.with_(**options))
+    assert code == 0, err
+    settings = json.loads((job.folder / "out" / "training.json").read_text())["settings"]
+    given = {"kd_weight": 1.0, "reconstruction_interval": 32, "per_device_train_batch_size": 4}
+    assert {name: settings[name] for name in PAPER} == {**PAPER, **given}
 
 
 def test_help_shows_what_bench_measures():

@@ -4,10 +4,11 @@ import copy
 import itertools
 import statistics
 import time
+from typing import cast
 
 import torch
 from peft import CartridgeConfig, PeftModel, get_peft_model, initialize_kv_prefix_from_past_key_values
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import get_cosine_schedule_with_warmup
 
 from ...checks import COUNT, POSITIVE, check_number
@@ -88,8 +89,8 @@ class Cartridge(Method):
         with freed_memory_kept(job.model.device):
             log = self._train(model, rows, job, budget)
         cache = model.eval().get_prompt(batch_size=1)
-        layers = [(layer.keys[0].detach().clone(), layer.values[0].detach().clone()) for layer in cache.layers]
-        keys, values = zip(*layers)
+        keys = [layer.keys[0].detach().clone() for layer in cache.layers]
+        values = [layer.values[0].detach().clone() for layer in cache.layers]
         log = [{**entry, "eval_no_prompt_kl": no_prompt_kl} for entry in log]
         return StandIn(prefix=SharedPrefix.from_states(keys, values), log=log)
 
@@ -105,9 +106,9 @@ class Cartridge(Method):
     def _train(self, model: PeftModel, rows: dict[str, list[dict]], job: Job, budget: Budget) -> list[dict]:
         keep_backward(job.model)
         head, collate = OutputHead(job.model), RowCollator(job.tokenizer.pad_token_id or 0)
-        loaders = {
-            "train": DataLoader(rows["train"], self.batch_size, shuffle=True, collate_fn=collate),
-            "validation": DataLoader(rows["validation"], 16, collate_fn=collate),
+        loaders: dict[str, DataLoader] = {
+            "train": DataLoader(cast(Dataset, rows["train"]), self.batch_size, shuffle=True, collate_fn=collate),
+            "validation": DataLoader(cast(Dataset, rows["validation"]), 16, collate_fn=collate),
         }
         parameters = [p for p in model.parameters() if p.requires_grad]
 

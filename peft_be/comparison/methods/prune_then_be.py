@@ -37,7 +37,9 @@ class PruneThenBE(Method):
         self.be = BE(num_be_tokens)
 
     def fit(self, job: Job) -> StandIn:
-        pruned = replace(job, prompt=self.pruner.fit(job).prompt)
+        prompt = self.pruner.fit(job).prompt
+        assert prompt is not None  # a pruner keeps something, or raises
+        pruned = replace(job, prompt=prompt)
         for split in ("train", "validation"):  # as P's answers, which a comparison has at hand, not part of the budget
             pruned.teacher_answers(split)
         return self.be.fit(pruned)

@@ -80,7 +80,7 @@ class Pruner(Method):
         kept = keep_words(messages, words, ranking[:count])
         if not kept:  # the first word alone is too long
             alone = (keep_words(messages, words, [i]) for i in ranking)
-            kept = next((kept for kept in alone if kept and num_tokens(kept, job) <= self.num_tokens), None)
+            kept = next((kept for kept in alone if kept and num_tokens(kept, job) <= self.num_tokens), [])
         if not kept:
             raise ValueError(
                 f"A budget of {self.num_tokens} token(s) holds nothing of the prompt, not even a word of each message that "
@@ -186,7 +186,7 @@ def mean_over_tokens(
         for i in set(owners[span[0]][span[1] : span[2]]) - {-1} if span else ():
             of_word.append(i)
             of_token.append(token)
-    of_word = torch.tensor(of_word, dtype=torch.long)
+    owner = torch.tensor(of_word, dtype=torch.long)
     values = scores.detach().double().cpu()[of_token]
-    totals = torch.zeros(len(words), dtype=torch.float64).index_add_(0, of_word, values)
-    return totals / torch.bincount(of_word, minlength=len(words)).clamp_(min=1)
+    totals = torch.zeros(len(words), dtype=torch.float64).index_add_(0, owner, values)
+    return totals / torch.bincount(owner, minlength=len(words)).clamp_(min=1)

@@ -54,13 +54,13 @@ def self_information(model: PreTrainedModel, ids: list[int], window: int | None 
     """
     head = OutputHead(model)
     window = min(window or context_length(model) or len(ids), len(ids))
-    ids = torch.tensor(ids, device=model.device)
+    tokens = torch.tensor(ids, device=model.device)
     scores = torch.full((len(ids),), math.log(head.weight.shape[0]))
     done = 1
     while done < len(ids):
         start = max(0, done - window // 2)
         end = min(start + window, len(ids))
-        hidden = model.get_decoder()(input_ids=ids[None, start:end], use_cache=False)[0][0]
-        scores[done:end] = cross_entropy(hidden[done - 1 - start : -1], ids[done:end], head).cpu()
+        hidden = model.get_decoder()(input_ids=tokens[None, start:end], use_cache=False)[0][0]
+        scores[done:end] = cross_entropy(hidden[done - 1 - start : -1], tokens[done:end], head).cpu()
         done = end
     return scores

@@ -101,15 +101,15 @@ def trade_off(rows: list[Row]) -> Markup | None:
     rows = [row for row in rows if row.cells["gap"].value is not None and row.cells["compression"].value]
     if all(row.is_bound for row in rows):
         return None
-    compressions = [row.cells["compression"].value for row in rows]
+    compressions = [row.cells["compression"].number for row in rows]
     x = Axis(min(1, *compressions) / 1.3, max(10, *compressions) * 1.4, "compression", log=True, unit="×")
     gaps = [row.cells["gap"] for row in rows]
     lowest = max(LOWEST_GAP, min(0.0, *(cell.low for cell in gaps)))
     y = Axis(lowest - 0.02 if lowest else 0.0, max(1.0, *(cell.high for cell in gaps)) * 1.04, "KL gap closed")
     dots = [
         Dot(
-            row.cells["compression"].value,
-            gap.value,
+            row.cells["compression"].number,
+            gap.number,
             f"{row.label}: {gap.text}{f' ({gap.spread})' if gap.spread else ''} at {row.cells['compression'].text}",
             row.css,
             row.sign,

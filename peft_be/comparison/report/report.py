@@ -85,7 +85,7 @@ def html_report(results: dict) -> str:
     )
 
 
-def _prompt_tokens(results: dict) -> int | None:
+def _prompt_tokens(results: dict) -> float | None:
     tokens = (results.get("prompt") or {}).get("tokens")
     return tokens if is_number(tokens) else None
 

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 from .svg import MINUS
 
@@ -35,6 +36,12 @@ class Cell:
     spread: str = ""
     low: float = math.nan
     high: float = math.nan
+
+    @property
+    def number(self) -> float:
+        """`value`, where it is known that there is one."""
+        assert self.value is not None
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,8 @@ class Row:
         return f"{self.kind}, {count_tokens(number)}" if number else self.kind
 
 
-def count_tokens(number: int | str) -> str:
-    return f"{number:,} token{'' if number == 1 else 's'}" if isinstance(number, int) else f"{number} tokens"
+def count_tokens(number: float | str) -> str:
+    return f"{number} tokens" if isinstance(number, str) else f"{number:,} token{'' if number == 1 else 's'}"
 
 
 def report_rows(results: dict) -> list[Row]:
@@ -178,7 +185,7 @@ def _add_retention(results: dict, rows: list[Row]) -> None:
     """Fill in which share of the full prompt's score remains, if the prompt matters to the task at all."""
     if _retention_obstacle(results, rows):
         return
-    full = next(row.cells["task"].value for row in rows if row.name == "full")
+    full = next(row.cells["task"].number for row in rows if row.name == "full")
     for row in rows:
         if (score := row.cells["task"].value) is not None:
             row.cells["retention"] = Cell(fixed(3)(score / full), score / full)
@@ -191,11 +198,12 @@ def _retention_obstacle(results: dict, rows: list[Row]) -> str | None:
     bounds = {row.name: row for row in rows if row.is_bound and row.cells["task"].value is not None}
     if len(bounds) < 2:
         return "the full prompt or no prompt has no score"
-    full, none = (bounds[name].cells["task"].value for name in ("full", "none"))
+    full, none = (bounds[name].cells["task"].number for name in ("full", "none"))
     errors = [_standard_error([run.get("task") or {} for run in row.runs]) for row in bounds.values()]
-    if None in errors:
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
         return "the scores' standard errors are not known"
-    noise = 2 * math.hypot(*errors)
+    noise = 2 * math.hypot(*known)
     if full - none <= noise:
         return (
             f"the full prompt ({full:.3f}) is not better than no prompt ({none:.3f}) by more than two standard errors of "
@@ -236,7 +244,7 @@ def report_notes(results: dict, rows: list[Row]) -> dict[str, str]:
     return notes
 
 
-def is_number(value) -> bool:
+def is_number(value) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -177,7 +177,7 @@ def _stretched(x: Axis, y: Axis, lines: Sequence[Line]) -> Markup:
 
 
 def _spread(x: Axis, y: Axis, dot: Dot) -> Markup:
-    bottom, top = (100 - y.within(value) for value in dot.spread)
+    bottom, top = (100 - y.within(value) for value in dot.spread or ())
     return Markup('<line class="spread {0}" x1="{1}%" x2="{1}%" y1="{2:.2f}%" y2="{3:.2f}%"/>').format(
         dot.css, x.at(dot.x), bottom, top
     )

@@ -7,7 +7,7 @@ import math
 from .rows import Row, count_tokens
 
 
-def verdict(rows: list[Row], prompt_tokens: int | None = None) -> str:
+def verdict(rows: list[Row], prompt_tokens: float | None = None) -> str:
     """
     What the fewest tokens keep of the prompt's effect, what the best method keeps, whether another one is as good, and what is
     saved.
@@ -23,8 +23,12 @@ def verdict(rows: list[Row], prompt_tokens: int | None = None) -> str:
     if not methods:
         # Whether the prompt matters is known from its KL alone
         known = any(row.name == "none" and row.cells["kl"].value is not None for row in rows)
-        gap = any(row.cells["gap"].value is not None for row in rows)
-        return "The prompt changes nothing on these queries, so there is no gap to close." if known and not gap else ""
+        has_gap = any(row.cells["gap"].value is not None for row in rows)
+        return (
+            "The prompt changes nothing on these queries, so there is no gap to close."
+            if known and not has_gap
+            else ""
+        )
     best = methods[0]
     shortest = min(methods, key=lambda row: row.cells["tokens"].value or math.inf)
     full = f" of {count_tokens(prompt_tokens)}" if prompt_tokens else ""
@@ -42,7 +46,7 @@ def verdict(rows: list[Row], prompt_tokens: int | None = None) -> str:
 
 
 def _closes(row: Row, gap: str) -> str:
-    share, tokens = round(100 * row.cells["gap"].value), row.cells["tokens"].value
+    share, tokens = round(100 * row.cells["gap"].number), row.cells["tokens"].value
     subject = row.label if tokens is None else f"{count_tokens(tokens)} ({row.kind})"
     one = tokens in (None, 1)
     if share < 0:

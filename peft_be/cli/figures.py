@@ -1,0 +1,29 @@
+"""Where commands leave their figures, besides the screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..recipe import setting
+from .common import check_card_file, check_json_file
+
+
+@dataclass
+class Figures:
+    """The options of commands that score an adapter."""
+
+    json: Path | None = setting(None, "Write the figures to this file.")
+    card: bool = setting(False, "Write the figures into the metadata of the adapter's card.")
+
+    def check(self, directory: Path) -> None:
+        """Refuse what cannot be written, before the work that it is for. Raises as [`check_json_file`] and [`check_card_file`]."""
+        check_json_file(self.json)
+        if self.card:
+            check_card_file(directory)
+
+    def write(self, figures: dict) -> None:
+        from ..files import write_json
+
+        if self.json is not None:
+            write_json(self.json, figures)

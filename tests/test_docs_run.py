@@ -1,0 +1,163 @@
+"""
+The commands and the Python code of the pages run as they stand, page by page, in a folder that has the files that they name.
+
+The base models are random and tiny, so that a page takes seconds; they stand in a Hub cache under the names that the pages use.
+README's quick start and `make demo` run on the real one: see test_readme.py.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .doc_blocks import PYTHON, ROOT, SHELL, blocks, commands
+from .tiny import save_tiny_llama
+
+
+pytestmark = pytest.mark.slow
+
+# How commands begin that do not run here, and why
+NOT_RUN = {
+    "pip install": "this environment is not to change",
+    "make": ".ci/run calls them",
+    "git clone": "there is no network",
+    "python llama.cpp/": "of the clone",
+    "vllm serve": "tests/serving has engines",
+    "python -m llama_cpp.server": "tests/serving has engines",
+    "curl": "tests/serving has engines",
+    "peft-be demo": "a server, see tests/serving/test_page.py",
+    "peft-be lm-eval": "its data is on the Hub, see tests/cli/test_lm_eval.py",
+    "peft-be push": "the Hub, see tests/hub",
+    "python benchmarks/": "minutes or hours, see tests/benchmarks",
+    "benchmarks/gpu.sh": "see tests/gpu",
+    "python research/": "hours, see tests/research",
+    ".venv/bin/python -m": "tests themselves",
+    "OMP_NUM_THREADS=1 make": ".ci/run calls make",
+}
+# Pages whose Python code needs what is not here, and why
+NOT_RUN_PAGES = {
+    "docs/how-to/share.md": "the Hub, see tests/hub",
+    "docs/serve/vllm.md": "a server, see tests/serving",
+    "docs/serve/users-text.md": "two lines out of a service",
+}
+# JSON blocks that a page shows as the content of a file
+FILES = {
+    "docs/evaluation.md": "rules.json",
+    "docs/how-to/few-shot.md": "prompt.json",
+    "docs/how-to/many-prompts.md": "manifest.jsonl",
+}
+HUB_NAMES = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", "org/model")
+PROMPT = "You are a pirate. Answer in one short sentence, and end every answer with the word Aye."
+QUERIES = [
+    f"What do you know about {thing}?" for thing in "the sea,rum,gold,parrots,maps,storms,whales,ships".split(",")
+]
+HELD_OUT = [f"Tell me about {thing}." for thing in ("islands", "the wind", "your crew", "the moon")]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PEFT_BE_CACHE": str(folder / "cache"),
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def run(command: list[str], folder: Path, workplace: Path) -> None:
+    done = subprocess.run(
+        command, cwd=workplace, env=environment(folder), capture_output=True, text=True, timeout=600, input=""
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def save_in_hub_cache(base: str, name: str, folder: Path) -> None:
+    """A copy of a model where `from_pretrained(name)` finds it without a network."""
+    repository = folder / "hub" / f"models--{name.replace('/', '--')}"
+    shutil.copytree(base, repository / "snapshots" / (40 * "0"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(40 * "0")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, tiny_tokenizer):
+    """The models, and in `files` what the pages name."""
+    folder = tmp_path_factory.mktemp("docs")
+    base = save_tiny_llama(folder / "cache" / "models" / "SmolLM2-135M-Instruct", tiny_tokenizer, context=4096)
+    for name in HUB_NAMES:
+        save_in_hub_cache(base, name, folder)
+    files = folder / "files"
+    shutil.copytree(ROOT / "examples", files / "examples")
+    for name in ("prompt.txt", "role.txt", "pirate.txt"):
+        (files / name).write_text(PROMPT)
+    chat = json.dumps([{"role": "system", "content": PROMPT}])
+    for name in ("prompt.json", "refund-policy.json"):
+        (files / name).write_text(chat)
+    for name in ("queries.txt", "pirate-queries.txt"):
+        (files / name).write_text("\n".join(QUERIES))
+    for name in ("held_out.txt", "pirate-held-out.txt"):
+        (files / name).write_text("\n".join(HELD_OUT))
+    (files / "queries.jsonl").write_text("\n".join(json.dumps({"question": query}) for query in QUERIES))
+    for name in ("queries.csv", "support.csv"):
+        (files / name).write_text("\n".join(["question", *(f'"{query}"' for query in QUERIES)]))
+    shutil.copy(ROOT / "examples" / "fernway" / "rules.json", files)
+    (files / "corpus.jsonl").write_text("\n".join(json.dumps({"text": 40 * f"{query} "}) for query in QUERIES))
+    items = [{"question": query, "answer": "So it is. #### 7"} for query in HELD_OUT]
+    (files / "gsm8k_test.jsonl").write_text("\n".join(map(json.dumps, items)))
+    asked = ["--queries", "queries.txt", "--max-steps", "2"]
+    for prompt, output in (
+        ("prompt.txt", "my-prompt"),
+        ("pirate.txt", "my-prompts/pirate"),
+        ("refund-policy.json", "my-prompts/refunds"),
+        ("examples/demo/prompt.txt", "persona-output"),
+    ):
+        run(["peft-be", "compress", "--prompt", prompt, *asked, "--output", output], folder, files)
+    run(["peft-be", "export", "my-prompts/pirate", "--format", "lora", "--output", "lora"], folder, files)
+    return folder
+
+
+SHOWN = blocks(*SHELL, *PYTHON, "json")
+RUN = [page for page in dict.fromkeys(block.page for block in SHOWN) if page.startswith("docs/")]
+
+
+def script_of(page: str) -> tuple[list[str], str]:
+    """What of a page runs: its commands, and its Python code."""
+    lines, code = [], ""
+    for block in SHOWN:
+        if block.page != page:
+            continue
+        if block.language in SHELL:
+            lines += [line for line in commands(block.code) if not line.startswith(tuple(NOT_RUN))]
+        elif block.language in PYTHON and page not in NOT_RUN_PAGES:
+            # A module of the package imports by dots
+            code += '__package__ = "peft_be.comparison.methods"\n' * ("from .method" in block.code) + block.code
+    return lines, code
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_page_runs(page, folder, tmp_path):
+    lines, code = script_of(page)
+    if not lines and not code:
+        return
+    workplace = shutil.copytree(folder / "files", tmp_path / "files")
+    for block in SHOWN:
+        if block.page == page and block.language == "json":
+            (workplace / FILES[page]).write_text(block.code)
+    # What the page makes is not there before
+    for name in ("my-prompt", "my-prompts", "persona-output", "lora"):
+        if f"--output {name}" in "\n".join(lines) or f'"{name}", ' in code:
+            shutil.rmtree(workplace / name)
+    if lines:
+        run(["bash", "-euxo", "pipefail", "-c", "\n".join(lines)], folder, workplace)
+    if code:
+        (workplace / "page.py").write_text(code)
+        run([sys.executable, "page.py"], folder, workplace)
+
+
+def test_most_of_what_is_shown_runs():
+    ran = [script_of(page) for page in RUN]
+    assert sum(len(lines) for lines, _ in ran) >= 20 and sum(bool(code) for _, code in ran) >= 8
