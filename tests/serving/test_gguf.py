@@ -26,7 +26,7 @@ gguf = pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 from gguf import GGMLQuantizationType as Type  # noqa: E402
 from gguf.quants import dequantize  # noqa: E402
 
-from peft_be.serving.gguf import _q6_k, _read  # noqa: E402
+from peft_be.serving.gguf_file import _q6_k, read_gguf  # noqa: E402
 from peft_be.serving.tokens import renders_alike  # noqa: E402
 
 from ..gguf_file import save_gguf  # noqa: E402
@@ -37,7 +37,7 @@ QUESTION = CHAT[0]["content"]
 
 
 def read(path):
-    reader = _read(path)
+    reader = read_gguf(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}, tensors
 
