@@ -55,6 +55,7 @@ def export(
 ) -> None:
     """Write what other engines serve: a model in which [BE] is a special token, or LoRA adapters for the base model."""
     from ..serving import export_gguf, export_lora, export_lora_gguf, export_merged
+    from ..serving.lora_gguf import BASE_FILE
 
     names = [directory.absolute().name for directory in directories]
     repeated = {name for name in names if names.count(name) > 1}
@@ -80,6 +81,9 @@ def export(
         where = "as the system message" if token.slot == "system" else "in front of the user's turn"
         say(bold(name), f": {token.text} {where} (ids {token.ids})")
     say("Saved to ", bold(output), ".")
+    if format is Format.lora_gguf:
+        copy = output / BASE_FILE
+        say("The model to serve them with: ", bold(copy if copy.exists() else base), ".")
 
 
 def check_options(
