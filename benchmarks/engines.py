@@ -5,31 +5,69 @@ The reference is transformers with the adapter on the base model. Where an engin
 reported with the reference's margin there: how much more its own token scores than the engine's, in nats. Engines add up the
 same numbers in another order, so margins of about 1e-4 in float32 may go either way; larger ones would be mistakes.
 
+An engine that refuses the adapter is reported with what it says.
+
 Example:
 
-    python benchmarks/engines.py demo-output --vllm vllm-env/bin/python --gguf model.gguf --json engines.json
+    python benchmarks/engines.py demo-output --vllm vllm-env/bin/python --gguf model.gguf --llama-server llama-server \\
+        --json engines.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from common import write_report
 from reference import DEMO
-from servers import Server, vllm_server
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from servers import Server, llama_server, vllm_server
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_be import PromptRenderer, export_gguf, export_merged, load_adapter, load_queries
+from peft_be import (
+    PromptRenderer,
+    export_gguf,
+    export_lora,
+    export_lora_gguf,
+    export_merged,
+    load_adapter,
+    load_queries,
+)
 from peft_be.models import resolve_model
 from peft_be.prompting.messages import check_query
+from peft_be.serving import MergedToken
 from peft_be.serving.vllm import PromptEmbeds, encode
 
 
+Answers = list[list[int]]
+
+
+@dataclass
+class Requests:
+    """What each engine is asked, and a folder for what it loads."""
+
+    args: argparse.Namespace
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    queries: list[list[dict]]
+    folder: Path
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        return {"a": self.args.adapter}
+
+    def chats(self, token: MergedToken) -> list[list[dict]]:
+        return [[{"role": "system", "content": token.text}, *query] for query in self.queries]
+
+
 @torch.no_grad()
-def greedy(model: PreTrainedModel, prompts: list[list[int]], length: int) -> list[list[int]]:
+def greedy(model: PreTrainedModel, prompts: list[list[int]], length: int) -> Answers:
     """One at a time: padding would change the order of additions."""
     answers = []
     for prompt in prompts:
@@ -41,26 +79,98 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], length: int) -> lis
     return answers
 
 
-def of_vllm(server: Server, path: str, requests: Iterable[dict], args: argparse.Namespace) -> list[list[int]]:
+def of_transformers(asked: Requests) -> Iterator[tuple[str, Answers]]:
+    token = export_merged(asked.adapters, asked.folder / "merged", model=asked.args.model)["a"]
+    tokenizer = AutoTokenizer.from_pretrained(asked.folder / "merged")
+    model = AutoModelForCausalLM.from_pretrained(asked.folder / "merged", dtype=getattr(torch, asked.args.dtype))
+    chats = asked.chats(token)
+    prompts = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
+    yield "transformers, merged checkpoint", greedy(model.eval(), prompts, asked.args.max_new_tokens)
+
+
+def of_plain_peft(asked: Requests) -> Iterator[tuple[str, Answers]]:
+    args, script = asked.args, Path(__file__).with_name("plain_peft.py")
+    token = export_lora(asked.adapters, asked.folder / "lora", model=args.model, dtype=args.dtype)["a"]
+    chats, answers = asked.folder / "chats.json", asked.folder / "answers.json"
+    chats.write_text(json.dumps(asked.chats(token)))
+    command = [sys.executable, script, "--lora", asked.folder / "lora" / "a", "--model", resolve_model(args.model)]
+    command += ["--chats", chats, "--answers", answers, "--dtype", args.dtype]
+    command += ["--max-new-tokens", args.max_new_tokens]
+    subprocess.run([str(part) for part in command], check=True)
+    yield "PEFT LoRA without peft_be", json.loads(answers.read_text())
+
+
+def of_vllm(asked: Requests) -> Iterator[tuple[str, Answers | str]]:
+    args, base = asked.args, resolve_model(asked.args.model)
+    options = ("--dtype", args.dtype, "--enforce-eager", "--max-model-len", "2048")
+    token = export_merged(asked.adapters, asked.folder / "vllm-merged", model=args.model)["a"]
+    with vllm_server(args.vllm, str(asked.folder / "vllm-merged"), *options) as server:
+        requests = ({"messages": chat} for chat in asked.chats(token))
+        yield "vLLM, merged checkpoint", _vllm_answers(server, "/v1/chat/completions", requests, args)
+    token = export_lora(asked.adapters, asked.folder / "vllm-lora", model=args.model, dtype=args.dtype)["a"]
+    lora = ("--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"a={asked.folder / 'vllm-lora' / 'a'}")
+    try:
+        with vllm_server(args.vllm, base, *options, *lora) as server:
+            requests = ({"model": "a", "messages": chat} for chat in asked.chats(token))
+            yield "vLLM, LoRA", _vllm_answers(server, "/v1/chat/completions", requests, args)
+    except RuntimeError as error:  # it refuses LoRA of the embedding of some models
+        yield "vLLM, LoRA", _what_it_says(error)
+    with vllm_server(args.vllm, base, *options, "--enable-prompt-embeds") as server:
+        rows = PromptEmbeds.from_pretrained(args.adapter)
+        requests = ({"messages": rows.messages(query)} for query in asked.queries)
+        yield "vLLM, prompt_embeds in a chat", _vllm_answers(server, "/v1/chat/completions", requests, args)
+        embedding = asked.model.get_input_embeddings()
+        whole = (rows.prompt_embeds(query, asked.tokenizer, embedding) for query in asked.queries)
+        requests = ({"prompt_embeds": encode(embeds)} for embeds in whole)
+        yield "vLLM, all embeddings", _vllm_answers(server, "/v1/completions", requests, args)
+
+
+def _vllm_answers(server: Server, path: str, requests: Iterable[dict], args: argparse.Namespace) -> Answers:
     settings = {"model": "base", "temperature": 0, "max_tokens": args.max_new_tokens, "return_token_ids": True}
     return [server.post(path, {**settings, **request})["choices"][0]["token_ids"] for request in requests]
 
 
-def of_llama(path: str, chats: list[list[dict]], tokenizer, length: int) -> list[list[int]]:
+def _what_it_says(error: RuntimeError) -> str:
+    """The last line of a server's log that names an error."""
+    lines = [line.strip() for line in str(error).splitlines() if "Error" in line]
+    return lines[-1] if lines else str(error)[-300:]
+
+
+def of_llama(asked: Requests) -> Iterator[tuple[str, Answers]]:
+    args, folder = asked.args, asked.folder
+    token = export_gguf(asked.adapters, args.gguf, folder / "be.gguf", model=args.model)["a"]
+    yield "llama.cpp", _llama_answers(asked, token, folder / "be.gguf")
+    token = export_lora_gguf(asked.adapters, args.gguf, folder / "lora-gguf", model=args.model)["a"]
+    lora, copy = folder / "lora-gguf" / "a" / "adapter.gguf", folder / "lora-gguf" / "base.gguf"
+    base = copy if copy.exists() else args.gguf
+    yield "llama.cpp, LoRA", _llama_answers(asked, token, base, lora_path=str(lora))
+    if args.llama_server:
+        options = ("--lora", str(lora), "--lora-init-without-apply", "--ctx-size", "2048", "--parallel", "1")
+        with llama_server(args.llama_server, str(base), *options) as server:
+            yield "llama-server, LoRA", [_llama_server_answer(server, chat, args) for chat in asked.chats(token)]
+
+
+def _llama_answers(asked: Requests, token: MergedToken, path: Path, **options) -> Answers:
     from llama_cpp import Llama
 
-    llama = Llama(path, n_ctx=2048, verbose=False)
-    answers = []
-    for chat in chats:
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    llama, answers = Llama(str(path), n_ctx=2048, verbose=False, **options), []
+    for chat in asked.chats(token):
+        text = asked.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         answer = []
         # The most probable token, and no penalty for repetition, which is on by default
-        for token in llama.generate(llama.tokenize(text.encode(), False, True), top_k=1, repeat_penalty=1.0):
-            answer.append(token)
-            if len(answer) == length or token == llama.token_eos():
+        for token_id in llama.generate(llama.tokenize(text.encode(), False, True), top_k=1, repeat_penalty=1.0):
+            answer.append(token_id)
+            if len(answer) == asked.args.max_new_tokens or token_id == llama.token_eos():
                 break
         answers.append(answer)
     return answers
+
+
+def _llama_server_answer(server: Server, chat: list[dict], args: argparse.Namespace) -> list[int]:
+    # The ids of the answer come with the probabilities alone
+    body = {"messages": chat, "temperature": 0, "max_tokens": args.max_new_tokens, "logprobs": True, "top_logprobs": 1}
+    reply = server.post("/v1/chat/completions", {**body, "lora": [{"id": 0, "scale": 1.0}]})
+    return [token["id"] for token in reply["choices"][0]["logprobs"]["content"]]
 
 
 @torch.no_grad()
@@ -75,11 +185,24 @@ def divergence(model: PreTrainedModel, prompt: list[int], expected: list[int], a
     return {"position": position, "margin": (scores[expected[position]] - scores[answer[position]]).item()}
 
 
-def transformers_answers(folder: str, chats: list[list[dict]], args: argparse.Namespace) -> list[list[int]]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).eval()
-    prompts = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
-    return greedy(model, prompts, args.max_new_tokens)
+def compare(model: PreTrainedModel, prompts: Answers, expected: Answers, own: Answers | str) -> dict:
+    """How many answers are the expected ones, and where the others leave them; or why there are none."""
+    if isinstance(own, str):
+        return {"refused": own}
+    found = [divergence(model, *case) for case in zip(prompts, expected, own, strict=True)]
+    apart = [{"request": i, **case} for i, case in enumerate(found) if case]
+    return {"identical": len(own) - len(apart), "of": len(own), "apart": apart}
+
+
+def told(result: dict) -> str:
+    if "refused" in result:
+        return f"refused: {result['refused']}"
+    lines = [f"{result['identical']} of {result['of']} answers identical"]
+    for case in result["apart"]:
+        lines.append(
+            f"  request {case['request']}: from token {case['position']} on, margin {case['margin']:.2g} nats"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -93,6 +216,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
     parser.add_argument("--gguf", metavar="FILE", help="GGUF file of the base model, for llama.cpp")
+    parser.add_argument("--llama-server", metavar="PROGRAM", help="llama-server, for the GGUF file")
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
     args = parser.parse_args()
 
@@ -102,37 +226,14 @@ def main() -> None:
     renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
     prompts = [renderer.be(query) for query in queries]
     expected = greedy(model, prompts, args.max_new_tokens)
-    answers: dict[str, list[list[int]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        token = export_merged({"a": args.adapter}, f"{folder}/merged", model=args.model)["a"]
-        chats = [[{"role": "system", "content": token.text}, *query] for query in queries]
-        answers["transformers, merged checkpoint"] = transformers_answers(f"{folder}/merged", chats, args)
-        if args.vllm:
-            options = ("--dtype", args.dtype, "--enforce-eager", "--max-model-len", "2048")
-            with vllm_server(args.vllm, f"{folder}/merged", *options) as server:
-                requests = ({"messages": chat} for chat in chats)
-                answers["vLLM, merged checkpoint"] = of_vllm(server, "/v1/chat/completions", requests, args)
-            with vllm_server(args.vllm, resolve_model(args.model), *options, "--enable-prompt-embeds") as server:
-                rows = PromptEmbeds.from_pretrained(args.adapter)
-                requests = ({"messages": rows.messages(query)} for query in queries)
-                answers["vLLM, prompt_embeds in a chat"] = of_vllm(server, "/v1/chat/completions", requests, args)
-                embedding = model.get_input_embeddings()
-                whole = (rows.prompt_embeds(query, tokenizer, embedding) for query in queries)
-                requests = ({"prompt_embeds": encode(embeds)} for embeds in whole)
-                answers["vLLM, all embeddings"] = of_vllm(server, "/v1/completions", requests, args)
-        if args.gguf:
-            token = export_gguf({"a": args.adapter}, args.gguf, f"{folder}/be.gguf", model=args.model)["a"]
-            chats = [[{"role": "system", "content": token.text}, *query] for query in queries]
-            answers["llama.cpp"] = of_llama(f"{folder}/be.gguf", chats, tokenizer, args.max_new_tokens)
-
+    engines = [of_transformers, of_plain_peft]
+    engines += [of_vllm] * bool(args.vllm) + [of_llama] * bool(args.gguf)
     report = {}
-    for name, own in answers.items():
-        found = [divergence(model, *case) for case in zip(prompts, expected, own)]
-        apart = [{"request": i, **case} for i, case in enumerate(found) if case]
-        report[name] = {"identical": len(own) - len(apart), "of": len(own), "apart": apart}
-        print(f"{name}: {len(own) - len(apart)} of {len(own)} answers identical")
-        for case in apart:
-            print(f"  request {case['request']}: from token {case['position']} on, margin {case['margin']:.2g} nats")
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Requests(args, model, tokenizer, queries, Path(folder))
+        for name, own in (answer for engine in engines for answer in engine(asked)):
+            report[name] = compare(model, prompts, expected, own)
+            print(f"{name}: {told(report[name])}")
     write_report(args, model.device, engines=report)
 
 

@@ -61,6 +61,19 @@ def vllm_server(
     return _server([*command, *options], environment, timeout)
 
 
+def llama_server(program: str, model: str, *options: str, timeout: float = 600):
+    """
+    A server of llama.cpp, as a context manager that gives a [`Server`].
+
+    Args:
+        program (`str`): `llama-server`, see `make llama-server`.
+        model (`str`): GGUF file.
+        *options (`str`): further options.
+        timeout (`float`, *optional*, defaults to `600`): how long it may take to start, in seconds.
+    """
+    return _server([program, "--model", model, *options], {}, timeout)
+
+
 @contextmanager
 def _server(command: list[str], environment: dict[str, str], timeout: float) -> Iterator[Server]:
     with socket.socket() as free:

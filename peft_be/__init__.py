@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .serving import PromptEmbeds as PromptEmbeds
     from .serving import export_gguf as export_gguf
     from .serving import export_lora as export_lora
+    from .serving import export_lora_gguf as export_lora_gguf
     from .serving import export_merged as export_merged
     from .serving import import_lora as import_lora
     from .serving import strip_special_tokens as strip_special_tokens
@@ -83,6 +84,7 @@ _LAZY = {
     "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
     "export_lora": "serving",
+    "export_lora_gguf": "serving",
     "export_merged": "serving",
     "import_lora": "serving",
     "load_adapter": "adapters.load",

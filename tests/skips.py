@@ -31,6 +31,7 @@ ALWAYS = (
 WITHOUT = {
     "chromium": ("no Chromium is installed",),
     "llama.cpp": ("llama-cpp-python is not installed", "llama-cpp-python[server] is not installed"),
+    "llama-server": ("PEFT_BE_LLAMA_SERVER does not name the program llama-server",),
     "vllm": ("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM",),
     "cl100k_base": ("tiktoken can neither find nor download cl100k_base",),
 }

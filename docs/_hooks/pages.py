@@ -61,6 +61,7 @@ GROUPS = {
         "export_merged",
         "export_gguf",
         "export_lora",
+        "export_lora_gguf",
         "import_lora",
         "PromptEmbeds",
         "PromptDirectory",

@@ -14,6 +14,11 @@ class Format(str, Enum):
     hf = "hf"
     gguf = "gguf"
     lora = "lora"
+    lora_gguf = "lora-gguf"
+
+
+GGUF = (Format.gguf, Format.lora_gguf)
+LORA = (Format.lora, Format.lora_gguf)
 
 
 def export(
@@ -38,16 +43,19 @@ def export(
     format: Annotated[
         Format,
         typer.Option(
-            help="hf: a transformers checkpoint; gguf: a GGUF file for llama.cpp; lora: LoRA adapters of the unchanged model."
+            help="hf: a transformers checkpoint; gguf: a GGUF file for llama.cpp; lora: LoRA adapters of the unchanged model; "
+            "lora-gguf: the same for llama.cpp."
         ),
     ] = Format.hf,
     base: Annotated[
-        Optional[Path], typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf.")
+        Optional[Path],
+        typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf and lora-gguf."),
     ] = None,
     allow_other_weights: AllowOtherWeights = False,
 ) -> None:
     """Write what other engines serve: a model in which [BE] is a special token, or LoRA adapters for the base model."""
-    from ..serving import export_gguf, export_lora, export_merged
+    from ..serving import export_gguf, export_lora, export_lora_gguf, export_merged
+    from ..serving.lora_gguf import BASE_FILE
 
     names = [directory.absolute().name for directory in directories]
     repeated = {name for name in names if names.count(name) > 1}
@@ -65,28 +73,35 @@ def export(
         tokens = export_merged(adapters, output, dtype=dtype, **named, **loading)
     elif format is Format.gguf:
         tokens = export_gguf(adapters, base, output, **named, **loading)
-    else:
+    elif format is Format.lora:
         tokens = export_lora(adapters, output, dtype=dtype, **loading)
+    else:
+        tokens = export_lora_gguf(adapters, base, output, **loading)
     for name, token in tokens.items():
         where = "as the system message" if token.slot == "system" else "in front of the user's turn"
         say(bold(name), f": {token.text} {where} (ids {token.ids})")
     say("Saved to ", bold(output), ".")
+    if format is Format.lora_gguf:
+        copy = output / BASE_FILE
+        say("The model to serve them with: ", bold(copy if copy.exists() else base), ".")
 
 
 def check_options(
     format: Format, base: Path | None, dtype: str | None, default: str | None, token_name: list[str] | None
 ) -> None:
     """Raises a `ValueError` for an option that the format does not have, or lacks."""
-    if format is Format.gguf and base is None:
+    if format in GGUF and base is None:
         raise ValueError(
-            "--format gguf adds to a GGUF file: give it as --base. If there is none, export with --format hf and convert "
-            "that with llama.cpp's convert_hf_to_gguf.py."
+            f"--format {format.value} needs the GGUF file of the base model: give it as --base. If there is none, convert the "
+            "base model, or an export with --format hf, with llama.cpp's convert_hf_to_gguf.py."
         )
-    if format is not Format.gguf and base is not None:
-        raise ValueError("--base is the GGUF file that --format gguf adds to: give that, too, or leave it out.")
-    if format is Format.gguf and dtype is not None:
+    if format not in GGUF and base is not None:
+        raise ValueError(
+            "--base is the GGUF file that --format gguf and lora-gguf need: give one of these, too, or leave it out."
+        )
+    if format in GGUF and dtype is not None:
         raise ValueError("--dtype is not for a GGUF file, which keeps its own types: leave it out.")
-    if format is Format.lora and (default or token_name):
+    if format in LORA and (default or token_name):
         raise ValueError(
             f"--{'default' if default else 'token-name'} is not for LoRA adapters: each has a chat template of its own, and "
             "its token is one of the base model's. Leave it out."

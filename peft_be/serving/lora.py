@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ..tuner import BETokenConfig
 from ..tuner.provenance import Provenance
 from ..tuner.token_ids import find_unused_token_ids
 from .tokens import (
+    AdapterRows,
     MergedToken,
     chat_templates,
     check_names,
@@ -102,29 +104,17 @@ def export_lora(
     base, tokenizer, found = load_rows(
         adapters, None, None, model=model, dtype=dtype, device=device, allow_other_weights=allow_other_weights
     )
-    free = _readable_ids(tokenizer, base)
-    tokens = {}
-    for name, rows in found.rows.items():
-        config = found.configs[name]
-        if len(rows) > len(free):
-            raise ValueError(
-                f"The {len(rows)} rows of '{name}' need as many reserved tokens, and this tokenizer has {len(free)}: train "
-                "with fewer rows, or export a checkpoint (--format hf), which adds tokens."
-            )
+    for config in found.configs.values():
         if config.embed_scale != 1:
             raise ValueError(
                 f"This base model multiplies its embeddings by {config.embed_scale:g}, which engines do not do to LoRA: export "
                 "a checkpoint (--format hf) instead."
             )
-        ids = free[: len(rows)]
-        text = "".join(tokenizer.convert_ids_to_tokens(ids))
-        tokens[name] = LoraToken(text, ids, config.slot, config.base_model_name_or_path, config.provenance)
+    tokens = lora_tokens(found, tokenizer, readable_ids(tokenizer, base))
     check_shown(tokenizer, tokenizer.get_chat_template(), tokens, None)
     for name, token in tokens.items():
         _write(base, found.rows[name], token, output_dir / name)
-        if token.slot == "system":
-            template = with_default_system(chat_templates(tokenizer)["default"], token.text)
-            (output_dir / name / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        write_record(token, chat_templates(tokenizer)["default"], output_dir / name)
     return tokens
 
 
@@ -188,10 +178,40 @@ def _read(directory: Path) -> tuple[LoraToken, torch.Tensor]:
     return token, difference
 
 
-def _readable_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
+def readable_ids(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, exclude: Collection[int] = ()
+) -> list[int]:
     """Ids that no prompt uses and that a text can have: those of reserved tokens."""
     rows = model.get_input_embeddings().num_embeddings
-    return [i for i in find_unused_token_ids(tokenizer, rows, rows) if i in tokenizer.added_tokens_decoder]
+    free = find_unused_token_ids(tokenizer, rows, rows, exclude)
+    return [i for i in free if i in tokenizer.added_tokens_decoder]
+
+
+def lora_tokens(found: AdapterRows, tokenizer: PreTrainedTokenizerBase, free: list[int]) -> dict[str, LoraToken]:
+    """
+    The tokens of adapters that are served one at a time: all begin with the first of the `free` ids.
+
+    Raises:
+        `ValueError`: an adapter has more rows than there are ids.
+    """
+    tokens = {}
+    for name, config in found.configs.items():
+        k = len(found.rows[name])
+        if k > len(free):
+            raise ValueError(
+                f"The {k} rows of '{name}' need as many reserved tokens, and this tokenizer has {len(free)}: train "
+                "with fewer rows, or export a checkpoint (--format hf), which adds tokens."
+            )
+        text = "".join(tokenizer.convert_ids_to_tokens(free[:k]))
+        tokens[name] = LoraToken(text, free[:k], config.slot, config.base_model_name_or_path, config.provenance)
+    return tokens
+
+
+def write_record(token: LoraToken, template: str, directory: Path) -> None:
+    """Write `be_token.json`, and for a system message the chat template that has it where a chat has none."""
+    (directory / TOKEN_FILE).write_text(json.dumps(asdict(token), indent=2) + "\n", encoding="utf-8")
+    if token.slot == "system":
+        (directory / TEMPLATE_FILE).write_text(with_default_system(template, token.text), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -213,7 +233,6 @@ def _write(base: PreTrainedModel, rows: torch.Tensor, token: LoraToken, director
         peft_model.save_pretrained(directory, save_embedding_layers=False)
     finally:
         peft_model.unload()
-    (directory / TOKEN_FILE).write_text(json.dumps(asdict(token), indent=2) + "\n", encoding="utf-8")
 
 
 def differences(rows: torch.Tensor, table_rows: torch.Tensor) -> torch.Tensor:

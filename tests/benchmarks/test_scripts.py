@@ -31,7 +31,8 @@ def test_engines(run_script, tiny_dir, tmp_path):
     adapter = save_adapter(str(tiny_dir), tmp_path / "a")
     options = ("--model", tiny_dir, "--requests", 2, "--max-new-tokens", 4)
     report = run_script("engines.py", adapter, *options)
-    assert report["engines"] == {"transformers, merged checkpoint": {"identical": 2, "of": 2, "apart": []}}
+    alike = {"identical": 2, "of": 2, "apart": []}
+    assert report["engines"] == {"transformers, merged checkpoint": alike, "PEFT LoRA without peft_be": alike}
     assert report["args"]["adapter"] == "a"  # and nothing of where it lies
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium, driven by Playwright; and vLLM servers."""
+"""The page in a real browser: headless Chromium, driven by Playwright; and servers of vLLM and llama.cpp."""
 
 import os
 import re
@@ -70,6 +70,15 @@ def visit(browser):
         "",
     }
     assert not [url for url in requests if url.startswith("http") and not url.startswith("http://127.0.0.1:")]
+
+
+@pytest.fixture(scope="module")
+def llama_server():
+    """Starts servers of llama.cpp with the program that PEFT_BE_LLAMA_SERVER names (`make llama-server`)."""
+    if not os.environ.get("PEFT_BE_LLAMA_SERVER"):
+        pytest.skip("PEFT_BE_LLAMA_SERVER does not name the program llama-server")
+    options = ("--ctx-size", "1024", "--parallel", "1", "--threads", "1")
+    return lambda model, *more: servers.llama_server(os.environ["PEFT_BE_LLAMA_SERVER"], model, *options, *more)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A GGUF file with [BE] says in llama.cpp what the adapter says in transformers, and leaves everything else alone."""
 
-import ctypes
 import json
 import socket
 import subprocess
@@ -26,10 +25,11 @@ gguf = pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 from gguf import GGMLQuantizationType as Type  # noqa: E402
 from gguf.quants import dequantize  # noqa: E402
 
-from peft_be.serving.gguf import _q6_k, _read  # noqa: E402
+from peft_be.serving.gguf_file import _q6_k, read_gguf  # noqa: E402
 from peft_be.serving.tokens import renders_alike  # noqa: E402
 
 from ..gguf_file import save_gguf  # noqa: E402
+from .llama import llama_logits, open_llama, quantised  # noqa: E402
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The output row of")
@@ -37,7 +37,7 @@ QUESTION = CHAT[0]["content"]
 
 
 def read(path):
-    reader = _read(path)
+    reader = read_gguf(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}, tensors
 
@@ -247,30 +247,6 @@ def test_a_token_has_the_name_that_was_asked_for(smollm2_tokenizer, tmp_path, cl
     metadata = read(tmp_path / "out.gguf")[0]
     (token_id,) = json.loads(metadata["peft_be.tokens"])["a"]["ids"]
     assert metadata["tokenizer.ggml.tokens"][token_id] == "<|pirate|>"
-
-
-def open_llama(path):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    return llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, verbose=False)
-
-
-def llama_logits(llama, ids):
-    """The logits after the last of `ids`, as llama.cpp computes them."""
-    llama.reset()
-    llama.eval(ids)
-    library = sys.modules["llama_cpp"]
-    return np.ctypeslib.as_array(library.llama_get_logits_ith(llama.ctx, -1), (llama.n_vocab(),)).copy()
-
-
-def quantised(path, target, file_type, **types):
-    """What llama.cpp's own quantiser makes of a GGUF file."""
-    library = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed").llama_cpp
-    parameters = library.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread, parameters.allow_requantize = file_type, 1, True
-    for name, value in types.items():
-        setattr(parameters, name, value)
-    assert library.llama_model_quantize(str(path).encode(), str(target).encode(), ctypes.byref(parameters)) == 0
-    return target
 
 
 @pytest.mark.parametrize(
