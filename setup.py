@@ -78,5 +78,9 @@ setup(
         "wrapt>=1.16,<3",
     ],
     extras_require=extras,
-    entry_points={"console_scripts": ["peft-be=peft_be.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["peft-be=peft_be.cli.main:main"],
+        # `lm_eval --model peft_be`: the harness reads this group in the releases after 0.4.13
+        "lm_eval.models": ["peft_be=peft_be.evaluation.lm_eval:PeftBeLM"],
+    },
 )

@@ -1,7 +1,8 @@
 """The model `peft_be` of the lm-evaluation-harness: its tasks with [BE], the full prompt or no prompt before every request.
 
-The harness finds models of other packages only once they are imported: `peft-be lm-eval` does that and is the harness's own
-command otherwise; in Python, import this module.
+The harness's releases after 0.4.13 find the model by this package's entry point. Earlier ones find models of other packages
+only once they are imported: `peft-be lm-eval` does that and is the harness's own command otherwise; in Python, import this
+module.
 """
 
 from __future__ import annotations

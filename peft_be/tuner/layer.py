@@ -91,12 +91,21 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
 
     def set_token_ids(self, adapter_name: str, token_ids: list[int]) -> None:
         """Gives an adapter other ids: first for its [BE] rows, then for its [AE] row."""
-        if adapter_name in self.merged_adapters:
-            raise ValueError(f"Adapter {adapter_name} is merged at its present token ids: call unmerge_adapter first.")
+        self.check_not_merged(adapter_name)
         if adapter_name in self.active_adapters:
             others = [name for name in self.active_adapters if name != adapter_name]
             self._check_distinct_ids(others, {adapter_name: token_ids})
         self.be_token_ids[adapter_name] = torch.tensor(token_ids, device=self.be_token_ids[adapter_name].device)
+
+    def check_not_merged(self, adapter_name: str) -> None:
+        """Raises a `ValueError` if the rows of an adapter are in the table, where a change of them or of its ids is not seen."""
+        if adapter_name in self.merged_adapters:
+            raise ValueError(f"Adapter {adapter_name} is merged into the embedding table: call unmerge_adapter first.")
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        # PEFT's models refuse it themselves. transformers' `delete_adapter` asks nobody, and the rows would stay in the table
+        self.check_not_merged(adapter_name)
+        super().delete_adapter(adapter_name)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         self._check_distinct_ids([adapter_names] if isinstance(adapter_names, str) else adapter_names)
@@ -298,7 +307,9 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
             `ValueError`: If an id lies beyond the vocabulary, belongs to two adapters, or if the safe merge fails.
                 The table is left as it was.
         """
-        adapter_names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.be_token_ids]
+        # Each once: a second round would keep the merged rows as those to put back
+        names = dict.fromkeys(check_adapters_to_merge(self, adapter_names))
+        adapter_names = [name for name in names if name in self.be_token_ids]
         self._check_distinct_ids([*self.merged_adapters, *adapter_names])
         weight = self.get_base_layer().weight.data
         rows = {name: self.all_rows(name).detach().to(weight) for name in adapter_names}

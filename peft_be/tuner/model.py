@@ -286,6 +286,8 @@ class BETokenModel(BaseTuner):
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         check_rows(state_dict, config, "file")
+        for layer in (module for module in model.modules() if isinstance(module, BETokenEmbedding)):
+            layer.check_not_merged(adapter_name)
         entries = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         # PEFT passes on what it finds no place for, warns, and leaves the rows at their random values
         unplaced = [key for key in entries if key in state_dict]
@@ -357,16 +359,16 @@ class BETokenModel(BaseTuner):
         return self._weight("be_token_embedding", adapter_name).grad
 
     def set_rows(self, adapter_name: str, rows: torch.Tensor) -> None:
-        """Overwrites the [BE] rows of an adapter in place with `rows` of shape (k, d)."""
-        self._overwrite(self._weight("be_token_embedding", adapter_name), rows)
+        """Overwrites the [BE] rows of an adapter in place with `rows` of shape (k, d). Refuses a merged adapter."""
+        self._overwrite("be_token_embedding", adapter_name, rows)
 
     def get_ae_row(self, adapter_name: str) -> torch.Tensor:
         """Returns a copy of the [AE] row of an adapter, of shape (1, d)."""
         return self._weight("be_token_ae_embedding", adapter_name).detach().clone()
 
     def set_ae_row(self, adapter_name: str, row: torch.Tensor) -> None:
-        """Overwrites the [AE] row of an adapter in place with `row` of shape (1, d)."""
-        self._overwrite(self._weight("be_token_ae_embedding", adapter_name), row)
+        """Overwrites the [AE] row of an adapter in place with `row` of shape (1, d). Refuses a merged adapter."""
+        self._overwrite("be_token_ae_embedding", adapter_name, row)
 
     def _weight(self, container_name: str, adapter_name: str) -> nn.Parameter:
         container = getattr(self._layer, container_name)
@@ -375,9 +377,10 @@ class BETokenModel(BaseTuner):
             raise ValueError(f"Adapter {adapter_name} has no {kind}.")
         return container[adapter_name].weight
 
-    @staticmethod
     @torch.no_grad()
-    def _overwrite(weight: nn.Parameter, rows: torch.Tensor) -> None:
+    def _overwrite(self, container_name: str, adapter_name: str, rows: torch.Tensor) -> None:
+        weight = self._weight(container_name, adapter_name)
+        self._layer.check_not_merged(adapter_name)
         if rows.shape != weight.shape:  # `copy_` would broadcast
             raise ValueError(f"Expected rows of shape {tuple(weight.shape)}, got {tuple(rows.shape)}.")
         weight.copy_(rows)

@@ -1,6 +1,7 @@
 """`peft-be lm-eval` is the harness's own command, with one model more."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ from ..tiny import save_tiny_llama
 
 pytest.importorskip("lm_eval", reason="needs the lm-evaluation-harness: pip install lm-eval")
 
+# As docs/evaluation.md has it
+HARNESS = "import peft_be.evaluation.lm_eval, lm_eval.__main__ as harness; harness.cli_evaluate()"
 TASK = """
 task: colours
 dataset_path: json
@@ -58,6 +61,14 @@ def test_a_run(cli, tmp_path, monkeypatch, tiny_tokenizer):
     assert code == 0 and "|colours|" in out
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("results_*.json")]
     assert results[0]["config"]["model_args"]["adapter"] == str(adapter)
+
+    # The harness's own command, once it knows the model
+    own = [*map(str, run[1:]), model, "--apply_chat_template"]
+    own[own.index(str(tmp_path / "out"))] = str(tmp_path / "own")
+    done = subprocess.run([sys.executable, "-c", HARNESS, *own], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (again,) = [json.loads(path.read_text()) for path in (tmp_path / "own").rglob("results_*.json")]
+    assert again["results"] == results[0]["results"] and again["config"]["model"] == "peft_be"
 
     code, _, err = cli(*run, model)
     last = err.strip().splitlines()

@@ -1,5 +1,7 @@
 """The harness's model `peft_be`: what the harness asks it for, against the adapter used directly."""
 
+from importlib.metadata import entry_points
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -115,6 +117,11 @@ def test_the_harness_finds_the_model(folders):
     )
     assert isinstance(lm, PeftBeLM) and lm.batch_size == 4
     assert lm.tok_encode(chat(lm, QUESTIONS[0])) == direct(folders, "no_prompt")[2](QUESTIONS[0])
+
+
+def test_the_package_offers_the_model_as_a_plugin():
+    (found,) = (point for point in entry_points(group="lm_eval.models") if point.name == "peft_be")
+    assert found.load() is PeftBeLM
 
 
 @pytest.mark.parametrize("form", ["be", "full", "no_prompt"])

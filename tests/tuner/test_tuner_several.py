@@ -126,13 +126,86 @@ def test_deleting_an_adapter_gives_its_ids_free():
     assert model.peft_config["c"].be_token_ids == [7]
 
 
-def test_duplicate_names_and_merged_adapters():
+def table_and_rows(model):
+    return [model.get_input_embeddings().weight.clone(), *(p.clone() for p in model.parameters() if p.requires_grad)]
+
+
+def test_a_name_is_taken_once(saved):
     model = adapted("a", be_token_ids=[7])
+    before, config = table_and_rows(model), model.peft_config["a"]
     with pytest.raises(ValueError, match="'a' already exists"):
         model.add_adapter("a", BETokenConfig())
-    model.merge_adapter()
+    # PEFT reads another file into an adapter that is there, as trainers do with a checkpoint of theirs: its rows have to fit
+    with pytest.raises(ValueError, match="do not fit its configuration"):
+        model.load_adapter(saved / "x", "a")
+    assert model.peft_config["a"] is config
+    assert all(torch.equal(*pair) for pair in zip(table_and_rows(model), before))
+    base_model = AutoModelForCausalLM.from_pretrained(saved / "base")
+    base_model.load_adapter(str(saved / "x"), adapter_name="x")
+    with pytest.raises(ValueError, match="name x already exists"):
+        base_model.load_adapter(str(saved / "y"), adapter_name="x")
+
+
+def test_what_is_merged_stays_as_it_is(saved):
+    model = load_with_peft(saved)
+    model.base_model.assign_token_ids("x", [7, 8], 9)
+    table = model.get_input_embeddings().weight.clone()
+    model.merge_adapter(["x"])
+    merged = model.get_input_embeddings().weight.clone()
+    rows = model.base_model.get_rows("x")
     with pytest.raises(ValueError, match="while they are merged"):
-        model.delete_adapter("a")
+        model.delete_adapter("x")
+    for change in (
+        lambda: model.load_adapter(saved / "x", "x"),
+        lambda: model.base_model.set_rows("x", rows + 1),
+        lambda: model.base_model.set_ae_row("x", rows[:1] + 1),
+        lambda: model.base_model.assign_token_ids("x", [17, 18], 19),
+    ):
+        with pytest.raises(ValueError, match="x is merged into the embedding table: call unmerge_adapter first"):
+            change()
+    assert torch.equal(model.get_input_embeddings().weight, merged) and "x" in model.peft_config
+    model.delete_adapter("z")  # another one can go
+    model.unmerge_adapter()
+    assert torch.equal(model.get_input_embeddings().weight, table) and torch.equal(
+        model.base_model.get_rows("x"), rows
+    )
+    model.delete_adapter("x")
+    assert list(model.peft_config) == ["y"]
+
+
+def test_transformers_deletes_no_merged_adapter_either(saved):
+    model = load_with_transformers(saved)
+    layer = model.get_input_embeddings()
+    layer.set_token_ids("x", [7, 8, 9])
+    layer.merge(adapter_names=["x"])
+    with pytest.raises(ValueError, match="x is merged"):
+        model.delete_adapter("x")
+    assert set(model.peft_config) == set("xyz")
+    layer.unmerge()
+    model.delete_adapter("x")
+    assert set(model.peft_config) == set("yz")
+
+
+def test_an_adapter_named_twice_is_merged_once():
+    model = adapted("a", be_token_ids=[7])
+    table = model.get_input_embeddings().weight.clone()
+    model.merge_adapter(["a", "a"])
+    assert not torch.equal(model.get_input_embeddings().weight, table)
+    model.unmerge_adapter()
+    assert torch.equal(model.get_input_embeddings().weight, table)
+
+
+def test_tokens_of_a_merged_adapter_are_no_others():
+    """As PEFT's trainable tokens: the error names the adapter that comes second."""
+    model = adapted("a", be_token_ids=[7, 8], num_be_tokens=2)
+    model.add_adapter("b", BETokenConfig(be_token_ids=[10]))
+    model.merge_adapter(["a"])
+    model.base_model.assign_token_ids("b", [8])
+    with pytest.raises(ValueError, match="Adapters a and b both use token id 8"):
+        model.merge_adapter(["b"])
+    model.base_model.assign_token_ids("b", [9])
+    model.merge_adapter(["b"])
+    assert model.get_input_embeddings().merged_adapters == ["a", "b"]
 
 
 # Names
