@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
+
 
 @dataclass
 class Server:
-    """A running server; `url` is what its paths are appended to."""
+    """A running server; `url` is what its paths are appended to, `pid` its process."""
 
     url: str
+    pid: int
 
     def post(self, path: str, body: dict) -> dict | str:
         """The reply: what its JSON says, or a text."""
@@ -37,6 +40,11 @@ class Server:
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path) as response:
             return response.read().decode()
+
+    def memory(self) -> int:
+        """Bytes that the server's processes have to themselves."""
+        process = psutil.Process(self.pid)
+        return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True)))
 
 
 def vllm_server(
@@ -66,7 +74,6 @@ def _server(command: list[str], environment: dict[str, str], timeout: float) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}")
     # The packages of this process are not the server's
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")} | environment
     with tempfile.TemporaryFile("w+") as log:
@@ -77,6 +84,7 @@ def _server(command: list[str], environment: dict[str, str], timeout: float) -> 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        server = Server(f"http://127.0.0.1:{port}", process.pid)
         try:
             start = time.monotonic()
             while not _is_up(server):
