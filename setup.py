@@ -78,5 +78,8 @@ setup(
         "wrapt>=1.16,<3",
     ],
     extras_require=extras,
-    entry_points={"console_scripts": ["peft-be=peft_be.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["peft-be=peft_be.cli.main:main"],
+        "vllm.general_plugins": ["peft_be=peft_be.vllm_resolver:register"],
+    },
 )

@@ -48,7 +48,7 @@ class Server:
 
 
 def vllm_server(
-    python: str, model: str, *options: str, kv_gib: int = 1, timeout: float = 600, adapters_change: bool = False
+    python: str, model: str, *options: str, kv_gib: int = 1, timeout: float = 600, environment: dict | None = None
 ):
     """
     A vLLM server of `model` that calls it `base`, as a context manager that gives a [`Server`].
@@ -59,14 +59,12 @@ def vllm_server(
         *options (`str`): further options of `vllm serve`.
         kv_gib (`int`, *optional*, defaults to `1`): memory for the KV cache on CPU, in whole GiB.
         timeout (`float`, *optional*, defaults to `600`): how long it may take to start, in seconds.
-        adapters_change (`bool`, *optional*, defaults to `False`): whether LoRA adapters may be loaded and unloaded by request.
+        environment (`dict[str, str]`, *optional*): further environment variables of the server.
     """
     # The same as `vllm serve`, which some builds for CPU cannot run for want of their package's name
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "base"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    if adapters_change:
-        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    return _server([*command, *options], environment, timeout)
+    ours = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    return _server([*command, *options], ours | (environment or {}), timeout)
 
 
 @contextmanager

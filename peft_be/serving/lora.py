@@ -22,6 +22,7 @@ from ..models import load_model
 from ..tuner import BETokenConfig
 from ..tuner.provenance import Provenance
 from ..tuner.token_ids import find_unused_token_ids
+from ..vllm_resolver import NO_LORA_ON_EMBEDDING, no_lora_on_embedding
 from .tokens import (
     MergedToken,
     chat_templates,
@@ -67,7 +68,8 @@ def export_lora(
     template in `chat_template.jinja` puts it in front where a chat has no system message. The base model stays as it
     is, its output embedding too.
 
-    The rows that an engine reads are those of the [BE] adapter in its dtype, see [`differences`].
+    The rows that an engine reads are those of the [BE] adapter in its dtype, see [`differences`]. There is a warning where
+    vLLM needs an option to apply LoRA to the embedding of such a model.
 
     Args:
         adapters (`dict[str, str | os.PathLike]`):
@@ -120,6 +122,9 @@ def export_lora(
         text = "".join(tokenizer.convert_ids_to_tokens(ids))
         tokens[name] = LoraToken(text, ids, config.slot, config.base_model_name_or_path, config.provenance)
     check_shown(tokenizer, tokenizer.get_chat_template(), tokens, None)
+    model_type = base.config.get_text_config().model_type
+    if model_type in NO_LORA_ON_EMBEDDING:
+        warnings.warn(no_lora_on_embedding(model_type), UserWarning, stacklevel=2)
     for name, token in tokens.items():
         _write(base, found.rows[name], token, output_dir / name)
         if token.slot == "system":
