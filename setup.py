@@ -82,5 +82,6 @@ setup(
         "console_scripts": ["peft-be=peft_be.cli.main:main"],
         # `lm_eval --model peft_be`: the harness reads this group in the releases after 0.4.13
         "lm_eval.models": ["peft_be=peft_be.evaluation.lm_eval:PeftBeLM"],
+        "vllm.general_plugins": ["peft_be=peft_be.vllm_resolver:register"],
     },
 )

@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
+
 
 @dataclass
 class Server:
-    """A running server; `url` is what its paths are appended to."""
+    """A running server; `url` is what its paths are appended to, `pid` its process."""
 
     url: str
+    pid: int
 
     def post(self, path: str, body: dict) -> dict | str:
         """The reply: what its JSON says, or a text."""
@@ -38,9 +41,14 @@ class Server:
         with urllib.request.urlopen(self.url + path) as response:
             return response.read().decode()
 
+    def memory(self) -> int:
+        """Bytes that the server's processes have to themselves."""
+        process = psutil.Process(self.pid)
+        return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True)))
+
 
 def vllm_server(
-    python: str, model: str, *options: str, kv_gib: int = 1, timeout: float = 600, adapters_change: bool = False
+    python: str, model: str, *options: str, kv_gib: int = 1, timeout: float = 600, environment: dict | None = None
 ):
     """
     A vLLM server of `model` that calls it `base`, as a context manager that gives a [`Server`].
@@ -51,14 +59,12 @@ def vllm_server(
         *options (`str`): further options of `vllm serve`.
         kv_gib (`int`, *optional*, defaults to `1`): memory for the KV cache on CPU, in whole GiB.
         timeout (`float`, *optional*, defaults to `600`): how long it may take to start, in seconds.
-        adapters_change (`bool`, *optional*, defaults to `False`): whether LoRA adapters may be loaded and unloaded by request.
+        environment (`dict[str, str]`, *optional*): further environment variables of the server.
     """
     # The same as `vllm serve`, which some builds for CPU cannot run for want of their package's name
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "base"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    if adapters_change:
-        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    return _server([*command, *options], environment, timeout)
+    ours = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    return _server([*command, *options], ours | (environment or {}), timeout)
 
 
 def llama_server(program: str, model: str, *options: str, timeout: float = 600):
@@ -79,7 +85,6 @@ def _server(command: list[str], environment: dict[str, str], timeout: float) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}")
     # The packages of this process are not the server's
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")} | environment
     with tempfile.TemporaryFile("w+") as log:
@@ -90,6 +95,7 @@ def _server(command: list[str], environment: dict[str, str], timeout: float) -> 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        server = Server(f"http://127.0.0.1:{port}", process.pid)
         try:
             start = time.monotonic()
             while not _is_up(server):

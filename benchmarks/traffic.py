@@ -9,14 +9,20 @@ empty prefix cache, so that what the first request of each prompt costs is count
 - full, warm: the same after one request for each prompt, which is not counted: the best that a cache can do;
 - full, no caching: the same, prefix caching off;
 - [BE], merged: a token of a merged checkpoint as the system message;
-- [BE], prompt_embeds: the row as the system message, on the unmodified base model.
+- [BE], prompt_embeds: the row as the system message, on the unmodified base model;
+- [BE], LoRA: an adapter of the input embedding, which the request names, on the unmodified base model. All adapters are in
+  memory (`--max-cpu-loras`), and as many in one batch (`--max-loras`) as there are clients, so that no request waits for
+  another one's adapter. `be-lora` allows LoRA for the embedding alone (`--lora-target-modules embed_tokens`), `be-lora-all`
+  for all modules, as a server with other adapters needs it;
+- base: the questions alone, to the base model; `base-lora` and `base-lora-all` ask the same of the base model in the servers
+  of `be-lora` and `be-lora-all`: what it costs the base model's own requests that LoRA is on.
 
 The rows are not trained: what is written does not change what it costs.
 
 Example:
 
     python benchmarks/traffic.py --vllm vllm-env/bin/python --json traffic.json
-    python benchmarks/traffic.py --vllm vllm-env/bin/python --prompts 1000 --only full be-merged be-embeds
+    python benchmarks/traffic.py --vllm vllm-env/bin/python --prompts 1000 --only full be-merged be-embeds be-lora
 """
 
 from __future__ import annotations
@@ -40,19 +46,31 @@ from peft import get_peft_model
 from reference import DEMO, prompt_of_length
 from servers import Server, vllm_server
 
-from peft_be import BETokenConfig, export_merged, load_model, load_queries
+from peft_be import BETokenConfig, export_lora, export_merged, load_model, load_queries
 from peft_be.models import resolve_model
 from peft_be.prompting import chat_template_fingerprint, tokenizer_fingerprint
 from peft_be.serving.vllm import PromptDirectory
 
 
-SIDES = ("full", "full-warm", "full-small", "full-uncached", "be-merged", "be-embeds")
+SIDES = ("full", "full-warm", "full-small", "full-uncached", "be-merged", "be-embeds", "be-lora", "be-lora-all")
+SIDES += ("base", "base-lora", "base-lora-all")
 
 
 @dataclass
 class Request:
     prompt: int
     question: str
+
+
+@dataclass
+class Side:
+    """A server, and what a request sends to it: `body(request)` has its `messages`, and its `model` if not the base."""
+
+    model: str | Path
+    options: tuple[str, ...]
+    kv_gib: int
+    body: Callable[[Request], dict]
+    warm: bool = False
 
 
 def save_adapters(folder: Path, count: int, model_name: str) -> None:
@@ -71,9 +89,9 @@ def save_adapters(folder: Path, count: int, model_name: str) -> None:
         model.save_pretrained(folder / f"p{number}")
 
 
-def answer(server: Server, messages: list[dict], length: int) -> tuple[float, float]:
+def answer(server: Server, body: dict, length: int) -> tuple[float, float]:
     """Seconds to the first token and to the last one of a streamed answer of `length` tokens."""
-    body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": length, "stream": True}
+    body = {"model": "base", **body, "temperature": 0, "max_tokens": length, "stream": True}
     start = time.perf_counter()
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
     # One event a token, with its id: special tokens have no text
@@ -101,15 +119,13 @@ def metric(server: Server, name: str) -> float:
     return sum(map(float, values))
 
 
-def measure(
-    server: Server, requests: list[Request], messages: Callable, args: argparse.Namespace, warm: bool = False
-) -> dict:
-    """Send all requests from `--clients` clients, and say what they took; if `warm`, with all prompts in the cache."""
+def measure(server: Server, requests: list[Request], side: Side, args: argparse.Namespace) -> dict:
+    """Send all requests from `--clients` clients, and say what they took; if `side.warm`, with all prompts in the cache."""
     config = re.search(r"^vllm:cache_config_info{(.*)} ", server.get("/metrics"), re.MULTILINE)[1]
     blocks, block_size = (int(re.search(rf'\b{name}="(\d+)"', config)[1]) for name in ("num_gpu_blocks", "block_size"))
-    answer(server, [{"role": "user", "content": "Hello"}], 2)  # what only the first request costs
-    for prompt in {request.prompt for request in requests} if warm else ():
-        answer(server, messages(Request(prompt, "Hello")), 1)
+    answer(server, {"messages": [{"role": "user", "content": "Hello"}]}, 2)  # what only the first request costs
+    for prompt in {request.prompt for request in requests} if side.warm else ():
+        answer(server, side.body(Request(prompt, "Hello")), 1)
     hits, queries = metric(server, "prefix_cache_hits_total"), metric(server, "prefix_cache_queries_total")
     waiting, times, usage = list(reversed(requests)), [], []
     lock, errors = threading.Lock(), []
@@ -121,7 +137,7 @@ def measure(
                     return
                 request = waiting.pop()
             try:
-                times.append(answer(server, messages(request), args.max_new_tokens))
+                times.append(answer(server, side.body(request), args.max_new_tokens))
             except Exception as error:  # a thread's own errors are not seen
                 errors.append(error)
 
@@ -156,6 +172,58 @@ def measure(
             "all": blocks * block_size,
         },
         "cache_hit_rate": (metric(server, "prefix_cache_hits_total") - hits) / queries if queries else 0.0,
+        "memory_gib": server.memory() / 2**30,
+    }
+
+
+def chat(request: Request, system: str | None = None) -> list[dict]:
+    user = {"role": "user", "content": request.question}
+    return [user] if system is None else [{"role": "system", "content": system}, user]
+
+
+def make_sides(args: argparse.Namespace, prompts: list[str], folder: Path) -> dict[str, Side]:
+    """The sides of `--only`, with what is exported for them in `folder`."""
+    base, adapters = resolve_model(args.model), folder / "adapters"
+    save_adapters(adapters, args.prompts, args.model)
+    names = {path.name: path for path in adapters.iterdir()}
+    directory = PromptDirectory(adapters)
+    merged, loras, lora = {}, {}, ()
+    if "be-merged" in args.only:
+        merged = export_merged(names, folder / "merged", model=args.model)
+    if any("lora" in side for side in args.only):
+        loras = export_lora(names, folder / "lora", model=args.model, dtype=args.dtype)
+        most = (str(min(args.clients, args.prompts)), "--max-cpu-loras", str(args.prompts), "--max-lora-rank", "1")
+        lora = ("--enable-lora", "--max-loras", *most, "--lora-modules", *(f"{n}={folder}/lora/{n}" for n in names))
+    cached, embedding = ("--enable-prefix-caching",), ("--lora-target-modules", "embed_tokens")
+
+    def full(request: Request) -> dict:
+        return {"messages": chat(request, prompts[request.prompt])}
+
+    def be_merged(request: Request) -> dict:
+        return {"messages": chat(request, merged[f"p{request.prompt}"].text)}
+
+    def be_embeds(request: Request) -> dict:
+        return {"messages": directory[f"p{request.prompt}"].messages(request.question)}
+
+    def be_lora(request: Request) -> dict:
+        name = f"p{request.prompt}"
+        return {"model": name, "messages": chat(request, loras[name].text)}
+
+    def plain(request: Request) -> dict:
+        return {"messages": chat(request)}
+
+    return {
+        "full": Side(base, cached, args.kv_gib, full),
+        "full-warm": Side(base, cached, args.kv_gib, full, warm=True),
+        "full-small": Side(base, cached, args.small_kv_gib, full),
+        "full-uncached": Side(base, ("--no-enable-prefix-caching",), args.kv_gib, full),
+        "be-merged": Side(folder / "merged", cached, args.kv_gib, be_merged),
+        "be-embeds": Side(base, (*cached, "--enable-prompt-embeds"), args.kv_gib, be_embeds),
+        "be-lora": Side(base, (*cached, *embedding, *lora), args.kv_gib, be_lora),
+        "be-lora-all": Side(base, (*cached, *lora), args.kv_gib, be_lora),
+        "base": Side(base, cached, args.kv_gib, plain),
+        "base-lora": Side(base, (*cached, *embedding, *lora), args.kv_gib, plain),
+        "base-lora-all": Side(base, (*cached, *lora), args.kv_gib, plain),
     }
 
 
@@ -182,7 +250,6 @@ def main() -> None:
     draw = random.Random(args.seed)
     questions = load_queries(DEMO / "train_queries.jsonl")
     requests = [Request(draw.randrange(args.prompts), draw.choice(questions)) for _ in range(args.requests)]
-    base = resolve_model(args.model)
     model, tokenizer = load_model(args.model)
     text, device = prompt_of_length(tokenizer, args.prompt_tokens - 5), model.device
     del model
@@ -191,41 +258,17 @@ def main() -> None:
     options = ("--dtype", args.dtype, "--enforce-eager", "--max-model-len", str(args.prompt_tokens + 512))
     options += ("--block-size", "32")
     results = {}
-
-    def full(request: Request) -> list[dict]:
-        return [{"role": "system", "content": prompts[request.prompt]}, {"role": "user", "content": request.question}]
-
     with tempfile.TemporaryDirectory() as folder:
-        adapters = Path(folder) / "adapters"
-        save_adapters(adapters, args.prompts, args.model)
-        names = {path.name: path for path in adapters.iterdir()}
-        tokens = export_merged(names, f"{folder}/merged", model=args.model) if "be-merged" in args.only else {}
-        directory = PromptDirectory(adapters)
-
-        def merged(request: Request) -> list[dict]:
-            system = {"role": "system", "content": tokens[f"p{request.prompt}"].text}
-            return [system, {"role": "user", "content": request.question}]
-
-        def embeds(request: Request) -> list[dict]:
-            return directory[f"p{request.prompt}"].messages(request.question)
-
-        sides = {
-            "full": (base, ("--enable-prefix-caching",), args.kv_gib, full),
-            "full-warm": (base, ("--enable-prefix-caching",), args.kv_gib, full),
-            "full-small": (base, ("--enable-prefix-caching",), args.small_kv_gib, full),
-            "full-uncached": (base, ("--no-enable-prefix-caching",), args.kv_gib, full),
-            "be-merged": (f"{folder}/merged", ("--enable-prefix-caching",), args.kv_gib, merged),
-            "be-embeds": (base, ("--enable-prefix-caching", "--enable-prompt-embeds"), args.kv_gib, embeds),
-        }
+        sides = make_sides(args, prompts, Path(folder))
         for name in args.only:
-            path, more, kv_gib, messages = sides[name]
-            with vllm_server(args.vllm, path, *options, *more, kv_gib=kv_gib) as server:
-                side = results[name] = measure(server, requests, messages, args, warm=name == "full-warm")
+            side = sides[name]
+            with vllm_server(args.vllm, str(side.model), *options, *side.options, kv_gib=side.kv_gib) as server:
+                figures = results[name] = measure(server, requests, side, args)
             print(
-                f"{name:14} {side['requests_per_second']:.2f} requests/s, {side['tokens_per_second']:.0f} tokens/s, TTFT p50 "
-                f"{side['ttft_ms']['p50']:.0f} ms, p95 {side['ttft_ms']['p95']:.0f} ms, KV of running requests at most "
-                f"{side['kv_tokens']['peak_of_running']} of {side['kv_tokens']['all']} tokens, cache hits "
-                f"{side['cache_hit_rate']:.0%}",
+                f"{name:14} {figures['requests_per_second']:.2f} requests/s, {figures['tokens_per_second']:.0f} tokens/s, TTFT p50 "
+                f"{figures['ttft_ms']['p50']:.0f} ms, p95 {figures['ttft_ms']['p95']:.0f} ms, KV of running requests at most "
+                f"{figures['kv_tokens']['peak_of_running']} of {figures['kv_tokens']['all']} tokens, cache hits "
+                f"{figures['cache_hit_rate']:.0%}, memory {figures['memory_gib']:.1f} GiB",
                 flush=True,
             )
             write_report(args, device, sides=results)

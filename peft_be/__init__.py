@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
-
-from wrapt import register_post_import_hook
 
 
 if TYPE_CHECKING:
@@ -130,5 +129,7 @@ def _extend(peft) -> None:
     import_module(".adapters.card", __name__).write_cards_on_save(peft)
 
 
-# As soon as both are imported, whichever comes first: at once, or right after PEFT's import
-register_post_import_hook(_extend, "peft")
+# As soon as both are imported, whichever comes first: at once, or right after PEFT's import. An environment of vLLM, which
+# needs nothing of this package but its plugin, has neither PEFT nor wrapt
+if find_spec("peft") is not None:
+    import_module("wrapt").register_post_import_hook(_extend, "peft")

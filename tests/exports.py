@@ -27,7 +27,7 @@ def named_templates(tokenizer, tmp_path):
     return copy
 
 
-def save_adapter(base, folder, k=1, slot="system", scale=60.0):
+def save_adapter(base, folder, k=1, slot="system", scale=60.0, seed=None):
     """An adapter whose rows are as long as hidden states, as trained ones are."""
     model, tokenizer = load_model(base)
     table = model.get_input_embeddings()
@@ -37,7 +37,7 @@ def save_adapter(base, folder, k=1, slot="system", scale=60.0):
         "chat_template_sha256": chat_template_fingerprint(tokenizer),
     }
     model = get_peft_model(model, config)
-    torch.manual_seed(k)
+    torch.manual_seed(k if seed is None else seed)
     model.base_model.set_rows("default", scale * torch.randn(k, table.embedding_dim) * table.weight.std())
     model.save_pretrained(folder)
     return folder

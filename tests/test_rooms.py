@@ -9,7 +9,7 @@ import peft_be
 PACKAGE = Path(peft_be.__file__).parent
 # A room imports from the levels before its own alone. docs/design.md draws them
 LEVELS = (
-    {"tuner", "machine", "files", "checks", "figures", "progress"},
+    {"tuner", "machine", "files", "checks", "figures", "progress", "vllm_resolver"},
     {"prompting", "losses", "models", "recipe"},
     {"adapters", "data", "teacher"},
     {"training"},

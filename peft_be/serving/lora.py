@@ -23,6 +23,7 @@ from ..models import load_model
 from ..tuner import BETokenConfig
 from ..tuner.provenance import Provenance
 from ..tuner.token_ids import find_unused_token_ids
+from ..vllm_resolver import NO_LORA_ON_EMBEDDING, no_lora_on_embedding
 from .tokens import (
     AdapterRows,
     MergedToken,
@@ -69,7 +70,8 @@ def export_lora(
     template in `chat_template.jinja` puts it in front where a chat has no system message. The base model stays as it
     is, its output embedding too.
 
-    The rows that an engine reads are those of the [BE] adapter in its dtype, see [`differences`].
+    The rows that an engine reads are those of the [BE] adapter in its dtype, see [`differences`]. There is a warning where
+    vLLM needs an option to apply LoRA to the embedding of such a model.
 
     Args:
         adapters (`dict[str, str | os.PathLike]`):
@@ -112,6 +114,9 @@ def export_lora(
             )
     tokens = lora_tokens(found, tokenizer, readable_ids(tokenizer, base))
     check_shown(tokenizer, tokenizer.get_chat_template(), tokens, None)
+    model_type = base.config.get_text_config().model_type
+    if model_type in NO_LORA_ON_EMBEDDING:
+        warnings.warn(no_lora_on_embedding(model_type), UserWarning, stacklevel=2)
     for name, token in tokens.items():
         _write(base, found.rows[name], token, output_dir / name)
         write_record(token, chat_templates(tokenizer)["default"], output_dir / name)

@@ -236,7 +236,7 @@ def test_one_vllm_server_of_the_base_model_answers_with_every_adapter(vllm_serve
         "--lora-modules",
     ]
     options += [f"{name}={tmp_path / 'lora' / name}" for name in ("a", "b")]
-    with vllm_server(smollm2_dir, *options, adapters_change=True) as server:
+    with vllm_server(smollm2_dir, *options, environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}) as server:
 
         def answer(name, question):
             chat = [{"role": "user", "content": question}]
