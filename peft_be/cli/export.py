@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from .common import bold, say
-from .options import AllowOtherWeights, BaseModel, Device, Dtype
+from .config_options import with_options_of
+from .loading import Loading
+
+
+if TYPE_CHECKING:
+    from ..serving import MergedToken
 
 
 class Format(str, Enum):
@@ -21,14 +27,13 @@ GGUF = (Format.gguf, Format.lora_gguf)
 LORA = (Format.lora, Format.lora_gguf)
 
 
+@with_options_of(Loading, without=("allow_template_change", "allow_other_prompt"), name="loading", panel="Loading")
 def export(
     directories: Annotated[
         list[Path], typer.Argument(help="Adapters of one base model: folders, or names on the Hub.")
     ],
     output: Annotated[Path, typer.Option(help="Folder to write to, or the GGUF file.")],
-    model: BaseModel = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    loading: Loading,
     default: Annotated[
         Optional[str],
         typer.Option(help="Folder name of the adapter that is the system message where a chat has none."),
@@ -51,7 +56,6 @@ def export(
         Optional[Path],
         typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf and lora-gguf."),
     ] = None,
-    allow_other_weights: AllowOtherWeights = False,
 ) -> None:
     """Write what other engines serve: a model in which [BE] is a special token, or LoRA adapters for the base model."""
     from ..serving import export_gguf, export_lora, export_lora_gguf, export_merged
@@ -65,31 +69,36 @@ def export(
         raise ValueError(
             f"There are {len(names)} adapters and {len(token_name)} token names: give --token-name once for each adapter."
         )
-    check_options(format, base, dtype, default, token_name)
-    adapters = dict(zip(names, directories))
-    loading = {"model": model, "allow_other_weights": allow_other_weights, "device": device}
-    named = {"default": default, "token_names": dict(zip(names, token_name or []))}
+    gguf = check_options(format, base, loading.dtype, default, token_name)
+    adapters: dict[str, Any] = dict(zip(names, directories))
+    how: dict[str, Any] = {
+        "model": loading.model,
+        "allow_other_weights": loading.allow_other_weights,
+        "device": loading.device,
+    }
+    named: dict[str, Any] = {"default": default, "token_names": dict(zip(names, token_name or []))}
+    tokens: Mapping[str, MergedToken]
     if format is Format.hf:
-        tokens = export_merged(adapters, output, dtype=dtype, **named, **loading)
-    elif format is Format.gguf:
-        tokens = export_gguf(adapters, base, output, **named, **loading)
+        tokens = export_merged(adapters, output, dtype=loading.dtype, **named, **how)
     elif format is Format.lora:
-        tokens = export_lora(adapters, output, dtype=dtype, **loading)
+        tokens = export_lora(adapters, output, dtype=loading.dtype, **how)
+    elif format is Format.gguf:
+        tokens = export_gguf(adapters, gguf, output, **named, **how)
     else:
-        tokens = export_lora_gguf(adapters, base, output, **loading)
+        tokens = export_lora_gguf(adapters, gguf, output, **how)
     for name, token in tokens.items():
         where = "as the system message" if token.slot == "system" else "in front of the user's turn"
         say(bold(name), f": {token.text} {where} (ids {token.ids})")
     say("Saved to ", bold(output), ".")
     if format is Format.lora_gguf:
         copy = output / BASE_FILE
-        say("The model to serve them with: ", bold(copy if copy.exists() else base), ".")
+        say("The model to serve them with: ", bold(copy if copy.exists() else gguf), ".")
 
 
 def check_options(
     format: Format, base: Path | None, dtype: str | None, default: str | None, token_name: list[str] | None
-) -> None:
-    """Raises a `ValueError` for an option that the format does not have, or lacks."""
+) -> Path:
+    """The GGUF file of a format that has one. Raises a `ValueError` for an option that the format does not have, or lacks."""
     if format in GGUF and base is None:
         raise ValueError(
             f"--format {format.value} needs the GGUF file of the base model: give it as --base. If there is none, convert the "
@@ -106,3 +115,4 @@ def check_options(
             f"--{'default' if default else 'token-name'} is not for LoRA adapters: each has a chat template of its own, and "
             "its token is one of the base model's. Leave it out."
         )
+    return base or Path()
