@@ -32,6 +32,7 @@ extras = {
         "matplotlib",
         "mypy>=1.18",
         "nbclient",
+        "openai",
         "playwright",
         "pytest",
         "pytest-xdist",

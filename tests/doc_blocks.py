@@ -1,6 +1,8 @@
-"""The pages of the documentation, and their code blocks."""
+"""The pages of the documentation, their code blocks, and where these can run."""
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,3 +40,23 @@ def commands(code: str) -> list[str]:
             lines.append(quote.strip())
             quote = ""
     return [line for line in lines if line and not line.startswith("#") and "..." not in line]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process that finds the caches in a folder, and the package and its command in this checkout."""
+    return os.environ | {
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PEFT_BE_CACHE": str(folder / "cache"),
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def save_in_hub_cache(model: str, name: str, folder: Path) -> None:
+    """Let `from_pretrained(name)` find a model's folder without a network."""
+    repository = folder / "hub" / f"models--{name.replace('/', '--')}"
+    for part in ("snapshots", "refs"):
+        (repository / part).mkdir(parents=True)
+    (repository / "snapshots" / (40 * "0")).symlink_to(model)
+    (repository / "refs" / "main").write_text(40 * "0")

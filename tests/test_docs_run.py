@@ -6,7 +6,6 @@ README's quick start and `make demo` run on the real one: see test_readme.py.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .doc_blocks import PYTHON, ROOT, SHELL, blocks, commands
+from .doc_blocks import PYTHON, ROOT, SHELL, blocks, commands, environment, save_in_hub_cache
 from .tiny import save_tiny_llama
 
 
@@ -58,29 +57,11 @@ QUERIES = [
 HELD_OUT = [f"Tell me about {thing}." for thing in ("islands", "the wind", "your crew", "the moon")]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {
-        "HF_HUB_CACHE": str(folder / "hub"),
-        "HF_HUB_OFFLINE": "1",
-        "PEFT_BE_CACHE": str(folder / "cache"),
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-
-
 def run(command: list[str], folder: Path, workplace: Path) -> None:
     done = subprocess.run(
         command, cwd=workplace, env=environment(folder), capture_output=True, text=True, timeout=600, input=""
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-
-
-def save_in_hub_cache(base: str, name: str, folder: Path) -> None:
-    """A copy of a model where `from_pretrained(name)` finds it without a network."""
-    repository = folder / "hub" / f"models--{name.replace('/', '--')}"
-    shutil.copytree(base, repository / "snapshots" / (40 * "0"))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(40 * "0")
 
 
 @pytest.fixture(scope="session")
