@@ -87,7 +87,7 @@ def write_card(directory: Path, config) -> None:
     others = [tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")]
     data.tags = sorted({*TAGS, *others})
     data.eval_results = None  # they may be those of earlier rows
-    set_metrics(card, _title(config), "validation queries", _validation_metrics(_training(config)))
+    set_metrics(card, title(config), "validation queries", _validation_metrics(_training(config)))
     card.save(path)
 
 
@@ -133,7 +133,7 @@ def add_audit(directory: Path, config, scores: dict) -> None:
 def _add_metrics(directory: Path, config, dataset: str, metrics: dict[str, float | None]) -> None:
     path = Path(directory) / CARD_FILE
     card = ModelCard.load(path)
-    set_metrics(card, _title(config), dataset, metrics)
+    set_metrics(card, title(config), dataset, metrics)
     card.save(path)
 
 
@@ -228,7 +228,8 @@ def _validation_metrics(training: dict) -> dict[str, float | None]:
     return {"kl": kl, "kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap}
 
 
-def _title(config) -> str:
+def title(config) -> str:
+    """What a card calls an adapter."""
     if not config.num_be_tokens:
         return f"The [AE] row of {config.base_model_name_or_path}"
     tokens = Provenance.of(config).prompt_tokens
@@ -239,10 +240,22 @@ def _title(config) -> str:
 
 
 def _body(config) -> str:
-    base, training = config.base_model_name_or_path, _training(config)
+    base = config.base_model_name_or_path
     if not config.num_be_tokens:
-        return _AE_BODY.format(title=_title(config), base=base)
-    sentences = []
+        return _AE_BODY.format(title=title(config), base=base)
+    return _BE_BODY.format(
+        title=title(config),
+        base=base,
+        ids=config.be_token_ids,
+        slot=config.slot,
+        repository=REPOSITORY,
+        training=training_told(config),
+    )
+
+
+def training_told(config) -> str:
+    """How an adapter was trained and how near it came to its prompt, in sentences."""
+    training, sentences = _training(config), []
     if config.provenance:
         sentences.append(", then ".join(Provenance.of(config).stages or ["training"]).capitalize())
         if "steps" in training:
@@ -254,14 +267,7 @@ def _body(config) -> str:
         kl, kl_no_prompt = training["validation_kl"], training.get("validation_kl_no_prompt")
         told = kl_sentence(kl, kl_no_prompt, training["validation_queries"], "other")
         sentences.append(f"{told}. The checkpoint was chosen by these queries.")
-    return _BE_BODY.format(
-        title=_title(config),
-        base=base,
-        ids=config.be_token_ids,
-        slot=config.slot,
-        repository=REPOSITORY,
-        training=" ".join(sentences) or "Not recorded.",
-    )
+    return " ".join(sentences) or "Not recorded."
 
 
 _BE_BODY = """# {title}

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from peft import PeftModel
 
-from ..files import write_json
+from ..files import read_json, write_json
 from .card import CARD_FILE, REPOSITORY, TAGS, body_of, is_unedited, signed, write_card
-from .folder import ADAPTER_FILES, REPORT_FILE, read_config, read_report
+from .folder import ADAPTER_FILES, CONFIG_FILE, REPORT_FILE, read_config, read_report
 
 
 def find_adapter(name: str | os.PathLike) -> Path:
@@ -71,10 +76,8 @@ def plan_push(
     What [`push_adapters`] would upload, for the same arguments and with the same errors. Nothing is uploaded, and no
     network is needed.
     """
-    with _staged(adapters, repo_id, base_model, license) as (staged, _):
-        files = sorted(path for path in staged.rglob("*") if path.is_file())
-        sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files}
-        return PushPlan(sizes, (staged / CARD_FILE).read_text(encoding="utf-8"))
+    with staged_adapters(adapters, repo_id, base_model, license) as staged:
+        return plan_of(staged.folder)
 
 
 def push_adapters(
@@ -113,24 +116,83 @@ def push_adapters(
         `ValueError`: the base model is a local folder, and no `base_model` was given.
         `OSError`: the Hub refuses or cannot be reached.
     """
-    with _staged(adapters, repo_id, base_model, license) as (staged, names):
-        api = HfApi(token=token)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            message = commit_message or f"Upload {'adapter' if names == [''] else f'{len(names)} adapters'}"
-            commit = api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message, revision=revision)
-        except HfHubHTTPError as error:
-            raise OSError(
-                f"The Hub refused the upload to '{repo_id}': {str(error).strip().splitlines()[0]}"
-            ) from error
+    with staged_adapters(adapters, repo_id, base_model, license) as staged:
+        return upload(staged, repo_id, private, token, revision, commit_message)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """
+    A folder with all that is to be uploaded.
+
+    Attributes:
+        folder (`Path`): the folder.
+        source (`Path`): where its adapters were taken from.
+        names (`list[str]`): the adapters' folders in both; `[""]` for one without a folder of its own.
+    """
+
+    folder: Path
+    source: Path
+    names: list[str]
+
+
+def plan_of(folder: Path) -> PushPlan:
+    """The plan of an upload, from the folder with its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return PushPlan(sizes, (folder / CARD_FILE).read_text(encoding="utf-8"))
+
+
+def upload(
+    staged: Staged,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload a folder with adapters; arguments, result and errors as in [`push_adapters`]."""
+    api = HfApi(token=token)
+    message = commit_message or f"Upload {'adapter' if staged.names == [''] else f'{len(staged.names)} adapters'}"
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        _check_method(staged.folder, repo_id, api, revision)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=staged.folder, commit_message=message, revision=revision
+        )
+    except HfHubHTTPError as error:
+        raise OSError(f"The Hub refused the upload to '{repo_id}': {str(error).strip().splitlines()[0]}") from error
     return str(commit.commit_url)
 
 
+def _check_method(folder: Path, repo_id: str, api: HfApi, revision: str | None) -> None:
+    """Refuse to put a LoRA adapter where the repository has a native one, or the other way round."""
+    try:
+        there = set(api.list_repo_files(repo_id, revision=revision))
+    except RevisionNotFoundError:
+        return  # uploading says so
+    own = sorted(path.relative_to(folder).as_posix() for path in folder.rglob(CONFIG_FILE))
+    # Of a repository with many adapters, all have one layout
+    path = next((path for path in own if path in there), None)
+    if path is None:
+        return
+    methods = [
+        read_json(file, "adapter configuration", dict).get("peft_type")
+        for file in (folder / path, Path(api.hf_hub_download(repo_id, path, revision=revision)))
+    ]
+    if methods.count("LORA") == 1:
+        kinds = ["LoRA" if method == "LORA" else "native" for method in methods]
+        raise ValueError(
+            f"'{repo_id}' has a {kinds[1]} adapter where the {kinds[0]} one would go ({path}): push to another repository, or "
+            "both with --format native --format lora."
+        )
+
+
 @contextmanager
-def _staged(
+def staged_adapters(
     adapters: str | os.PathLike | PeftModel, repo_id: str, base_model: str | None, license: str | None
-) -> Iterator[tuple[Path, list[str]]]:
-    """A folder with all that is to be uploaded, and the adapters' folders in it; `[""]` for one without a folder of its own."""
+) -> Iterator[Staged]:
+    """All that [`push_adapters`] uploads, with the same errors, in a temporary folder."""
     with tempfile.TemporaryDirectory() as work:
         if isinstance(adapters, PeftModel):
             name = adapters.active_adapter
@@ -148,8 +210,8 @@ def _staged(
         for name in names:
             _stage(directory / name, staged / name, "/".join([repo_id, *filter(None, [name])]), base_model, license)
         if names != [""]:
-            _write_collection_card(staged, names, repo_id, license)
-        yield staged, names
+            write_collection_card(staged, names, repo_id, license)
+        yield Staged(staged, directory, names)
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -202,32 +264,40 @@ def _check_own_file(path: Path) -> None:
         )
 
 
-def _write_collection_card(staged: Path, names: list[str], repo_id: str, license: str | None) -> None:
+def write_collection_card(
+    staged: Path, names: list[str], repo_id: str, license: str | None, lora: bool = False
+) -> None:
+    """Write the card of a repository with many adapters, with `lora` of LoRA adapters that have no native ones next to them."""
     cards = {name: ModelCard.load(staged / name / CARD_FILE) for name in names}
     data = ModelCardData(
         base_model=sorted({card.data.base_model for card in cards.values()}),
         library_name="peft",
         pipeline_tag="text-generation",
-        tags=TAGS,
+        tags=sorted({*TAGS, *(tag for card in cards.values() for tag in card.data.tags if tag == "lora")}),
         license=license,
     )
     lines = [f"- [`{name}`]({name}): {card.text.strip().splitlines()[0].lstrip('# ')}" for name, card in cards.items()]
-    body = _COLLECTION.format(count=len(names), repo=repo_id, first=names[0], adapters="\n".join(lines))
+    use = (
+        "Each folder's card says how to load its LoRA adapter." if lora else _USE.format(repo=repo_id, first=names[0])
+    )
+    body = _COLLECTION.format(count=len(names), use=use, adapters="\n".join(lines))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(staged / CARD_FILE)
 
 
 _COLLECTION = """# {count} system prompts in learned tokens
 
 Each folder holds an adapter made with [PEFT](https://github.com/huggingface/peft) and `peft_be`, which stands for a system prompt
-(Behavior-Equivalent token, [arXiv 2511.23271](https://arxiv.org/abs/2511.23271)):
+(Behavior-Equivalent token, [arXiv 2511.23271](https://arxiv.org/abs/2511.23271)).
 
-```python
-import peft_be  # registers BE_TOKEN with PEFT: without it, loading ends in KeyError: 'BE_TOKEN'
-
-model, tokenizer = peft_be.load_adapter("{repo}/{first}")
-```
+{use}
 
 {adapters}
 
 The rows were made to reproduce what the prompts do: treat the prompts as published with them.
 """
+
+_USE = """```python
+import peft_be  # registers BE_TOKEN with PEFT: without it, loading ends in KeyError: 'BE_TOKEN'
+
+model, tokenizer = peft_be.load_adapter("{repo}/{first}")
+```"""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.table import Table
@@ -17,14 +19,32 @@ if TYPE_CHECKING:
 CARD_LINES = 24
 
 
+class PushFormat(str, Enum):
+    native = "native"
+    lora = "lora"
+
+
 def push(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or of many in folders of their own.")],
     repo_id: Annotated[str, typer.Argument(help="user/repo; created if there is none.")],
+    format: Annotated[
+        list[PushFormat],
+        typer.Option(
+            help="native: as trained, for peft_be; lora: for PEFT, vLLM and others without it. Give both for both in one "
+            "repository, LoRA in the folder lora."
+        ),
+    ] = [PushFormat.native],  # noqa: B006  # Typer's form of a default
     base_model: Annotated[
         Optional[str], typer.Option(help="Hub id of the base model, if the adapter was trained on a local folder.")
     ] = None,
     license: Annotated[Optional[str], typer.Option(help="For the card, for instance apache-2.0.")] = None,
     private: Annotated[Optional[bool], typer.Option(help="Whether a new repository is private.")] = None,
+    model: Annotated[
+        Optional[str], typer.Option(help="Base model to load for --format lora; by default the one of the training.")
+    ] = None,
+    dtype: Annotated[
+        Optional[str], typer.Option(help="In which engines compute, for --format lora: float32 by default.")
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -33,14 +53,30 @@ def push(
     ] = False,
 ) -> None:
     """Upload adapters to the Hub."""
-    from ..adapters.hub import plan_push, push_adapters
+    described: dict[str, Any] = {"base_model": base_model, "license": license}
+    plan: Callable[..., PushPlan]
+    upload: Callable[..., str]
+    if PushFormat.lora in format:
+        from ..serving.hub import plan_lora_push as plan
+        from ..serving.hub import push_lora as upload
 
+        described |= {"native": PushFormat.native in format, "model": model, "dtype": dtype}
+    else:
+        from ..adapters.hub import plan_push as plan
+        from ..adapters.hub import push_adapters as upload
+
+        if model or dtype:
+            raise ValueError(
+                f"--{'model' if model else 'dtype'} is for --format lora: give that, too, or leave it out."
+            )
     if dry_run:
-        show(plan_push(directory, repo_id, base_model=base_model, license=license), repo_id)
+        show(plan(directory, repo_id, **described), repo_id)
         return
-    url = push_adapters(directory, repo_id, base_model=base_model, license=license, private=private)
-    say(f"Uploaded: {url}")
-    say(f"To use it: peft-be chat {quoted(repo_id)}, or peft_be.load_adapter({repo_id!r}).")
+    say(f"Uploaded: {upload(directory, repo_id, private=private, **described)}")
+    if PushFormat.native in format:
+        say(f"To use it: peft-be chat {quoted(repo_id)}, or peft_be.load_adapter({repo_id!r}).")
+    if PushFormat.lora in format:
+        say("Its card says how PEFT and vLLM load the LoRA adapter.")
 
 
 def show(plan: PushPlan, repo_id: str) -> None:

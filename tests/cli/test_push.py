@@ -1,5 +1,7 @@
 """What `peft-be push --dry-run` says, without a network or a token. Real uploads are in tests/hub."""
 
+from peft_be.serving.hub import plan_lora_push
+
 from ..exports import save_adapter
 from .outcomes import fails
 
@@ -27,3 +29,37 @@ def test_what_a_push_would_refuse(cli, tiny_dir, tmp_path):
     folder = save_adapter(tiny_dir, tmp_path / "a")
     fails(cli("push", folder, "me/a", "--dry-run"), "--base-model")
     fails(cli("push", tmp_path / "nowhere", "me/a", "--dry-run"), "no finished adapter")
+
+
+def test_lora_adapters_alone_and_next_to_native_ones(cli, tiny_dir, tmp_path):
+    folder = save_adapter(tiny_dir, tmp_path / "prompts" / "one")
+    options = ["--base-model", "org/tiny", "--format", "lora", "--dry-run"]
+    code, out, err = cli("push", folder, "me/one", *options)
+    assert code == 0, err
+    assert "To me/one: 5 files" in out and "be_token.json" in out and "lora/" not in out and "- lora" in out
+    assert str(tiny_dir) not in out
+    code, out, err = cli("push", tmp_path / "prompts", "me/prompts", *options, "--format", "native")
+    assert code == 0, err
+    assert "8 files" in out and "one/lora/adapter_config.json" in out and "one/adapter_config.json" in out
+
+
+def test_what_a_push_of_lora_would_refuse(cli, tiny_dir, tmp_path):
+    folder = save_adapter(tiny_dir, tmp_path / "a", k=15)
+    options = ["--base-model", "org/tiny", "--dry-run"]
+    fails(cli("push", folder, "me/a", *options, "--format", "lora"), "need as many reserved tokens")
+    fails(cli("push", folder, "me/a", *options, "--dtype", "bfloat16"), "--dtype is for --format lora")
+    fails(cli("push", folder, "me/a", "--format", "lora", "--dry-run"), "--base-model")
+
+
+def test_a_card_says_where_a_token_of_slot_prefix_goes(tiny_dir, tmp_path):
+    folder = save_adapter(tiny_dir, tmp_path / "a", slot="prefix")
+    plan = plan_lora_push(folder, "me/a", base_model="org/tiny")
+    assert "in front of the user's turn stands for the prompt" in plan.card and "chat_template" not in plan.card
+    assert "chat_template.jinja" not in plan.files
+
+
+def test_a_card_that_was_edited_keeps_its_text(tiny_dir, tmp_path):
+    folder = save_adapter(tiny_dir, tmp_path / "a")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# My keeper\n\nMine.\n")
+    plan = plan_lora_push(folder, "me/a", native=True, base_model="org/tiny")
+    assert "# My keeper\n\nMine.\n\n## Use as a LoRA adapter" in plan.card and "license: mit" in plan.card

@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from peft_be import BETokenConfig, PromptJob, compress_prompts
-from peft_be.adapters.card import write_card
+from peft_be import BETokenConfig, PromptJob, PromptRenderer, compress_prompts, load_adapter
+from peft_be.adapters.card import is_unedited, write_card
 
 from .server import TOKEN, Hub
 
@@ -142,6 +145,75 @@ print("ROWS", model.base_model.get_rows("default").tolist())
     assert json.loads(line.removeprefix("ROWS ")) == rows.tolist()
     # Only what was asked for was downloaded
     assert not any("one/adapter_model" in request for request in hub.requests if request.startswith("GET"))
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_lora_adapter_is_loaded_as_its_card_says(hub, adapters, tmp_path, native):
+    folder, base = adapters
+    push = ["push", folder / "one", "me/keeper", "--base-model", base, "--license", "mit", "--format", "lora"]
+    code, out = peft_be(hub, tmp_path, *push, *(["--format", "native"] if native else []))
+    assert code == 0, out
+    files = hub.repos["me/keeper"]
+    exported = {"adapter_config.json", "adapter_model.safetensors", "be_token.json", "chat_template.jinja"}
+    assert set(files) == (FILES | {f"lora/{name}" for name in exported} if native else {"README.md", *exported})
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit" and {"lora", "peft_be"} <= set(card.data.tags) and card.data.eval_results
+    assert is_unedited(card.text) == native and "Not a secret" in card.text
+
+    # The card's own lines, in a Python that knows nothing of this package
+    (lines,) = re.findall(r"^```python\n(from peft.*?)^```", card.text, re.DOTALL | re.MULTILINE)
+    lines = lines.replace("max_new_tokens=128", "max_new_tokens=12, do_sample=False")
+    lines += "import sys\nassert 'peft_be' not in sys.modules\nprint('IDS', answer[0].tolist())"
+    code, out = peft_be(hub, tmp_path / "reader", code=lines, token=None)
+    assert code == 0, out
+    written = json.loads(re.search(r"^IDS (.*)$", out, re.MULTILINE)[1])
+    model, tokenizer = load_adapter(folder / "one")
+    config = model.peft_config["default"]
+    ids = torch.tensor([PromptRenderer.for_adapter(config, tokenizer).be("A question?")])
+    expected = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)[0].tolist()
+    assert written == expected  # at the same id, for the tokenizer has one reserved token first in both
+
+    # What the card has vLLM read
+    download = re.search(r"^hf (download .*) --local-dir keeper$", card.text, re.MULTILINE)[1]
+    run = [Path(sys.executable).parent / "hf", *shlex.split(download), "--local-dir", tmp_path / "keeper"]
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "vllm"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(run, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    local = tmp_path / "keeper" / "lora" if native else tmp_path / "keeper"
+    assert exported <= {path.name for path in local.iterdir()}
+    assert json.loads((local / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+
+def test_many_lora_adapters_in_one_repository(hub, adapters, tmp_path):
+    folder, base = adapters
+    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny", "--format", "lora")
+    assert code == 0, out
+    files = hub.repos["me/prompts"]
+    assert str(base) not in "".join(content.decode(errors="ignore") for content in files.values())
+    card = ModelCard(files["README.md"].decode())
+    assert "lora" in card.data.tags and "import peft_be" not in card.text
+    assert '"me/prompts", subfolder="two"' in files["two/README.md"].decode()
+    script = f"""
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(base)!r}), "me/prompts", subfolder="two")
+print("TYPE", model.peft_config["default"].peft_type.value)
+"""
+    code, out = peft_be(hub, tmp_path / "reader", code=script, token=None)
+    assert code == 0 and "TYPE LORA" in out, out
+
+
+def test_one_kind_of_adapter_does_not_replace_the_other(hub, adapters, tmp_path):
+    folder, _ = adapters
+    push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny"]
+    code, out = peft_be(hub, tmp_path, *push)
+    assert code == 0, out
+    before = dict(hub.repos["me/keeper"])
+    code, out = peft_be(hub, tmp_path, *push, "--format", "lora")
+    assert code == 1 and "has a native adapter where the LoRA one would go" in out and "--format native" in out
+    assert hub.repos["me/keeper"] == before
+    code, out = peft_be(hub, tmp_path, *push, "--format", "native", "--format", "lora")
+    assert code == 0 and before.keys() < hub.repos["me/keeper"].keys(), out
 
 
 def test_bad_pushes_and_loads(hub, adapters, tmp_path):
