@@ -1,8 +1,11 @@
-"""The page in a real browser: headless Chromium, driven by Playwright; and servers of vLLM and llama.cpp."""
+"""The page in a real browser: headless Chromium, driven by Playwright; and vLLM and llama.cpp."""
 
+import json
 import os
 import re
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import servers
@@ -82,9 +85,32 @@ def llama_server():
 
 
 @pytest.fixture(scope="module")
-def vllm_server():
-    """Starts vLLM servers with the interpreter that PEFT_BE_VLLM names: vLLM has its own environment (`make vllm`)."""
+def vllm_python():
+    """The interpreter that PEFT_BE_VLLM names: vLLM has its own environment (`make vllm`)."""
     if not os.environ.get("PEFT_BE_VLLM"):
         pytest.skip("PEFT_BE_VLLM does not name the interpreter of an environment with vLLM")
+    return os.environ["PEFT_BE_VLLM"]
+
+
+@pytest.fixture(scope="module")
+def vllm_server(vllm_python):
+    """Starts vLLM servers."""
     options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32")
-    return lambda model, *more, **how: servers.vllm_server(os.environ["PEFT_BE_VLLM"], model, *options, *more, **how)
+    return lambda model, *more, **how: servers.vllm_server(vllm_python, model, *options, *more, **how)
+
+
+@pytest.fixture(scope="module")
+def vllm_in_turn(vllm_python, tmp_path_factory):
+    """Runs vllm_in_turn.py, next to this file."""
+    folder = tmp_path_factory.mktemp("vllm")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+
+    def run(jobs):
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        script = Path(__file__).with_name("vllm_in_turn.py")
+        command = [vllm_python, script, folder / "jobs.json", folder / "answers.json"]
+        subprocess.run(command, env=environment, check=True, timeout=3000)
+        return json.loads((folder / "answers.json").read_text())
+
+    return run

@@ -27,23 +27,26 @@ OPTIONS = {
 }  # fmt: skip
 
 
+def ask(llm: LLM, job: dict, prompts: list, adapter: LoRARequest | None = None, **settings) -> list[list[int]]:
+    replies = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        SamplingParams(max_tokens=job["length"], **settings),
+        lora_request=adapter,
+        use_tqdm=False,
+    )
+    return [list(reply.outputs[0].token_ids) for reply in replies]
+
+
 def run(job: dict) -> dict:
     answers: dict = {}
     llm = None
     try:
         llm = LLM(job["model"], **{**OPTIONS, **job.get("options", {})})
-
-        def ask(prompts, request=None, **settings):
-            settings = SamplingParams(max_tokens=job["length"], **settings)
-            prompts = [{"prompt_token_ids": prompt} for prompt in prompts]
-            replies = llm.generate(prompts, settings, lora_request=request, use_tqdm=False)
-            return [list(reply.outputs[0].token_ids) for reply in replies]
-
-        answers["base"] = ask(job["prompts"], temperature=0, ignore_eos=True)
-        lora = LoRARequest("be", 1, job["lora"])
-        llm.llm_engine.add_lora(lora)
-        answers["lora"] = ask(job["prompts"], lora, temperature=0, ignore_eos=True)
-        answers["samples"] = ask(job["prompts"][:1] * job.get("samples", 0), lora, temperature=1)
+        answers["base"] = ask(llm, job, job["prompts"], temperature=0, ignore_eos=True)
+        adapter = LoRARequest("be", 1, job["lora"])
+        llm.llm_engine.add_lora(adapter)
+        answers["lora"] = ask(llm, job, job["prompts"], adapter, temperature=0, ignore_eos=True)
+        answers["samples"] = ask(llm, job, job["prompts"][:1] * job.get("samples", 0), adapter, temperature=1)
     except Exception as error:
         answers["error"] = f"{type(error).__name__}: {error}"
     del llm
@@ -58,6 +61,6 @@ if __name__ == "__main__":
     results = {}
     for name, job in jobs.items():
         results[name] = run(job)
-        print(name, str(results[name])[:400], flush=True)
+        # After each, for whoever looks at a run that was cut off
         with open(sys.argv[2], "w") as file:
             json.dump(results, file)
