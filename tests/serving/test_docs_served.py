@@ -142,7 +142,7 @@ def follow(page: str, folder: Path, workplace: Path) -> list[str]:
 
 @pytest.mark.xdist_group("vllm")
 @pytest.mark.parametrize("page, answers", [("lora", 1), ("vllm", 0), ("checkpoint", 1)])
-def test_vllm(page, answers, folder, workplace, vllm_server):
+def test_vllm(page, answers, folder, workplace, vllm_python):
     if page == "vllm":
         pytest.importorskip("openai")
     told = follow(f"docs/serve/{page}.md", folder, workplace)
