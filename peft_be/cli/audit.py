@@ -58,7 +58,7 @@ def audit(
         seed=seed,
     )
     directory = loading.find(directory, text)
-    figures.check(directory)
+    figures.check_card(directory)
     peft_model, tokenizer = loading.load(directory)
     ae_row = known_ae_row(ae, peft_model.get_base_model(), tokenizer, loading.allow_other_weights)
     with progress_bars() as on_progress:

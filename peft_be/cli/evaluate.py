@@ -53,7 +53,7 @@ def evaluate(
 
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
     directory = loading.find(directory, text)
-    figures.check(directory)
+    figures.check_card(directory)
     fresh = held_out_queries(directory, asked)
     if len(fresh) < len(asked):
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")

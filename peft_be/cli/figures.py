@@ -16,9 +16,10 @@ class Figures:
     json: Path | None = setting(None, "Write the figures to this file.")
     card: bool = setting(False, "Write the figures into the metadata of the adapter's card.")
 
-    def check(self, directory: Path) -> None:
-        """Refuse what cannot be written, before the work that it is for. Raises as [`check_json_file`] and [`check_card_file`]."""
+    def __post_init__(self):
         check_json_file(self.json)
+
+    def check_card(self, directory: Path) -> None:
         if self.card:
             check_card_file(directory)
 
