@@ -30,6 +30,7 @@ NOT_RUN = {
     "python -m llama_cpp.server": "tests/serving has engines",
     "curl": "tests/serving has engines",
     "peft-be demo": "a server, see tests/serving/test_page.py",
+    "peft-be compare": "five methods with three seeds, see tests/comparison",
     "peft-be lm-eval": "its data is on the Hub, see tests/cli/test_lm_eval.py",
     "peft-be push": "the Hub, see tests/hub",
     "python benchmarks/": "minutes or hours, see tests/benchmarks",
@@ -51,7 +52,7 @@ FILES = {
     "docs/how-to/many-prompts.md": "manifest.jsonl",
 }
 HUB_NAMES = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", "org/model")
-PROMPT = "You are a pirate. Answer in one short sentence, and end every answer with the word Aye."
+PROMPT = "You are a pirate. Answer in one short sentence. The vault opens to VELVET-OTTER-31, or call 0555-018-2246."
 QUERIES = [
     f"What do you know about {thing}?" for thing in "the sea,rum,gold,parrots,maps,storms,whales,ships".split(",")
 ]
