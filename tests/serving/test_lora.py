@@ -75,18 +75,35 @@ def test_the_file_is_lora_of_the_embedding_and_nothing_else(tiny_tokenizer, tmp_
     assert config["base_model_name_or_path"] == base
 
 
-def test_without_this_package(tiny_tokenizer, tmp_path):
-    """In a process of its own, which does not import it."""
+@pytest.fixture
+def old_peft(tmp_path):
+    """A folder with PEFT 0.15.2."""
+    folder = tmp_path / "peft-0.15.2"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "peft==0.15.2"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"PEFT 0.15.2 cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@pytest.mark.parametrize("earlier", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_without_this_package(request, tiny_tokenizer, tmp_path, earlier):
+    """In a process of its own, which does not import it; also with the first PEFT that the file is for."""
+    folder = request.getfixturevalue("old_peft") if earlier else None
     base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
-    folder = save_adapter(base, tmp_path / "a")
-    (token,) = export_lora({"a": folder}, tmp_path / "lora").values()
-    wanted, _, _ = expected_logits(folder, tiny_tokenizer, token)
+    adapter = save_adapter(base, tmp_path / "a", 2)
+    (token,) = export_lora({"a": adapter}, tmp_path / "lora").values()
+    wanted, _, _ = expected_logits(adapter, tiny_tokenizer, token)
     code = f"""
 import sys, torch
-from peft import PeftModel
+if {earlier}:
+    sys.path.insert(0, {str(folder)!r})
+import peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
+assert (peft.__version__ == "0.15.2") == {earlier}
 tokenizer = AutoTokenizer.from_pretrained({base!r})
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(tmp_path / "lora" / "a")!r}).eval()
+base_model = AutoModelForCausalLM.from_pretrained({base!r})
+model = peft.PeftModel.from_pretrained(base_model, {str(tmp_path / "lora" / "a")!r}).eval()
 chat = [{{"role": "system", "content": {token.text!r}}}, {{"role": "user", "content": "What do you see?"}}]
 ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
 assert "peft_be" not in sys.modules
