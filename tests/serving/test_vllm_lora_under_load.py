@@ -113,8 +113,8 @@ def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir
         model, _ = load_adapter(folder)
         renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
         expected |= {(version, q): greedy(model, renderer.be(q)) for q in QUESTIONS}
-    assert all(expected["api-1", q] != expected["api-2", q] for q in QUESTIONS)
-    assert all(expected["folder-1", q] != expected["folder-2", q] for q in QUESTIONS)
+    for name in ("api", "folder"):
+        assert any(expected[f"{name}-1", q] != expected[f"{name}-2", q] for q in QUESTIONS)
     lora, served = tmp_path / "lora", tmp_path / "served"
     served.mkdir()
     shutil.copytree(lora / "folder-1", served / "folder")
@@ -176,4 +176,4 @@ def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir
         shutil.rmtree(lora / "api-2")
         shutil.copytree(lora / "api-1", lora / "api-2")
         load("api", "api-2", load_inplace=True)
-        assert answer("api", QUESTIONS[0]) != expected["api-1", QUESTIONS[0]]
+        assert all(answer("api", q) == expected["api-2", q] for q in QUESTIONS)
