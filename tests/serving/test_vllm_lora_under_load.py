@@ -105,7 +105,7 @@ class Clients:
 
 def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir, tmp_path):
     base, tokenizer = load_model(smollm2_dir)
-    names = ("steady", "guest", "api-1", "api-2", "folder-1", "folder-2")
+    names = ("api-1", "api-2", "folder-1", "folder-2", "steady", "guest")
     adapters = {name: save_adapter(smollm2_dir, tmp_path / name, seed=seed) for seed, name in enumerate(names)}
     token = export_lora(adapters, tmp_path / "lora")["steady"].text
     expected = {("base", q): greedy(base, PromptRenderer(tokenizer).no_prompt(q)) for q in QUESTIONS}
