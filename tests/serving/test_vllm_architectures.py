@@ -39,10 +39,9 @@ FAMILIES = {
     # Experts, which vLLM on CPU does not run next to LoRA
     "Mixtral": {"num_local_experts": 4},
     "Qwen3Moe": {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2},
-    "Phimoe": {"num_local_experts": 4},
 }
 REFUSED = {"Mistral": "mistral", "Qwen2": "qwen2"}
-WITH_EXPERTS = {"Mixtral", "Qwen3Moe", "Phimoe"}
+WITH_EXPERTS = {"Mixtral", "Qwen3Moe"}
 
 
 def save_model(family, folder, tokenizer, **changes):

@@ -10,7 +10,7 @@ from peft_be import load_model
 from peft_be.serving.lora import export_lora
 
 from ..exports import save_adapter
-from .engines import MAX_TOKENS, QUESTIONS, greedy
+from .engines import MAX_TOKENS, QUESTIONS, TEXTS, greedy
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
@@ -32,7 +32,7 @@ SAMPLES = 1000
 def token(smollm2_dir, tmp_path_factory):
     """The folders of a LoRA adapter by dtype, its token, and prompts."""
     folder = tmp_path_factory.mktemp("options")
-    adapter = save_adapter(smollm2_dir, folder / "a", seed=0)
+    adapter = save_adapter(smollm2_dir, folder / "a", 8, text=TEXTS["pirate"])
     for dtype in ("float32", "bfloat16"):
         (token,) = export_lora({"a": adapter}, folder / dtype, dtype=dtype).values()
     _, tokenizer = load_model(smollm2_dir)
