@@ -37,7 +37,7 @@ def token(smollm2_dir, tmp_path_factory):
         (token,) = export_lora({"a": adapter}, folder / dtype, dtype=dtype).values()
     _, tokenizer = load_model(smollm2_dir)
     prompts = []
-    for question in (f"Repeat after me: {QUESTIONS[2]} {QUESTIONS[2]} {QUESTIONS[2]} {QUESTIONS[1]}", *QUESTIONS[:2]):
+    for question in ("Repeat after me: " + 4 * QUESTIONS[2], *QUESTIONS[:2]):
         chat = [{"role": "system", "content": token.text}, {"role": "user", "content": question}]
         prompts.append(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
     return folder, token, prompts
