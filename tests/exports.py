@@ -27,8 +27,8 @@ def named_templates(tokenizer, tmp_path):
     return copy
 
 
-def save_adapter(base, folder, k=1, slot="system", scale=60.0, seed=None):
-    """An adapter whose rows are as long as hidden states, as trained ones are."""
+def save_adapter(base, folder, k=1, slot="system", scale=60.0, text=None):
+    """An adapter whose rows are as long as hidden states, as trained ones are; or those of the first k tokens of a text."""
     model, tokenizer = load_model(base)
     table = model.get_input_embeddings()
     config = BETokenConfig.for_tokenizer(tokenizer, table.num_embeddings, k, slot=slot)
@@ -37,7 +37,10 @@ def save_adapter(base, folder, k=1, slot="system", scale=60.0, seed=None):
         "chat_template_sha256": chat_template_fingerprint(tokenizer),
     }
     model = get_peft_model(model, config)
-    torch.manual_seed(k if seed is None else seed)
-    model.base_model.set_rows("default", scale * torch.randn(k, table.embedding_dim) * table.weight.std())
+    torch.manual_seed(k)
+    rows = scale * torch.randn(k, table.embedding_dim) * table.weight.std()
+    if text is not None:
+        rows = table.weight[tokenizer(text)["input_ids"][:k]]
+    model.base_model.set_rows("default", rows)
     model.save_pretrained(folder)
     return folder

@@ -16,7 +16,7 @@ from peft_be import PromptRenderer, load_adapter, load_model
 from peft_be.serving.lora import export_lora
 
 from ..exports import save_adapter
-from .engines import MAX_TOKENS, greedy
+from .engines import MAX_TOKENS, TEXTS, greedy
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
@@ -105,20 +105,21 @@ class Clients:
 
 def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir, tmp_path):
     base, tokenizer = load_model(smollm2_dir)
-    names = ("steady", "guest", "api-1", "api-2", "folder-1", "folder-2")
-    adapters = {name: save_adapter(smollm2_dir, tmp_path / name, seed=seed) for seed, name in enumerate(names)}
+    names = ("api-1", "api-2", "folder-1", "folder-2", "steady", "guest")
+    texts = dict(zip(names, TEXTS.values()))
+    adapters = {name: save_adapter(smollm2_dir, tmp_path / name, 8, text=text) for name, text in texts.items()}
     token = export_lora(adapters, tmp_path / "lora")["steady"].text
     expected = {("base", q): greedy(base, PromptRenderer(tokenizer).no_prompt(q)) for q in QUESTIONS}
     for version, folder in adapters.items():
         model, _ = load_adapter(folder)
         renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
         expected |= {(version, q): greedy(model, renderer.be(q)) for q in QUESTIONS}
-    assert all(expected["api-1", q] != expected["api-2", q] for q in QUESTIONS)
-    assert all(expected["folder-1", q] != expected["folder-2", q] for q in QUESTIONS)
+    for name in ("api", "folder"):
+        assert any(expected[f"{name}-1", q] != expected[f"{name}-2", q] for q in QUESTIONS)
     lora, served = tmp_path / "lora", tmp_path / "served"
     served.mkdir()
     shutil.copytree(lora / "folder-1", served / "folder")
-    options = ["--enable-lora", "--max-lora-rank", "1", "--max-loras", "4", "--max-cpu-loras", "16"]
+    options = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "4", "--max-cpu-loras", "16"]
     options += ["--lora-target-modules", "embed_tokens", "--enable-prefix-caching"]
     options += ["--lora-modules", f"steady={lora / 'steady'}", f"api={lora / 'api-1'}"]
     environment = {
@@ -176,4 +177,4 @@ def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir
         shutil.rmtree(lora / "api-2")
         shutil.copytree(lora / "api-1", lora / "api-2")
         load("api", "api-2", load_inplace=True)
-        assert answer("api", QUESTIONS[0]) != expected["api-1", QUESTIONS[0]]
+        assert all(answer("api", q) == expected["api-2", q] for q in QUESTIONS)

@@ -19,7 +19,10 @@ def exported(tmp_path_factory, tiny_tokenizer):
     """A base model, and a folder with the LoRA adapters `a` and `b`."""
     folder = tmp_path_factory.mktemp("exported")
     base = save_tiny_llama(folder / "base", tiny_tokenizer)
-    export_lora({k: save_adapter(base, folder / k, seed=ord(k)) for k in "ab"}, folder / "lora")
+    export_lora(
+        {name: save_adapter(base, folder / name, scale=scale) for name, scale in (("a", 60.0), ("b", 30.0))},
+        folder / "lora",
+    )
     return base, folder / "lora"
 
 
