@@ -146,14 +146,18 @@ def of_llama(asked: Requests) -> Iterator[tuple[str, Answers]]:
     yield "llama.cpp, LoRA", _llama_answers(asked, token, base, lora_path=str(lora))
     if args.llama_server:
         options = ("--lora", str(lora), "--lora-init-without-apply", "--ctx-size", "2048", "--parallel", "1")
+        if args.dtype == "float32":
+            options = (*options, "--cache-type-k", "f32", "--cache-type-v", "f32")
         with llama_server(args.llama_server, str(base), *options) as server:
             yield "llama-server, LoRA", [_llama_server_answer(server, chat, args) for chat in asked.chats(token)]
 
 
 def _llama_answers(asked: Requests, token: MergedToken, path: Path, **options) -> Answers:
-    from llama_cpp import Llama
+    from llama_cpp import GGML_TYPE_F32, Llama
 
-    llama, answers = Llama(str(path), n_ctx=2048, verbose=False, **options), []
+    # Keys and values are float16 by default
+    types = {"type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32} if asked.args.dtype == "float32" else {}
+    llama, answers = Llama(str(path), n_ctx=2048, verbose=False, **types, **options), []
     for chat in asked.chats(token):
         text = asked.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         answer = []

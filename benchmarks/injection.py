@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from common import write_report
@@ -25,7 +26,7 @@ from hostile import forbidden_ids, more_hostile_strings, of, spellings_of
 from servers import vllm_server
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from peft_be import export_gguf, export_merged, strip_special_tokens
+from peft_be import export_gguf, export_lora_gguf, export_merged, strip_special_tokens
 from peft_be.models import resolve_model
 from peft_be.serving.vllm import PromptEmbeds
 
@@ -131,6 +132,13 @@ def llama_reader(path: str) -> Reader:
     return read
 
 
+def of_llama_lora(args: argparse.Namespace, folder: Path, tokenizer, strings: list[str]) -> dict[str, dict[str, int]]:
+    """The counts for LoRA, whose tokens are the base model's own, reserved ones."""
+    token = export_lora_gguf({NAMES[0]: args.adapter}, args.gguf, folder / "lora", model=args.model)[NAMES[0]]
+    before = [{"role": "system", "content": token.text}]
+    return Engine(llama_reader(args.gguf), tokenizer, before).compare(strings, set(token.ids))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", help="folder of an adapter of slot 'system'")
@@ -174,6 +182,7 @@ def main() -> None:
             export_gguf(adapters, args.gguf, f"{folder}/be.gguf", model=args.model)
             engine = Engine(llama_reader(f"{folder}/be.gguf"), tokenizer, before)
             report["llama.cpp, GGUF file"] = engine.compare(strings, set(be))
+            report["llama.cpp, LoRA"] = of_llama_lora(args, Path(folder), base_tokenizer, strings)
 
     for name, counts in report.items():
         for which in ("written", "stripped"):

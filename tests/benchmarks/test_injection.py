@@ -29,9 +29,10 @@ def test_llama_cpp(run_script, tiny_dir, adapter, tmp_path):
 
     file = save_gguf(tiny_dir, tmp_path / "base.gguf")
     report = run_script("injection.py", adapter, "--model", tiny_dir, "--strings", 60, "--gguf", file)
-    counts = report["engines"]["llama.cpp, GGUF file"]
-    assert 0 < counts["written"]["be"] < counts["written"]["special"]
-    assert counts["stripped"] == NOTHING
+    for name in ("llama.cpp, GGUF file", "llama.cpp, LoRA"):
+        counts = report["engines"][name]
+        assert 0 < counts["written"]["be"] < counts["written"]["special"]
+        assert counts["stripped"] == NOTHING
     # The ids are those of a request that is answered
     from injection import llama_reader
 

@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 
 
+GGML_TYPE_F32 = 0
+
+
 def llama_library():
     """The functions of llama.cpp itself, or a skip."""
     return pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed").llama_cpp
 
 
-def open_llama(path):
+def open_llama(path, exact=False):
+    """The model in a file; `exact` keeps keys and values in float32, which are float16 by default."""
+    types = {"type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32} if exact else {}
     llama_library()
     from llama_cpp import Llama
 
-    return Llama(str(path), n_ctx=256, n_threads=1, verbose=False)
+    return Llama(str(path), n_ctx=256, n_threads=1, verbose=False, **types)
 
 
 def llama_logits(llama, ids):

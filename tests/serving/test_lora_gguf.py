@@ -1,9 +1,9 @@
 """A LoRA adapter in a GGUF file says in llama.cpp what the [BE] adapter says in transformers, next to the base model's file."""
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +172,7 @@ def test_llama_cpp_reads_what_transformers_reads(tiny_tokenizer, tmp_path, file_
     tokens = export_lora_gguf(adapters, file, tmp_path / "lora")
     as_tokens = export_gguf(adapters, file, tmp_path / "be.gguf")
     llama, merged = open_llama(served(file, tmp_path / "lora")), open_llama(tmp_path / "be.gguf")
+    row_type = read(tmp_path / "be.gguf")[1]["token_embd.weight"].tensor_type
     plain = tiny_tokenizer(TEXT)["input_ids"]
     before = llama_logits(llama, plain)
     assert np.array_equal(before, llama_logits(open_llama(file), plain))
@@ -183,27 +184,27 @@ def test_llama_cpp_reads_what_transformers_reads(tiny_tokenizer, tmp_path, file_
             text = tiny_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
             assert llama.tokenize(text.encode(), add_bos=False, special=True) == ids
             theirs = llama_logits(llama, ids)
-            ours = logits(model, wanted_ids)[-1].numpy()
-            # The output table is the base model's: [BE]'s own ids score as there
-            compared = [j for j in range(len(ours)) if j not in model.peft_config["default"].be_token_ids]
-            tolerance = {None: 1e-4, 1: 1e-2}.get(file_type, 0.15)
-            assert np.abs(ours - theirs)[compared].max() < tolerance * np.abs(ours).max()
-            # In the same engine as a token of the model, with the same rounding. That table is F32 where types are coarse
-            moved = dict(zip(tokens[name].ids, as_tokens[name].ids))
-            same = llama_logits(merged, [moved.get(j, j) for j in ids])
-            ordinary = [j for j in range(len(same)) if not any(j in t.ids for t in as_tokens.values())]
-            tolerance = {None: 1e-5, 1: 1e-2, 7: 5e-2}.get(file_type, 1e-2)
-            assert np.abs(same - theirs)[ordinary].max() < tolerance * np.abs(same).max()
-            # Text without the token is read as ever
+            # Text without the token is read as ever, and without the adapter so is the token
             assert np.array_equal(llama_logits(llama, plain), before)
             apply(*[0.0] * len(adapters))
             assert np.array_equal(llama_logits(llama, plain), before)
-            assert np.abs(llama_logits(llama, ids) - theirs).max() > 0.1 * np.abs(theirs).max()
+            effect = np.abs(llama_logits(llama, ids) - theirs).max()
+            # The output table is the base model's: [BE]'s own ids score as there
+            used = {*model.peft_config["default"].be_token_ids, *(j for t in as_tokens.values() for j in t.ids)}
+            compared = [j for j in range(len(theirs)) if j not in used]
+            if file_type in (None, 1):  # llama.cpp rounds what it multiplies as the weights are
+                ours = logits(model, wanted_ids)[-1].numpy()
+                assert np.abs(ours - theirs)[compared].max() < {None: 2e-3, 1: 2e-2}[file_type] * effect
+            # As a token of the model, in the same engine, where the row may be rounded
+            moved = dict(zip(tokens[name].ids, as_tokens[name].ids))
+            same = llama_logits(merged, [moved.get(j, j) for j in ids])
+            error = np.abs(same - theirs)[compared].max() / effect
+            assert error < {Type.F32: 1e-3, Type.F16: 1e-2}.get(row_type, 0.1)
 
 
 def test_a_tied_output_embedding_stops_llama_cpp(tiny_tokenizer, tmp_path):
     """Which is why a tied base is copied: the adapter is applied to whatever has the input table's name."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     file = save_gguf(base, tmp_path / "base.gguf")
     export_lora_gguf({"a": save_adapter(base, tmp_path / "a")}, file, tmp_path / "lora")
@@ -214,9 +215,11 @@ llama = Llama(sys.argv[1], lora_path={str(tmp_path / "lora" / "a" / "adapter.ggu
 llama.eval([1, 2, 3])
 print("read")
 """
-    assert Path(llama_cpp.__file__).exists()
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     tied, untied = (
-        subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=300)
+        subprocess.run(
+            [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=300, env=environment
+        )
         for path in (file, tmp_path / "lora" / "base.gguf")
     )
     assert untied.returncode == 0 and untied.stdout == "read\n", untied.stderr
@@ -234,7 +237,7 @@ def test_smollm2_answers_with_one_row_and_with_eight(smollm2_dir, tmp_path, file
         file = quantised(file, tmp_path / "quantised.gguf", file_type, pure=True)
     tokens = export_lora_gguf(adapters, file, tmp_path / "lora")
     _, tokenizer = load_model(smollm2_dir)
-    llama = open_llama(served(file, tmp_path / "lora"))
+    llama = open_llama(served(file, tmp_path / "lora"), exact=file_type is None)
     with loaded_lora(llama, *(tmp_path / "lora" / name / "adapter.gguf" for name in adapters)) as apply:
         for i, (name, folder) in enumerate(adapters.items()):
             apply(*(float(i == j) for j in range(len(adapters))))
@@ -246,5 +249,5 @@ def test_smollm2_answers_with_one_row_and_with_eight(smollm2_dir, tmp_path, file
                 )
                 assert kl < {None: 1e-5, 7: 0.02, 3: 0.5}[file_type]
                 if file_type is None:
-                    assert (ours - theirs).abs().max() < 2e-3
+                    assert (ours - theirs).abs().max() < 1e-3
                     assert llama_greedy(llama, ids, MAX_TOKENS) == greedy(model, wanted_ids)
