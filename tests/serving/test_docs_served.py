@@ -80,7 +80,7 @@ class Follower:
             timeout=600,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        if command.startswith("curl"):
+        if "/chat/completions" in command:
             self.answers.append(json.loads(done.stdout)["choices"][0]["message"]["content"])
 
     def serve(self, command: str, port: int) -> None:
