@@ -60,19 +60,22 @@ setup(
     packages=find_packages(include=["peft_be", "peft_be.*"]),
     package_data={"peft_be": ["assets/**/*", "py.typed"]},
     install_requires=[
-        "accelerate>=1.10",
-        "datasets>=4.0",
+        "accelerate>=1.10.1",
+        "datasets>=4.7",
         "filelock>=3.12",
-        "huggingface_hub>=1.0",
+        "huggingface_hub>=1.31",
         # transformers needs it for chat templates, but does not install it; here it writes the reports, too
         "jinja2>=3.1",
+        # Before 0.21 it takes a name twice, and deletes adapters that are merged
         "peft>=0.21,<0.22",
         "rich>=13",
         "rouge-score>=0.1.2",
-        "safetensors>=0.6",
+        "safetensors>=0.8",
         "torch>=2.8",
-        # From 5.24 on, its `generate` does not read the keys and values that PEFT 0.21 puts in front (PEFT's CARTRIDGE)
-        "transformers>=5.20,<5.24",
+        # In 5.16, a repetition penalty fails at ids beyond the vocabulary. From 5.24 on, `add_adapter` and `set_adapter` of
+        # its models ask for PEFT 0.22, and `generate` does not read the keys and values that PEFT 0.21 puts in front (CARTRIDGE)
+        "transformers>=5.19,<5.24",
+        # 1.15 needs triton for its own trainers, on a CPU too
         "trl>=1.16,<1.17",
         "typer>=0.15",
         # Registers BE_TOKEN when PEFT is imported, so that `import peft_be` alone imports neither PEFT nor torch

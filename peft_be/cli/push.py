@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -48,14 +47,14 @@ def push(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Say what would be uploaded, and upload nothing. Needs neither network nor token."
+            "--dry-run",
+            help="Say what would be uploaded, and upload nothing. Needs no token, and no network if the base model that "
+            "--format lora loads is on this machine.",
         ),
     ] = False,
 ) -> None:
     """Upload adapters to the Hub."""
     described: dict[str, Any] = {"base_model": base_model, "license": license}
-    plan: Callable[..., PushPlan]
-    upload: Callable[..., str]
     if PushFormat.lora in format:
         from ..serving.hub import plan_lora_push as plan
         from ..serving.hub import push_lora as upload

@@ -67,7 +67,10 @@ def plan_lora_push(
     model: str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> PushPlan:
-    """What [`push_lora`] would upload, for the same arguments and with the same errors. Needs no network."""
+    """
+    What [`push_lora`] would upload, for the same arguments and with the same errors. Nothing is uploaded, and no network
+    is needed if the base model is on this machine.
+    """
     with _staged_lora(adapters, repo_id, native, base_model, license, model=model, dtype=dtype) as staged:
         return plan_of(staged.folder)
 
