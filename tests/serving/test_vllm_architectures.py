@@ -30,12 +30,6 @@ FAMILIES = {
     "Granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.2},
     "Olmo2": {},
     "SmolLM3": {},
-    "Lfm2": {
-        "layer_types": ["conv", "full_attention"],
-        "block_auto_adjust_ff_dim": False,
-        "conv_dim": 64,
-        "block_dim": 64,
-    },
     # Experts, which vLLM on CPU does not run next to LoRA
     "Mixtral": {"num_local_experts": 4},
     "Qwen3Moe": {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2},
