@@ -49,6 +49,7 @@ def save_tiny_gemma(folder, tokenizer):
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
+        query_pre_attn_scalar=16,
         pad_token_id=2,
         eos_token_id=2,
         bos_token_id=1,

@@ -12,7 +12,7 @@ import torch
 from peft_be import PromptRenderer, export_gguf, export_lora_gguf, load_adapter, load_model
 
 from ..exports import CHAT, logits, save_adapter
-from ..tiny import save_tiny_llama
+from ..tiny import save_tiny_gemma, save_tiny_llama
 from .engines import MAX_TOKENS, QUESTIONS, greedy
 
 
@@ -20,7 +20,7 @@ gguf = pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 from gguf import GGMLQuantizationType as Type  # noqa: E402
 from gguf.quants import dequantize  # noqa: E402
 
-from ..gguf_file import save_gguf  # noqa: E402
+from ..gguf_file import save_gemma_gguf, save_gguf  # noqa: E402
 from .llama import llama_greedy, llama_logits, loaded_lora, open_llama, quantised  # noqa: E402
 
 
@@ -200,6 +200,23 @@ def test_llama_cpp_reads_what_transformers_reads(tiny_tokenizer, tmp_path, file_
             same = llama_logits(merged, [moved.get(j, j) for j in ids])
             error = np.abs(same - theirs)[compared].max() / effect
             assert error < {Type.F32: 1e-3, Type.F16: 1e-2}.get(row_type, 0.1)
+
+
+def test_a_model_that_multiplies_its_embeddings(tiny_tokenizer, tmp_path):
+    """llama.cpp adds the adapter before it multiplies, as transformers does with the row."""
+    base = save_tiny_gemma(tmp_path / "base", tiny_tokenizer)
+    adapters, file = {"a": save_adapter(base, tmp_path / "a", 2)}, save_gemma_gguf(base, tmp_path / "base.gguf")
+    (token,) = export_lora_gguf(adapters, file, tmp_path / "lora").values()
+    model, wanted_ids, ids = be_ids(adapters["a"], tiny_tokenizer, token)
+    assert model.peft_config["default"].embed_scale != 1
+    ours = logits(model, wanted_ids)[-1].numpy()
+    llama = open_llama(tmp_path / "lora" / "base.gguf", exact=True)
+    without = llama_logits(llama, ids)
+    with loaded_lora(llama, tmp_path / "lora" / "a" / "adapter.gguf") as apply:
+        apply(1.0)
+        theirs = llama_logits(llama, ids)
+    compared = [i for i in range(len(theirs)) if i not in model.peft_config["default"].be_token_ids]
+    assert np.abs(ours - theirs)[compared].max() < 1e-3 * np.abs(without - theirs).max()
 
 
 def test_a_tied_output_embedding_stops_llama_cpp(tiny_tokenizer, tmp_path):
