@@ -171,7 +171,7 @@ def test_a_lora_adapter_is_loaded_as_its_card_says(hub, adapters, tmp_path, nati
     config = model.peft_config["default"]
     ids = torch.tensor([PromptRenderer.for_adapter(config, tokenizer).be("A question?")])
     expected = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)[0].tolist()
-    assert written == expected  # at the same id, for the tokenizer has one reserved token first in both
+    assert written == expected  # [BE] and the token have the same id here
 
     # What the card has vLLM read
     download = re.search(r"^hf (download .*) --local-dir keeper$", card.text, re.MULTILINE)[1]
