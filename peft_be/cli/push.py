@@ -54,20 +54,17 @@ def push(
     ] = False,
 ) -> None:
     """Upload adapters to the Hub."""
+    from ..adapters.hub import plan_push, push_adapters
+    from ..serving.hub import plan_lora_push, push_lora
+
     described: dict[str, Any] = {"base_model": base_model, "license": license}
+    plan: Callable[..., PushPlan] = plan_push
+    upload: Callable[..., str] = push_adapters
     if PushFormat.lora in format:
-        from ..serving.hub import plan_lora_push as plan
-        from ..serving.hub import push_lora as upload
-
         described |= {"native": PushFormat.native in format, "model": model, "dtype": dtype}
-    else:
-        from ..adapters.hub import plan_push as plan
-        from ..adapters.hub import push_adapters as upload
-
-        if model or dtype:
-            raise ValueError(
-                f"--{'model' if model else 'dtype'} is for --format lora: give that, too, or leave it out."
-            )
+        plan, upload = plan_lora_push, push_lora
+    elif model or dtype:
+        raise ValueError(f"--{'model' if model else 'dtype'} is for --format lora: give that, too, or leave it out.")
     if dry_run:
         show(plan(directory, repo_id, **described), repo_id)
         return
