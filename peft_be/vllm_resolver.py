@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE = "PEFT_BE_LORA_DIR"
 TOKEN_FILE, WEIGHTS_FILE = "be_token.json", "adapter_model.safetensors"
 _FILES = (TOKEN_FILE, WEIGHTS_FILE, "adapter_config.json")
-# Of vLLM 0.32's own classes (tests/serving/test_vllm_architectures.py); `--model-impl transformers` has another class for them
-NO_LORA_ON_EMBEDDING = frozenset({"gpt_oss", "mistral", "ministral3", "qwen2"})
+# Those whose class in vLLM 0.32 was seen to refuse it (tests/serving/test_vllm_architectures.py). Ministral 3 has Mistral's
+NO_LORA_ON_EMBEDDING = frozenset({"mistral", "ministral3", "qwen2"})
 
 # vLLM sets up the loggers below its own alone
 logger = logging.getLogger("vllm.peft_be")

@@ -135,7 +135,7 @@ def workplace_of(page: str, text: str, folder: Path, workplace: Path) -> Path:
         if block.page == page and block.language == "json":
             (workplace / FILES[page]).write_text(block.code)
     for name in ("my-prompt", "my-prompts", "persona-output"):
-        if re.search(rf'--output {name}(\s|$)|, "{name}"[,)]', text):
+        if re.search(rf'--output {name}(\s|$)|compress_prompt\(.*, "{name}"', text):
             shutil.rmtree(workplace / name)
     return workplace
 

@@ -50,6 +50,8 @@ def found(vllm_in_turn, smollm2_dir, token):
     jobs = {name: {**job, "options": options} for name, options in OPTIONS.items()}
     jobs["bfloat16"]["lora"] = str(folder / "bfloat16" / "a")
     jobs["samples"] = {**job, "length": 6, "samples": SAMPLES}
+    # Last: vLLM for CPU cannot load another model after what n-grams import
+    jobs["ngram"] = jobs.pop("ngram")
     return vllm_in_turn(jobs)
 
 
@@ -74,7 +76,6 @@ def test_in_bfloat16_answers_differ_where_rounding_decides(found, smollm2_dir, t
     assert found["bfloat16"]["lora"] != found["bfloat16"]["base"]
     for prompt, wanted, answer in zip(token[2], expected["lora"], found["bfloat16"]["lora"]):
         apart = divergence(model, prompt, wanted, answer)
-        print(apart)
         assert apart is None or apart["margin"] < 0.5
 
 
