@@ -145,7 +145,7 @@ def of_llama(asked: Requests) -> Iterator[tuple[str, Answers]]:
     base = copy if copy.exists() else args.gguf
     yield "llama.cpp, LoRA", _llama_answers(asked, token, base, lora_path=str(lora))
     if args.llama_server:
-        options = ("--lora", str(lora), "--lora-init-without-apply", "--ctx-size", "2048", "--parallel", "1")
+        options = ("--lora", str(lora), "--cache-ram", "0", "--ctx-size", "2048", "--parallel", "1")
         if args.dtype == "float32":
             options = (*options, "--cache-type-k", "f32", "--cache-type-v", "f32")
         with llama_server(args.llama_server, str(base), *options) as server:
