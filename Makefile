@@ -42,7 +42,7 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 llama: install
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "llama-cpp-python[server]==$(LLAMA_VERSION)"
 
-# llama.cpp's own server, compiled from the sources that llama-cpp-python carries, for the same processors: up to half an hour
+# llama.cpp's own server, compiled from the sources that llama-cpp-python carries, for the same processors: a quarter of an hour of one core
 llama-server: $(LLAMA_SERVER)/llama-server
 
 $(LLAMA_SERVER)/llama-server:

@@ -80,7 +80,7 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], length: int) -> Ans
 
 
 def of_transformers(asked: Requests) -> Iterator[tuple[str, Answers]]:
-    token = export_merged(asked.adapters, asked.folder / "merged", model=asked.args.model)["a"]
+    token = export_merged(asked.adapters, asked.folder / "merged", asked.args.model, dtype=asked.args.dtype)["a"]
     tokenizer = AutoTokenizer.from_pretrained(asked.folder / "merged")
     model = AutoModelForCausalLM.from_pretrained(asked.folder / "merged", dtype=getattr(torch, asked.args.dtype))
     chats = asked.chats(token)
@@ -103,7 +103,7 @@ def of_plain_peft(asked: Requests) -> Iterator[tuple[str, Answers]]:
 def of_vllm(asked: Requests) -> Iterator[tuple[str, Answers | str]]:
     args, base = asked.args, resolve_model(asked.args.model)
     options = ("--dtype", args.dtype, "--enforce-eager", "--max-model-len", "2048")
-    token = export_merged(asked.adapters, asked.folder / "vllm-merged", model=args.model)["a"]
+    token = export_merged(asked.adapters, asked.folder / "vllm-merged", args.model, dtype=args.dtype)["a"]
     with vllm_server(args.vllm, str(asked.folder / "vllm-merged"), *options) as server:
         requests = ({"messages": chat} for chat in asked.chats(token))
         yield "vLLM, merged checkpoint", _vllm_answers(server, "/v1/chat/completions", requests, args)
@@ -145,7 +145,7 @@ def of_llama(asked: Requests) -> Iterator[tuple[str, Answers]]:
     base = copy if copy.exists() else args.gguf
     yield "llama.cpp, LoRA", _llama_answers(asked, token, base, lora_path=str(lora))
     if args.llama_server:
-        options = ("--lora", str(lora), "--lora-init-without-apply", "--ctx-size", "2048", "--parallel", "1")
+        options = ("--lora", str(lora), "--cache-ram", "0", "--ctx-size", "2048", "--parallel", "1")
         if args.dtype == "float32":
             options = (*options, "--cache-type-k", "f32", "--cache-type-v", "f32")
         with llama_server(args.llama_server, str(base), *options) as server:
@@ -224,8 +224,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
     args = parser.parse_args()
 
-    model, tokenizer = load_adapter(args.adapter, args.model)
-    model = model.to(getattr(torch, args.dtype))
+    model, tokenizer = load_adapter(args.adapter, args.model, dtype=args.dtype)
     queries = [check_query(query) for file in args.queries for query in load_queries(file)][: args.requests]
     renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
     prompts = [renderer.be(query) for query in queries]

@@ -266,7 +266,8 @@ def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that knows the [BE] tokens: that of the exported checkpoint. For a GGUF file, export the same adapters
             as a checkpoint, too, with the same token names: the base model's tokenizer would leave [BE] in. That one is right
-            only for [`PromptEmbeds.messages`], where users cannot write [BE]. It must be a fast one.
+            for LoRA adapters, whose tokens are its own, and for [`PromptEmbeds.messages`], where users cannot write [BE]. It must
+            be a fast one.
 
     Example:
 

@@ -1,7 +1,5 @@
 """One server of llama.cpp answers with [BE] adapters as LoRA, chosen by request, and with the base model next to them."""
 
-import json
-
 import pytest
 
 from peft_be import PromptRenderer, export_lora_gguf, load_adapter, load_model, strip_special_tokens
@@ -32,8 +30,8 @@ def exported(smollm2_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(llama_server, exported):
     *_, folder, _ = exported
-    options = ["--lora", folder / "a" / "adapter.gguf", "--lora", folder / "b" / "adapter.gguf"]
-    options += ["--lora-init-without-apply", "--chat-template-file", folder / "a" / "chat_template.jinja"]
+    options = ["--lora", f"{folder / 'a' / 'adapter.gguf'},{folder / 'b' / 'adapter.gguf'}", "--cache-ram", 0]
+    options += ["--chat-template-file", folder / "a" / "chat_template.jinja"]
     with llama_server(str(folder / "base.gguf"), *map(str, options)) as server:
         yield server
 
@@ -67,18 +65,24 @@ def test_each_request_chooses_its_adapter(server, exported):
     assert answer(server, chat, 1.0) == expected[question, "a"]
 
 
-def test_an_adapter_for_the_requests_that_name_none(server, exported):
-    def scales():
-        return [adapter["scale"] for adapter in json.loads(server.get("/lora-adapters"))]
+def test_no_request_continues_what_another_adapter_read(server):
+    """Prompts that are kept are found by their ids, which adapters share: hence `--cache-ram 0`."""
 
-    chat = [{"role": "user", "content": QUESTIONS[0]}]
-    wanted = answer(server, chat, 0.0, 1.0)
-    assert scales() == [0.0, 0.0]
-    server.post("/lora-adapters", [{"id": 1, "scale": 1.0}])
-    assert scales() == [0.0, 1.0]
-    reply = server.post("/v1/chat/completions", {**SETTINGS, "messages": chat})
-    assert [token["id"] for token in reply["choices"][0]["logprobs"]["content"]] == wanted
-    server.post("/lora-adapters", [])
+    def probabilities(text, *scales, **options):
+        chosen = [{"id": i, "scale": scale} for i, scale in enumerate(scales)]
+        chat = [{"role": "user", "content": text}]
+        body = {**SETTINGS, "messages": chat, "lora": chosen, "top_logprobs": 5, "max_tokens": 1, **options}
+        reply = server.post("/v1/chat/completions", body)
+        (first,) = reply["choices"][0]["logprobs"]["content"]
+        return {token["id"]: round(token["logprob"], 2) for token in first["top_logprobs"]}
+
+    sea, money = ("Tell me about the sea. " * 12, "Where is my money, I ask you? " * 12)
+    other = probabilities(sea, 0.0, 1.0, cache_prompt=False)
+    wanted = probabilities(sea, 1.0, 0.0, cache_prompt=False)
+    assert wanted != other
+    assert probabilities(sea, 0.0, 1.0) == other
+    probabilities(money, 1.0, 0.0)
+    assert probabilities(sea, 1.0, 0.0) == wanted
 
 
 def test_what_users_write(server, exported):
@@ -89,7 +93,8 @@ def test_what_users_write(server, exported):
         chat = [{"role": "user", "content": text}]
         prompt = server.post("/apply-template", {"messages": chat})["prompt"]
         ids = server.post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
-        reply = server.post("/v1/chat/completions", {"messages": chat, "max_tokens": 1})
+        lora = [{"id": 0, "scale": 1.0}]
+        reply = server.post("/v1/chat/completions", {"messages": chat, "max_tokens": 1, "lora": lora})
         assert reply["usage"]["prompt_tokens"] == len(ids)
         return ids
 
