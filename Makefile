@@ -80,8 +80,8 @@ test: install
 # The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, `make llama-server`, Debian's
 # package chromium
 slow: install
-	OMP_NUM_THREADS=1 PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(VLLM_VENV)/bin/python) \
-		PEFT_BE_LLAMA_SERVER=$$(ls $(LLAMA_SERVER)/llama-server 2>/dev/null) \
+	OMP_NUM_THREADS=1 PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(abspath $(VLLM_VENV))/bin/python) \
+		PEFT_BE_LLAMA_SERVER=$$(ls $(abspath $(LLAMA_SERVER))/llama-server 2>/dev/null) \
 		$(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup --no-loadscope-reorder
 
 # The tests of what PEFT, transformers and TRL drive, with the newest releases, which setup.py may not allow yet: what fails says

@@ -72,7 +72,7 @@ setup(
         "rouge-score>=0.1.2",
         "safetensors>=0.8",
         "torch>=2.8",
-        # In 5.16, a repetition penalty fails at ids beyond the vocabulary. From 5.24 on, `add_adapter` and `set_adapter` of
+        # 5.19 is the oldest that was tested whole; in 5.16, a repetition penalty fails at ids beyond the vocabulary. From 5.24 on, `add_adapter` and `set_adapter` of
         # its models ask for PEFT 0.22, and `generate` does not read the keys and values that PEFT 0.21 puts in front (CARTRIDGE)
         "transformers>=5.19,<5.24",
         # 1.15 needs triton for its own trainers, on a CPU too

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,12 +110,14 @@ def of_vllm(asked: Requests) -> Iterator[tuple[str, Answers | str]]:
         yield "vLLM, merged checkpoint", _vllm_answers(server, "/v1/chat/completions", requests, args)
     token = export_lora(asked.adapters, asked.folder / "vllm-lora", model=args.model, dtype=args.dtype)["a"]
     lora = ("--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"a={asked.folder / 'vllm-lora' / 'a'}")
-    try:
-        with vllm_server(args.vllm, base, *options, *lora) as server:
+    with ExitStack() as running:
+        try:
+            server = running.enter_context(vllm_server(args.vllm, base, *options, *lora))
+        except RuntimeError as error:  # it refuses LoRA of the embedding of some models
+            yield "vLLM, LoRA", _what_it_says(error)
+        else:
             requests = ({"model": "a", "messages": chat} for chat in asked.chats(token))
             yield "vLLM, LoRA", _vllm_answers(server, "/v1/chat/completions", requests, args)
-    except RuntimeError as error:  # it refuses LoRA of the embedding of some models
-        yield "vLLM, LoRA", _what_it_says(error)
     with vllm_server(args.vllm, base, *options, "--enable-prompt-embeds") as server:
         rows = PromptEmbeds.from_pretrained(args.adapter)
         requests = ({"messages": rows.messages(query)} for query in asked.queries)
@@ -223,6 +226,8 @@ def main() -> None:
     parser.add_argument("--llama-server", metavar="PROGRAM", help="llama-server, for the GGUF file")
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
     args = parser.parse_args()
+    if args.llama_server and not args.gguf:
+        parser.error("--llama-server needs the base model's file: give it as --gguf.")
 
     model, tokenizer = load_adapter(args.adapter, args.model, dtype=args.dtype)
     queries = [check_query(query) for file in args.queries for query in load_queries(file)][: args.requests]
@@ -230,7 +235,10 @@ def main() -> None:
     prompts = [renderer.be(query) for query in queries]
     expected = greedy(model, prompts, args.max_new_tokens)
     engines = [of_transformers, of_plain_peft]
-    engines += [of_vllm] * bool(args.vllm) + [of_llama] * bool(args.gguf)
+    if args.vllm:
+        engines.append(of_vllm)
+    if args.gguf:
+        engines.append(of_llama)
     report = {}
     with tempfile.TemporaryDirectory() as folder:
         asked = Requests(args, model, tokenizer, queries, Path(folder))

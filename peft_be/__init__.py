@@ -129,7 +129,7 @@ def _extend(peft) -> None:
     import_module(".adapters.card", __name__).write_cards_on_save(peft)
 
 
-# As soon as both are imported, whichever comes first: at once, or right after PEFT's import. An environment of vLLM, which
-# needs nothing of this package but its plugin, has neither PEFT nor wrapt
-if find_spec("peft") is not None:
+# As soon as both are imported, whichever comes first: at once, or right after PEFT's import. `pip install --no-deps`, all that
+# vLLM's plugin needs, leaves wrapt out
+if find_spec("wrapt") is not None:
     import_module("wrapt").register_post_import_hook(_extend, "peft")

@@ -31,7 +31,7 @@ _FILES = (TOKEN_FILE, WEIGHTS_FILE, "adapter_config.json")
 # Those whose class in vLLM 0.32 was seen to refuse it (tests/serving/test_vllm_architectures.py). Ministral 3 has Mistral's
 NO_LORA_ON_EMBEDDING = frozenset({"mistral", "ministral3", "qwen2"})
 
-# vLLM sets up the loggers below its own alone
+# vLLM configures only loggers below its own
 logger = logging.getLogger("vllm.peft_be")
 
 
@@ -39,8 +39,8 @@ class FolderResolver:
     """
     Finds the adapter of an unknown model's name in a folder.
 
-    Each version of an adapter that is found, told by its bytes, gets a name and a copy of its own: an adapter that was
-    replaced and unloaded is read anew, and requests that run go on with the old one.
+    Each version of an adapter, told apart by its bytes, gets a name and a copy of its own: an adapter that was replaced and
+    unloaded is read anew, and running requests finish with the old one.
 
     Args:
         folder (`str`): the folder in which each adapter has a folder of its name.
@@ -48,6 +48,7 @@ class FolderResolver:
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
+        # Made by the server alone: vLLM loads plugins in each of its processes
         self._copies: tempfile.TemporaryDirectory | None = None
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -56,7 +57,7 @@ class FolderResolver:
 
         self._copies = self._copies or tempfile.TemporaryDirectory(prefix="peft-be-lora-")
         path = await asyncio.to_thread(self.find, base_model_name, lora_name, Path(self._copies.name))
-        # vLLM puts its own id in the place of this one
+        # vLLM puts its own id instead of this one
         return path and LoRARequest(lora_name=path.name, lora_int_id=1, lora_path=str(path))
 
     def find(self, served: str, name: str, copies: Path) -> Path | None:
@@ -69,8 +70,8 @@ class FolderResolver:
             copies (`Path`): the folder for copies.
 
         Returns:
-            `Path` or `None`: the copy's folder, called after the adapter and its version. `None`, and a sentence in the log
-                that says why, where there is none that fits.
+            `Path` or `None`: the copy's folder, called after the adapter and its version. `None` for an unknown name and, with
+                a reason in the log, for an adapter that does not fit.
         """
         # The name is a client's: it may not lead out of the folder
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or not (self.folder / name / TOKEN_FILE).is_file():
@@ -80,7 +81,7 @@ class FolderResolver:
             for file in _FILES:
                 shutil.copyfile(self.folder / name / file, copy / file)
             check_fits(copy, served)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             logger.warning("The adapter '%s' in '%s' is not served: %s", name, self.folder, error)
             shutil.rmtree(copy)
             return None
@@ -107,18 +108,23 @@ def check_fits(directory: Path, served: str) -> None:
     """
     from transformers import PretrainedConfig
 
-    base = json.loads((directory / TOKEN_FILE).read_text(encoding="utf-8"))["base_model"]
-    ours, theirs = hub_name(base), hub_name(served)
+    try:
+        base = json.loads((directory / TOKEN_FILE).read_text(encoding="utf-8"))["base_model"]
+        ours, sizes = hub_name(base), embedding_sizes(directory / WEIGHTS_FILE)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError("it is not one that peft-be export wrote, or is damaged: copy it again.") from error
+    theirs = hub_name(served)
     if ours is not None and theirs is not None and ours != theirs:
         raise ValueError(f"it belongs to '{ours}', and the base model is '{theirs}'.")
     # A folder may hold any model: sizes are all that is known of it
     config, _ = PretrainedConfig.get_config_dict(served)
     config = config.get("text_config") or config
-    sizes = embedding_sizes(directory / WEIGHTS_FILE)
-    if sizes != (config["vocab_size"], config["hidden_size"]):
+    expected = (config.get("vocab_size"), config.get("hidden_size"))
+    if None in expected:
+        raise ValueError("the base model's configuration does not give the sizes of its embedding.")
+    if sizes != expected:
         raise ValueError(
-            f"it is for an embedding of {sizes[0]} x {sizes[1]}, and the base model's has {config['vocab_size']} x "
-            f"{config['hidden_size']}."
+            f"it is for an embedding of {sizes[0]} x {sizes[1]}, and the base model's has {expected[0]} x {expected[1]}."
         )
     if config.get("model_type") in NO_LORA_ON_EMBEDDING:
         logger.warning(no_lora_on_embedding(config["model_type"]))
@@ -143,7 +149,10 @@ def hub_name(model: str) -> str | None:
 def embedding_sizes(weights: Path) -> tuple[int, int]:
     """Rows and columns of the embedding that a LoRA adapter is for, by the head of its file."""
     with open(weights, "rb") as file:
-        head: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        size = int.from_bytes(file.read(8), "little")
+        if size > os.path.getsize(weights):  # as in a pointer of Git LFS
+            raise ValueError("The head is longer than the file.")
+        head: dict[str, Any] = json.loads(file.read(size))
     shapes = {name.rpartition("_")[2]: entry["shape"] for name, entry in head.items() if "lora_embedding_" in name}
     return shapes["A"][1], shapes["B"][0]
 

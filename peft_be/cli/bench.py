@@ -7,17 +7,20 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from .common import check_json_file, console, say
+from .common import console, say
 from .config_options import with_options_of
+from .figures import Figures
 from .loading import Loading
 from .options import QUERY_FILES, QueryField
 from .progress import progress_bars
 
 
+@with_options_of(Figures, without=("card",), name="figures")
 @with_options_of(Loading, name="loading", panel="Loading")
 def bench(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
+    figures: Figures,
     loading: Loading,
     queries: Annotated[
         Optional[Path], typer.Option(help=f"Users' turns, four general ones by default: {QUERY_FILES}")
@@ -38,13 +41,11 @@ def bench(
             "--quick", help="A first look: batch size 1, 8 new tokens, 2 repeats, where nothing else is given."
         ),
     ] = False,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
     """Measure latency, decoding speed and cache size with the full prompt, with it cached, without it, and with [BE]."""
     from ..adapters.folder import read_report
     from ..data import load_queries
     from ..evaluation import BenchConfig, bench_inference
-    from ..files import write_json
     from ..prompting import load_prompt
 
     given: dict[str, Any] = {"batch_sizes": whole_numbers(batch_sizes), "new_tokens": new_tokens, "repeats": repeats}
@@ -55,7 +56,6 @@ def bench(
     if query_field and not queries:
         raise ValueError("--query-field is the field of --queries: give these, too.")
     text, asked = load_prompt(prompt), load_queries(queries, query_field) if queries else None
-    check_json_file(json_file)
     directory = loading.find(directory, text)
     peft_model, tokenizer = loading.load(directory)
     with progress_bars() as on_progress:
@@ -69,8 +69,7 @@ def bench(
             on_progress=on_progress,
             allow_other_prompt=loading.allow_other_prompt,
         )
-    if json_file is not None:
-        write_json(json_file, result)
+    figures.write(result)
     show(result)
 
 

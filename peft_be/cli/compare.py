@@ -49,9 +49,9 @@ def compare(
     held_out = load_queries(test_queries, query_field) if test_queries else None
     if (task is None) != (task_items is None):
         raise ValueError("A task needs its items: give --task and --task-items, or neither.")
-    scored = load_task(task, task_items) if task and task_items else None
     if task == "rolebench-judge":
         raise ValueError("rolebench-judge needs a judge: pass load_task(..., judge=...) to compare_methods in Python.")
+    scored = load_task(task, task_items) if task and task_items else None
     with resumable(output), progress_bars() as on_progress:
         results = compare_methods(
             text,

@@ -26,7 +26,10 @@ def compress(
     ] = None,
     query_field: QueryField = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The settings of the authors' scripts, where you give no others.")
+        bool,
+        typer.Option(
+            "--paper", help="Use the settings of the authors' scripts for every option that you do not give."
+        ),
     ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,

@@ -69,6 +69,7 @@ def with_options_of(
 
 def not_given(context: typer.Context, settings: dict) -> dict:
     """Those of some settings that no option of the command line overrides."""
+    # By its name, for Typer may have Click's class of its own
     given = {name for name in settings if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"}
     return {name: value for name, value in settings.items() if name not in given}
 

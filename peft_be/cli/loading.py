@@ -40,6 +40,7 @@ class Loading:
         return directory
 
     def load(self, directory: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+        """The base model with the adapter of a folder, and the tokenizer."""
         from ..adapters.load import load_adapter
 
         return load_adapter(

@@ -98,7 +98,7 @@ class BETokenEmbedding(nn.Module, BaseTunerLayer):
         self.be_token_ids[adapter_name] = torch.tensor(token_ids, device=self.be_token_ids[adapter_name].device)
 
     def check_not_merged(self, adapter_name: str) -> None:
-        """Raises a `ValueError` if the rows of an adapter are in the table, where a change of them or of its ids is not seen."""
+        """Raises a `ValueError` if the adapter's rows are in the table, where changing them would have no effect."""
         if adapter_name in self.merged_adapters:
             raise ValueError(f"Adapter {adapter_name} is merged into the embedding table: call unmerge_adapter first.")
 

@@ -359,7 +359,7 @@ class BETokenModel(BaseTuner):
         return self._weight("be_token_embedding", adapter_name).grad
 
     def set_rows(self, adapter_name: str, rows: torch.Tensor) -> None:
-        """Overwrites the [BE] rows of an adapter in place with `rows` of shape (k, d). Refuses a merged adapter."""
+        """Overwrites the [BE] rows of an adapter in place with `rows` of shape (k, d). Raises a `ValueError` if the adapter is merged."""
         self._overwrite("be_token_embedding", adapter_name, rows)
 
     def get_ae_row(self, adapter_name: str) -> torch.Tensor:
@@ -367,7 +367,7 @@ class BETokenModel(BaseTuner):
         return self._weight("be_token_ae_embedding", adapter_name).detach().clone()
 
     def set_ae_row(self, adapter_name: str, row: torch.Tensor) -> None:
-        """Overwrites the [AE] row of an adapter in place with `row` of shape (1, d). Refuses a merged adapter."""
+        """Overwrites the [AE] row of an adapter in place with `row` of shape (1, d). Raises a `ValueError` if the adapter is merged."""
         self._overwrite("be_token_ae_embedding", adapter_name, row)
 
     def _weight(self, container_name: str, adapter_name: str) -> nn.Parameter:

@@ -143,6 +143,19 @@ def test_a_method_that_fails_is_told_with_the_others(cli, job, tiny_dir):
     assert code == 0, err
 
 
+def test_a_task_that_needs_a_judge_is_for_python(cli, job):
+    options = [
+        "--prompt",
+        job.folder / "prompt.txt",
+        "--queries",
+        job.folder / "queries.jsonl",
+        "--output",
+        job.folder / "c",
+    ]
+    code, _, err = cli("compare", *options, "--task", "rolebench-judge", "--task-items", job.folder / "queries.jsonl")
+    assert code == 1 and "needs a judge" in err
+
+
 def test_settings_are_named_before_anything_is_loaded(cli, job):
     for option, value in (
         ("learning_rate", "-1"),

@@ -53,6 +53,24 @@ def test_each_version_has_a_name_and_a_copy_of_its_own(resolver):
     assert len(list(first.parent.iterdir())) == 3  # nothing half made
 
 
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("adapter_model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 199192\n"),
+        ("adapter_model.safetensors", b""),
+        ("adapter_model.safetensors", (2).to_bytes(8, "little") + b"[]"),
+        ("be_token.json", b"[]"),
+        ("be_token.json", b"{}"),
+        ("be_token.json", b"\xff"),
+    ],
+)
+def test_a_damaged_adapter_is_not_served(resolver, file, content, caplog):
+    folder, find = resolver
+    (folder / "a" / file).write_bytes(content)
+    assert find("a") is None and "damaged: copy it again" in caplog.text
+    assert not list((folder.parent / "copies").iterdir())
+
+
 def test_a_client_cannot_leave_the_folder(resolver):
     folder, find = resolver
     shutil.copytree(folder / "a", folder.parent / "secret")
