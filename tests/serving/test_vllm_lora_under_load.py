@@ -178,3 +178,7 @@ def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir
         shutil.copytree(lora / "api-1", lora / "api-2")
         load("api", "api-2", load_inplace=True)
         assert all(answer("api", q) == expected["api-2", q] for q in QUESTIONS)
+        # And that it reads the folder of `load_inplace` again for every token
+        shutil.rmtree(lora / "api-2")
+        with pytest.raises((RuntimeError, OSError)):
+            answer("api", QUESTIONS[0])
