@@ -41,6 +41,7 @@ def save_tiny_gemma(folder, tokenizer):
     """A folder with a model that multiplies its embeddings, by the square root of 32."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+    torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

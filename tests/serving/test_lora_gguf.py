@@ -216,7 +216,8 @@ def test_a_model_that_multiplies_its_embeddings(tiny_tokenizer, tmp_path):
         apply(1.0)
         theirs = llama_logits(llama, ids)
     compared = [i for i in range(len(theirs)) if i not in model.peft_config["default"].be_token_ids]
-    assert np.abs(ours - theirs)[compared].max() < 1e-3 * np.abs(without - theirs).max()
+    # llama.cpp looks Gemma's activation up in a table of float16
+    assert np.abs(ours - theirs)[compared].max() < 1e-2 * np.abs(without - theirs).max()
 
 
 def test_a_tied_output_embedding_stops_llama_cpp(tiny_tokenizer, tmp_path):
