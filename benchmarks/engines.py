@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -63,6 +64,16 @@ class Requests:
     def adapters(self) -> dict[str, str]:
         return {"a": self.args.adapter}
 
+    @cached_property
+    def merged(self) -> MergedToken:
+        """The token in the checkpoint that is written to the folder `merged`."""
+        return export_merged(self.adapters, self.folder / "merged", self.args.model, dtype=self.args.dtype)["a"]
+
+    @cached_property
+    def lora(self) -> MergedToken:
+        """The token of the LoRA adapter that is written to the folder `lora/a`."""
+        return export_lora(self.adapters, self.folder / "lora", model=self.args.model, dtype=self.args.dtype)["a"]
+
     def chats(self, token: MergedToken) -> list[list[dict]]:
         return [[{"role": "system", "content": token.text}, *query] for query in self.queries]
 
@@ -81,19 +92,17 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], length: int) -> Ans
 
 
 def of_transformers(asked: Requests) -> Iterator[tuple[str, Answers]]:
-    token = export_merged(asked.adapters, asked.folder / "merged", asked.args.model, dtype=asked.args.dtype)["a"]
+    chats = asked.chats(asked.merged)
     tokenizer = AutoTokenizer.from_pretrained(asked.folder / "merged")
     model = AutoModelForCausalLM.from_pretrained(asked.folder / "merged", dtype=getattr(torch, asked.args.dtype))
-    chats = asked.chats(token)
     prompts = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
     yield "transformers, merged checkpoint", greedy(model.eval(), prompts, asked.args.max_new_tokens)
 
 
 def of_plain_peft(asked: Requests) -> Iterator[tuple[str, Answers]]:
     args, script = asked.args, Path(__file__).with_name("plain_peft.py")
-    token = export_lora(asked.adapters, asked.folder / "lora", model=args.model, dtype=args.dtype)["a"]
     chats, answers = asked.folder / "chats.json", asked.folder / "answers.json"
-    chats.write_text(json.dumps(asked.chats(token)))
+    chats.write_text(json.dumps(asked.chats(asked.lora)))
     command = [sys.executable, script, "--lora", asked.folder / "lora" / "a", "--model", resolve_model(args.model)]
     command += ["--chats", chats, "--answers", answers, "--dtype", args.dtype]
     command += ["--max-new-tokens", args.max_new_tokens]
@@ -104,19 +113,19 @@ def of_plain_peft(asked: Requests) -> Iterator[tuple[str, Answers]]:
 def of_vllm(asked: Requests) -> Iterator[tuple[str, Answers | str]]:
     args, base = asked.args, resolve_model(asked.args.model)
     options = ("--dtype", args.dtype, "--enforce-eager", "--max-model-len", "2048")
-    token = export_merged(asked.adapters, asked.folder / "vllm-merged", args.model, dtype=args.dtype)["a"]
-    with vllm_server(args.vllm, str(asked.folder / "vllm-merged"), *options) as server:
-        requests = ({"messages": chat} for chat in asked.chats(token))
+    chats = asked.chats(asked.merged)
+    with vllm_server(args.vllm, str(asked.folder / "merged"), *options) as server:
+        requests = ({"messages": chat} for chat in chats)
         yield "vLLM, merged checkpoint", _vllm_answers(server, "/v1/chat/completions", requests, args)
-    token = export_lora(asked.adapters, asked.folder / "vllm-lora", model=args.model, dtype=args.dtype)["a"]
-    lora = ("--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"a={asked.folder / 'vllm-lora' / 'a'}")
+    chats = asked.chats(asked.lora)
+    lora = ("--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"a={asked.folder / 'lora' / 'a'}")
     with ExitStack() as running:
         try:
             server = running.enter_context(vllm_server(args.vllm, base, *options, *lora))
         except RuntimeError as error:  # it refuses LoRA of the embedding of some models
             yield "vLLM, LoRA", _what_it_says(error)
         else:
-            requests = ({"model": "a", "messages": chat} for chat in asked.chats(token))
+            requests = ({"model": "a", "messages": chat} for chat in chats)
             yield "vLLM, LoRA", _vllm_answers(server, "/v1/chat/completions", requests, args)
     with vllm_server(args.vllm, base, *options, "--enable-prompt-embeds") as server:
         rows = PromptEmbeds.from_pretrained(args.adapter)
