@@ -36,6 +36,18 @@ def test_engines(run_script, tiny_dir, tmp_path):
     assert report["args"]["adapter"] == "a"  # and nothing of where it lies
 
 
+@pytest.mark.filterwarnings("ignore:The output row of")
+def test_engines_of_llama_cpp(run_script, tiny_dir, tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from ..gguf_file import save_gguf
+
+    adapter, file = save_adapter(str(tiny_dir), tmp_path / "a", 2), save_gguf(tiny_dir, tmp_path / "base.gguf")
+    options = ("--model", tiny_dir, "--requests", 2, "--max-new-tokens", 4, "--gguf", file)
+    report = run_script("engines.py", adapter, *options)["engines"]
+    # As a token of the file, [BE] may be written by a random model, for which no row of the output table prevents it
+    assert report["llama.cpp, LoRA"] == {"identical": 2, "of": 2, "apart": []}
+
+
 def test_a_divergence_has_the_margin_of_the_reference(tiny_model):
     from engines import divergence, greedy
 
