@@ -77,6 +77,7 @@ def plan_push(
     network is needed.
     """
     with staged_adapters(adapters, repo_id, base_model, license) as staged:
+        write_collection_card(staged, repo_id, license)
         return plan_of(staged.folder)
 
 
@@ -117,6 +118,7 @@ def push_adapters(
         `OSError`: the Hub refuses or cannot be reached.
     """
     with staged_adapters(adapters, repo_id, base_model, license) as staged:
+        write_collection_card(staged, repo_id, license)
         return upload(staged, repo_id, private, token, revision, commit_message)
 
 
@@ -192,7 +194,10 @@ def _check_method(folder: Path, repo_id: str, api: HfApi, revision: str | None) 
 def staged_adapters(
     adapters: str | os.PathLike | PeftModel, repo_id: str, base_model: str | None, license: str | None
 ) -> Iterator[Staged]:
-    """All that [`push_adapters`] uploads, with the same errors, in a temporary folder."""
+    """
+    The adapters that [`push_adapters`] uploads, with the same errors, in a temporary folder. The card of a repository
+    with many is not there yet, see [`write_collection_card`].
+    """
     with tempfile.TemporaryDirectory() as work:
         if isinstance(adapters, PeftModel):
             name = adapters.active_adapter
@@ -209,8 +214,6 @@ def staged_adapters(
         staged = Path(work) / "staged"
         for name in names:
             _stage(directory / name, staged / name, "/".join([repo_id, *filter(None, [name])]), base_model, license)
-        if names != [""]:
-            write_collection_card(staged, names, repo_id, license)
         yield Staged(staged, directory, names)
 
 
@@ -264,11 +267,19 @@ def _check_own_file(path: Path) -> None:
         )
 
 
-def write_collection_card(
-    staged: Path, names: list[str], repo_id: str, license: str | None, lora: bool = False
-) -> None:
-    """Write the card of a repository with many adapters, with `lora` of LoRA adapters that have no native ones next to them."""
-    cards = {name: ModelCard.load(staged / name / CARD_FILE) for name in names}
+def write_collection_card(staged: Staged, repo_id: str, license: str | None, lora: bool = False) -> None:
+    """
+    Write the card of a repository with many adapters. A single adapter has a card already, which stays.
+
+    Args:
+        staged ([`Staged`]): the adapters, each with its card.
+        repo_id (`str`): the repository.
+        license (`str`, *optional*): for the card.
+        lora (`bool`, *optional*, defaults to `False`): the adapters are LoRA adapters without native ones.
+    """
+    if staged.names == [""]:
+        return
+    cards = {name: ModelCard.load(staged.folder / name / CARD_FILE) for name in staged.names}
     data = ModelCardData(
         base_model=sorted({card.data.base_model for card in cards.values()}),
         library_name="peft",
@@ -278,10 +289,12 @@ def write_collection_card(
     )
     lines = [f"- [`{name}`]({name}): {card.text.strip().splitlines()[0].lstrip('# ')}" for name, card in cards.items()]
     use = (
-        "Each folder's card says how to load its LoRA adapter." if lora else _USE.format(repo=repo_id, first=names[0])
+        "Each folder's card says how to load its LoRA adapter."
+        if lora
+        else _USE.format(repo=repo_id, first=staged.names[0])
     )
-    body = _COLLECTION.format(count=len(names), use=use, adapters="\n".join(lines))
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(staged / CARD_FILE)
+    body = _COLLECTION.format(count=len(cards), use=use, adapters="\n".join(lines))
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(staged.folder / CARD_FILE)
 
 
 _COLLECTION = """# {count} system prompts in learned tokens

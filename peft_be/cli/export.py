@@ -87,8 +87,7 @@ def export(
     else:
         tokens = export_lora_gguf(adapters, gguf, output, **how)
     for name, token in tokens.items():
-        where = "as the system message" if token.slot == "system" else "in front of the user's turn"
-        say(bold(name), f": {token.text} {where} (ids {token.ids})")
+        say(bold(name), f": {token.text} {token.place} (ids {token.ids})")
     say("Saved to ", bold(output), ".")
     if format is Format.lora_gguf:
         copy = output / BASE_FILE

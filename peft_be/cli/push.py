@@ -56,7 +56,7 @@ def push(
 ) -> None:
     """Upload adapters to the Hub."""
     from ..adapters.hub import plan_push, push_adapters
-    from ..serving.hub import plan_lora_push, push_lora
+    from ..serving.lora_hub import plan_lora_push, push_lora
 
     described: dict[str, Any] = {"base_model": base_model, "license": license}
     plan: Callable[..., PushPlan] = plan_push

@@ -43,6 +43,11 @@ class MergedToken:
     ids: list[int]
     slot: str
 
+    @property
+    def place(self) -> str:
+        """Where in a chat the text goes, in words."""
+        return "as the system message" if self.slot == "system" else "in front of the user's turn"
+
 
 @dataclass
 class AdapterRows:

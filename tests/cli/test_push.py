@@ -1,6 +1,8 @@
 """What `peft-be push --dry-run` says, without a network or a token. Real uploads are in tests/hub."""
 
-from peft_be.serving.hub import plan_lora_push
+import pytest
+
+from peft_be.serving.lora_hub import _staged_lora, plan_lora_push
 
 from ..exports import save_adapter
 from .outcomes import fails
@@ -56,6 +58,25 @@ def test_a_card_says_where_a_token_of_slot_prefix_goes(tiny_dir, tmp_path):
     plan = plan_lora_push(folder, "me/a", base_model="org/tiny")
     assert "in front of the user's turn stands for the prompt" in plan.card and "chat_template" not in plan.card
     assert "chat_template.jinja" not in plan.files
+
+
+def test_a_repository_named_without_its_user(tiny_dir, tmp_path):
+    for name in ("one", "two"):
+        save_adapter(tiny_dir, tmp_path / "prompts" / name)
+    plan = plan_lora_push(tmp_path / "prompts" / "one", "my-repo", base_model="org/tiny")
+    assert '"my-repo")' in plan.card and "hf download my-repo --local-dir my-repo\n" in plan.card
+    assert "--lora-modules my-repo=my-repo " in plan.card
+    with _staged_lora(tmp_path / "prompts", "my-repo", True, "org/tiny", None) as staged:
+        card = (staged.folder / "two" / "README.md").read_text()
+    assert '"my-repo", subfolder="two/lora")' in card and "--lora-modules two=two/two/lora " in card
+    assert "hf download my-repo --include 'two/lora/*' --local-dir two\n" in card
+
+
+@pytest.mark.parametrize("k, rank", [(1, 1), (2, 8), (9, 16)])
+def test_a_card_says_how_vllm_serves_the_adapter(tiny_dir, tmp_path, k, rank):
+    card = plan_lora_push(save_adapter(tiny_dir, tmp_path / "a", k), "me/a", base_model="org/tiny").card
+    assert f"--enable-lora --max-lora-rank {rank} --lora-target-modules embed_tokens \\\n" in card
+    assert "Mistral and Qwen 2 need `--model-impl transformers`" in card
 
 
 def test_a_card_that_was_edited_keeps_its_text(tiny_dir, tmp_path):

@@ -86,21 +86,18 @@ def _staged_lora(
         # From where they lie, for there the base model is called as it is called here
         tokens = export_lora({own[name]: staged.source / name for name in own}, exported, **loading)
         for name, folder in own.items():
-            place = "/".join(filter(None, [repo_id, name]))
-            _stage(exported / folder, staged.folder / name, tokens[folder], place, native)
-        if staged.names != [""]:
-            write_collection_card(staged.folder, staged.names, repo_id, license, lora=not native)
+            _add_lora(exported / folder, staged.folder / name, tokens[folder], repo_id, name, native)
+        write_collection_card(staged, repo_id, license, lora=not native)
         yield staged
 
 
-def _stage(exported: Path, folder: Path, token: LoraToken, place: str, native: bool) -> None:
+def _add_lora(exported: Path, folder: Path, token: LoraToken, repo_id: str, name: str, native: bool) -> None:
     """Put an exported adapter into the folder of its native one or, if that is not wanted, in place of it."""
     config = read_config(folder)
     base = str(config.base_model_name_or_path)
-    has_template = (exported / TEMPLATE_FILE).is_file()
     card = ModelCard.load(folder / CARD_FILE)
     # To the native card, which may be its author's own, a section is added; the LoRA adapter alone gets a card of its own
-    section = lora_section(place, f"{LORA_FOLDER}/" if native else "", base, token, has_template)
+    section = lora_section(repo_id, name, f"{LORA_FOLDER}/" if native else "", base, token, exported)
     if native:
         unedited = is_unedited(card.text)
         before, heading, after = card.text.partition("\n## Training\n")
