@@ -96,15 +96,15 @@ def _add_lora(exported: Path, folder: Path, token: LoraToken, repo_id: str, name
     config = read_config(folder)
     base = str(config.base_model_name_or_path)
     card = ModelCard.load(folder / CARD_FILE)
-    # To the native card, which may be its author's own, a section is added; the LoRA adapter alone gets a card of its own
+    # To the native card, and to one that its author edited, a section is added; else the LoRA adapter alone gets a card of its own
     section = lora_section(repo_id, name, f"{LORA_FOLDER}/" if native else "", base, token, exported)
+    unedited = is_unedited(card.text)
     if native:
-        unedited = is_unedited(card.text)
         before, heading, after = card.text.partition("\n## Training\n")
         text = f"{before.rstrip()}\n\n{section}\n{heading}{after}"
         card.text = signed(body_of(text)) if unedited else text
     else:
-        card.text = lora_body(config, section)
+        card.text = lora_body(config, section) if unedited else f"{card.text.rstrip()}\n\n{section}\n"
         for file in (*ADAPTER_FILES, REPORT_FILE):
             (folder / file).unlink(missing_ok=True)
     card.data.tags = sorted({*TAGS, *(card.data.tags or []), "lora"})

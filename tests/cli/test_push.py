@@ -79,8 +79,9 @@ def test_a_card_says_how_vllm_serves_the_adapter(tiny_dir, tmp_path, k, rank):
     assert "Mistral and Qwen 2 need `--model-impl transformers`" in card
 
 
-def test_a_card_that_was_edited_keeps_its_text(tiny_dir, tmp_path):
+@pytest.mark.parametrize("native", [False, True])
+def test_a_card_that_was_edited_keeps_its_text(tiny_dir, tmp_path, native):
     folder = save_adapter(tiny_dir, tmp_path / "a")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# My keeper\n\nMine.\n")
-    plan = plan_lora_push(folder, "me/a", native=True, base_model="org/tiny")
+    plan = plan_lora_push(folder, "me/a", native=native, base_model="org/tiny")
     assert "# My keeper\n\nMine.\n\n## Use as a LoRA adapter" in plan.card and "license: mit" in plan.card
