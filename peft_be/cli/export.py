@@ -61,7 +61,7 @@ def export(
     from ..serving import export_gguf, export_lora, export_lora_gguf, export_merged
     from ..serving.lora_gguf import BASE_FILE
 
-    names = [directory.absolute().name for directory in directories]
+    names = [directory.resolve().name for directory in directories]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise ValueError(f"Tokens are named like the folders, and more than one is called {', '.join(repeated)}.")

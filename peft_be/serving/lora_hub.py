@@ -18,6 +18,7 @@ from ..adapters.hub import PushPlan, Staged, plan_of, staged_adapters, upload, w
 from ..files import read_json, write_json
 from .lora import TEMPLATE_FILE, TOKEN_FILE, LoraToken, export_lora
 from .lora_card import lora_body, lora_section
+from .tokens import ADAPTER_NAME
 
 
 LORA_FOLDER = "lora"
@@ -81,7 +82,11 @@ def _staged_lora(
 ) -> Iterator[Staged]:
     """What is to be uploaded: the LoRA adapters, with or instead of the native ones."""
     with staged_adapters(adapters, repo_id, base_model, license) as staged, tempfile.TemporaryDirectory() as work:
-        own = {name: name or staged.source.resolve().name for name in staged.names}
+        names = [name or staged.source.resolve().name for name in staged.names]
+        if not all(ADAPTER_NAME.fullmatch(name) for name in names):
+            # Nothing that is uploaded is named after these
+            names = [str(number) for number in range(len(names))]
+        own = dict(zip(staged.names, names))
         exported = Path(work) / "lora"
         # From where they lie, for there the base model is called as it is called here
         tokens = export_lora({own[name]: staged.source / name for name in own}, exported, **loading)

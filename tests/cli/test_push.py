@@ -72,6 +72,20 @@ def test_a_repository_named_without_its_user(tiny_dir, tmp_path):
     assert "hf download my-repo --include 'two/lora/*' --local-dir two\n" in card
 
 
+def test_a_folder_may_have_any_name(cli, tiny_dir, tmp_path):
+    folder = save_adapter(tiny_dir, tmp_path / "prompts" / "my prompt")
+    options = ["--base-model", "org/tiny", "--format", "lora", "--dry-run"]
+    code, out, err = cli("push", folder, "me/one", *options)
+    assert code == 0 and "To me/one: 5 files" in out, err
+    code, out, err = cli("push", folder.parent, "me/prompts", *options)
+    assert code == 0 and "my prompt/be_token.json" in out, err
+    with _staged_lora(folder.parent, "me/prompts", False, "org/tiny", None) as staged:
+        card = (staged.folder / "my prompt" / "README.md").read_text()
+    assert 'subfolder="my prompt")' in card
+    assert "hf download me/prompts --include 'my prompt/*' --local-dir my-prompt\n" in card
+    assert "--lora-modules 'my-prompt=my-prompt/my prompt' " in card
+
+
 @pytest.mark.parametrize("k, rank", [(1, 1), (2, 8), (9, 16)])
 def test_a_card_says_how_vllm_serves_the_adapter(tiny_dir, tmp_path, k, rank):
     card = plan_lora_push(save_adapter(tiny_dir, tmp_path / "a", k), "me/a", base_model="org/tiny").card
