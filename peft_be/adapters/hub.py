@@ -25,6 +25,10 @@ from .card import CARD_FILE, REPOSITORY, TAGS, body_of, is_unedited, signed, wri
 from .folder import ADAPTER_FILES, CONFIG_FILE, REPORT_FILE, read_config, read_report
 
 
+# Where a LoRA adapter is next to a native one
+LORA_FOLDER = "lora"
+
+
 def find_adapter(name: str | os.PathLike) -> Path:
     """
     The folder of an adapter: a folder of this machine, or else downloaded from the Hub.
@@ -114,7 +118,8 @@ def push_adapters(
 
     Raises:
         `FileNotFoundError`: there is no adapter in the folder.
-        `ValueError`: the base model is a local folder, and no `base_model` was given.
+        `ValueError`: the base model is a local folder, and no `base_model` was given; or the repository has a LoRA adapter
+            in the same place, or one next to it that would be left as it is.
         `OSError`: the Hub refuses or cannot be reached.
     """
     with staged_adapters(adapters, repo_id, base_model, license) as staged:
@@ -168,7 +173,10 @@ def upload(
 
 
 def _check_method(folder: Path, repo_id: str, api: HfApi, revision: str | None) -> None:
-    """Refuse to put a LoRA adapter where the repository has a native one, or the other way round."""
+    """
+    Refuse to put a LoRA adapter where the repository has a native one, or the other way round, and to leave an earlier
+    LoRA adapter next to a native one that is replaced.
+    """
     try:
         there = set(api.list_repo_files(repo_id, revision=revision))
     except RevisionNotFoundError:
@@ -178,15 +186,21 @@ def _check_method(folder: Path, repo_id: str, api: HfApi, revision: str | None) 
     path = next((path for path in own if path in there), None)
     if path is None:
         return
-    methods = [
-        read_json(file, "adapter configuration", dict).get("peft_type")
+    ours, theirs = (
+        "LoRA" if read_json(file, "adapter configuration", dict).get("peft_type") == "LORA" else "native"
         for file in (folder / path, Path(api.hf_hub_download(repo_id, path, revision=revision)))
-    ]
-    if methods.count("LORA") == 1:
-        kinds = ["LoRA" if method == "LORA" else "native" for method in methods]
+    )
+    if ours != theirs:
+        both = ", or both with --format native --format lora" if theirs == "native" else ""
         raise ValueError(
-            f"'{repo_id}' has a {kinds[1]} adapter where the {kinds[0]} one would go ({path}): push to another repository, or "
-            "both with --format native --format lora."
+            f"'{repo_id}' has a {theirs} adapter where the {ours} one would go ({path}): push to another repository{both}."
+        )
+    places = [f"{config.removesuffix(CONFIG_FILE)}{LORA_FOLDER}/" for config in own if config in there]
+    left = [place for place in places if f"{place}{CONFIG_FILE}" in there and f"{place}{CONFIG_FILE}" not in own]
+    if left:
+        raise ValueError(
+            f"'{repo_id}' also has a LoRA adapter in {left[0]}: push both with --format native --format lora, or its rows stay "
+            "those of the earlier adapter."
         )
 
 

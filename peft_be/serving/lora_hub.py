@@ -14,14 +14,11 @@ from huggingface_hub import ModelCard
 
 from ..adapters.card import CARD_FILE, TAGS, body_of, is_unedited, signed
 from ..adapters.folder import ADAPTER_FILES, CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE, read_config
-from ..adapters.hub import PushPlan, Staged, plan_of, staged_adapters, upload, write_collection_card
+from ..adapters.hub import LORA_FOLDER, PushPlan, Staged, plan_of, staged_adapters, upload, write_collection_card
 from ..files import read_json, write_json
 from .lora import TEMPLATE_FILE, TOKEN_FILE, LoraToken, export_lora
 from .lora_card import lora_body, lora_section
 from .tokens import ADAPTER_NAME
-
-
-LORA_FOLDER = "lora"
 
 
 def push_lora(
