@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from huggingface_hub import ModelCard
 
 from ..adapters.card import CARD_FILE, TAGS, body_of, is_unedited, signed
@@ -28,8 +27,7 @@ def push_lora(
     base_model: str | None = None,
     license: str | None = None,
     private: bool | None = None,
-    model: str | None = None,
-    dtype: torch.dtype | str | None = None,
+    **loading,
 ) -> str:
     """
     Upload an adapter to the Hub as a LoRA adapter, or all adapters in the subfolders of a folder.
@@ -43,8 +41,7 @@ def push_lora(
         native (`bool`, *optional*, defaults to `False`): whether the native adapter is uploaded, too.
         base_model (`str`, *optional*), license (`str`, *optional*), private (`bool`, *optional*):
             As in [`push_adapters`].
-        model (`str`, *optional*), dtype (`torch.dtype` or `str`, *optional*):
-            The base model, which is loaded, and the dtype in which engines compute, as in [`export_lora`].
+        loading: `model`, `allow_other_weights`, `dtype` and `device` as in [`export_lora`], which loads the base model.
 
     Returns:
         `str`: the address of the upload.
@@ -52,7 +49,7 @@ def push_lora(
     Raises:
         `FileNotFoundError`, `ValueError`, `OSError`: as in [`push_adapters`] and [`export_lora`].
     """
-    with _staged_lora(adapters, repo_id, native, base_model, license, model=model, dtype=dtype) as staged:
+    with _staged_lora(adapters, repo_id, native, base_model, license, **loading) as staged:
         return upload(staged, repo_id, private)
 
 
@@ -62,14 +59,13 @@ def plan_lora_push(
     native: bool = False,
     base_model: str | None = None,
     license: str | None = None,
-    model: str | None = None,
-    dtype: torch.dtype | str | None = None,
+    **loading,
 ) -> PushPlan:
     """
     What [`push_lora`] would upload, for the same arguments and with the same errors. Nothing is uploaded, and no network
     is needed if the base model is on this machine.
     """
-    with _staged_lora(adapters, repo_id, native, base_model, license, model=model, dtype=dtype) as staged:
+    with _staged_lora(adapters, repo_id, native, base_model, license, **loading) as staged:
         return plan_of(staged.folder)
 
 

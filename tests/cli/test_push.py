@@ -2,9 +2,12 @@
 
 import pytest
 
+from peft_be import BETokenConfig, load_model
+from peft_be.adapters.base_weights import weights_fingerprint
 from peft_be.serving.lora_hub import _staged_lora, plan_lora_push
 
 from ..exports import save_adapter
+from ..tiny import tiny_llama
 from .outcomes import fails
 
 
@@ -49,8 +52,27 @@ def test_what_a_push_of_lora_would_refuse(cli, tiny_dir, tmp_path):
     folder = save_adapter(tiny_dir, tmp_path / "a", k=15)
     options = ["--base-model", "org/tiny", "--dry-run"]
     fails(cli("push", folder, "me/a", *options, "--format", "lora"), "need as many reserved tokens")
-    fails(cli("push", folder, "me/a", *options, "--dtype", "bfloat16"), "--dtype is for --format lora")
+    for option in (["--model", "m"], ["--dtype", "bfloat16"], ["--device", "cpu"], ["--allow-other-weights"]):
+        fails(cli("push", folder, "me/a", *options, *option), f"{option[0]} is for --format lora")
     fails(cli("push", folder, "me/a", "--format", "lora", "--dry-run"), "--base-model")
+
+
+def test_how_the_base_of_a_lora_adapter_is_loaded(cli, tiny_dir, tiny_tokenizer, tmp_path, capsys):
+    folder = save_adapter(tiny_dir, tmp_path / "a")
+    config = BETokenConfig.from_pretrained(folder)
+    config.provenance["base_weights"] = weights_fingerprint(load_model(tiny_dir)[0])
+    config.save_pretrained(folder)
+    model = tiny_llama(tiny_tokenizer)
+    model.model.layers[1].mlp.down_proj.weight.data *= 1.02
+    model.save_pretrained(tmp_path / "tuned")
+    tiny_tokenizer.save_pretrained(tmp_path / "tuned")
+    capsys.readouterr()
+    push = ["push", folder, "me/a", "--base-model", "org/tiny", "--format", "lora", "--dry-run"]
+    fails(cli(*push, "--device", "nowhere"), "device 'nowhere' cannot be used")
+    fails(cli(*push, "--dtype", "float7"), "no dtype 'float7'")
+    fails(cli(*push, "--model", tmp_path / "tuned"), "was trained on other weights", "--allow-other-weights")
+    code, out, err = cli(*push, "--model", tmp_path / "tuned", "--allow-other-weights", "--device", "cpu")
+    assert code == 0 and "Nothing was uploaded." in out, err
 
 
 def test_a_card_says_where_a_token_of_slot_prefix_goes(tiny_dir, tmp_path):
