@@ -62,7 +62,8 @@ def export(
         Optional[str],
         typer.Option(
             help="hf: of the checkpoint, by default the fastest on this machine. lora: the one in which the engine computes, by "
-            "default float32."
+            "default float32.",
+            rich_help_panel="Loading",
         ),
     ] = None,
 ) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 CARD_LINES = 24
+PANEL = "Loading, for --format lora"
 
 
 class PushFormat(str, Enum):
@@ -30,7 +31,7 @@ class PushFormat(str, Enum):
     Loading,
     without=("dtype", "allow_template_change", "allow_other_prompt"),
     name="loading",
-    panel="Loading, for --format lora",
+    panel=PANEL,
 )
 def push(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or of many in folders of their own.")],
@@ -50,7 +51,10 @@ def push(
     private: Annotated[Optional[bool], typer.Option(help="Whether a new repository is private.")] = None,
     dtype: Annotated[
         Optional[str],
-        typer.Option(help="For --format lora: the dtype in which the engine computes, by default float32."),
+        typer.Option(
+            help="For --format lora: the dtype in which the engine computes, by default float32.",
+            rich_help_panel=PANEL,
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
