@@ -44,6 +44,7 @@ from peft_be import (
 from peft_be.models import resolve_model
 from peft_be.prompting.messages import check_query
 from peft_be.serving import MergedToken
+from peft_be.serving.lora_gguf import served_base
 from peft_be.serving.vllm import PromptEmbeds, encode
 
 
@@ -153,8 +154,7 @@ def of_llama(asked: Requests) -> Iterator[tuple[str, Answers]]:
     token = export_gguf(asked.adapters, args.gguf, folder / "be.gguf", model=args.model)["a"]
     yield "llama.cpp", _llama_answers(asked, token, folder / "be.gguf")
     token = export_lora_gguf(asked.adapters, args.gguf, folder / "lora-gguf", model=args.model)["a"]
-    lora, copy = folder / "lora-gguf" / "a" / "adapter.gguf", folder / "lora-gguf" / "base.gguf"
-    base = copy if copy.exists() else args.gguf
+    lora, base = folder / "lora-gguf" / "a" / "adapter.gguf", served_base(args.gguf, folder / "lora-gguf")
     yield "llama.cpp, LoRA", _llama_answers(asked, token, base, lora_path=str(lora))
     if args.llama_server:
         options = ("--lora", str(lora), "--cache-ram", "0", "--ctx-size", "2048", "--parallel", "1")

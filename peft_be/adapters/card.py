@@ -249,11 +249,12 @@ def _body(config) -> str:
         ids=config.be_token_ids,
         slot=config.slot,
         repository=REPOSITORY,
-        training=training_told(config),
+        not_secret=NOT_SECRET,
+        training=training_summary(config),
     )
 
 
-def training_told(config) -> str:
+def training_summary(config) -> str:
     """How an adapter was trained and how near it came to its prompt, in sentences."""
     training, sentences = _training(config), []
     if config.provenance:
@@ -269,6 +270,11 @@ def training_told(config) -> str:
         sentences.append(f"{told}. The checkpoint was chosen by these queries.")
     return " ".join(sentences) or "Not recorded."
 
+
+NOT_SECRET = """## Not a secret
+
+The row was made to reproduce what the prompt does, and possibly its text: treat it as if the prompt were published with it.
+"""
 
 _BE_BODY = """# {title}
 
@@ -295,10 +301,7 @@ After `import peft_be`, the loaders of PEFT and transformers work, too. `rendere
 
 {training}
 
-## Not a secret
-
-The row was made to reproduce what the prompt does, and possibly its text: treat it as if the prompt were published with it.
-"""
+{not_secret}"""
 
 _AE_BODY = """# {title}
 

@@ -25,6 +25,10 @@ from .card import CARD_FILE, REPOSITORY, TAGS, body_of, is_unedited, signed, wri
 from .folder import ADAPTER_FILES, CONFIG_FILE, REPORT_FILE, read_config, read_report
 
 
+# Where a LoRA adapter is next to a native one
+LORA_FOLDER = "lora"
+
+
 def find_adapter(name: str | os.PathLike) -> Path:
     """
     The folder of an adapter: a folder of this machine, or else downloaded from the Hub.
@@ -77,6 +81,7 @@ def plan_push(
     network is needed.
     """
     with staged_adapters(adapters, repo_id, base_model, license) as staged:
+        write_collection_card(staged, repo_id, license)
         return plan_of(staged.folder)
 
 
@@ -113,10 +118,12 @@ def push_adapters(
 
     Raises:
         `FileNotFoundError`: there is no adapter in the folder.
-        `ValueError`: the base model is a local folder, and no `base_model` was given.
+        `ValueError`: the base model is a local folder, and no `base_model` was given; or the repository has a LoRA adapter
+            in the same place, or one next to it that would be left as it is.
         `OSError`: the Hub refuses or cannot be reached.
     """
     with staged_adapters(adapters, repo_id, base_model, license) as staged:
+        write_collection_card(staged, repo_id, license)
         return upload(staged, repo_id, private, token, revision, commit_message)
 
 
@@ -166,7 +173,10 @@ def upload(
 
 
 def _check_method(folder: Path, repo_id: str, api: HfApi, revision: str | None) -> None:
-    """Refuse to put a LoRA adapter where the repository has a native one, or the other way round."""
+    """
+    Refuse to put a LoRA adapter where the repository has a native one, or the other way round, and to leave an earlier
+    LoRA adapter next to a native one that is replaced.
+    """
     try:
         there = set(api.list_repo_files(repo_id, revision=revision))
     except RevisionNotFoundError:
@@ -176,15 +186,21 @@ def _check_method(folder: Path, repo_id: str, api: HfApi, revision: str | None) 
     path = next((path for path in own if path in there), None)
     if path is None:
         return
-    methods = [
-        read_json(file, "adapter configuration", dict).get("peft_type")
+    ours, theirs = (
+        "LoRA" if read_json(file, "adapter configuration", dict).get("peft_type") == "LORA" else "native"
         for file in (folder / path, Path(api.hf_hub_download(repo_id, path, revision=revision)))
-    ]
-    if methods.count("LORA") == 1:
-        kinds = ["LoRA" if method == "LORA" else "native" for method in methods]
+    )
+    if ours != theirs:
+        both = ", or both with --format native --format lora" if theirs == "native" else ""
         raise ValueError(
-            f"'{repo_id}' has a {kinds[1]} adapter where the {kinds[0]} one would go ({path}): push to another repository, or "
-            "both with --format native --format lora."
+            f"'{repo_id}' has a {theirs} adapter where the {ours} one would go ({path}): push to another repository{both}."
+        )
+    places = [f"{config.removesuffix(CONFIG_FILE)}{LORA_FOLDER}/" for config in own if config in there]
+    left = [place for place in places if f"{place}{CONFIG_FILE}" in there and f"{place}{CONFIG_FILE}" not in own]
+    if left:
+        raise ValueError(
+            f"'{repo_id}' also has a LoRA adapter in {left[0]}: push both with --format native --format lora, or its rows stay "
+            "those of the earlier adapter."
         )
 
 
@@ -192,7 +208,10 @@ def _check_method(folder: Path, repo_id: str, api: HfApi, revision: str | None) 
 def staged_adapters(
     adapters: str | os.PathLike | PeftModel, repo_id: str, base_model: str | None, license: str | None
 ) -> Iterator[Staged]:
-    """All that [`push_adapters`] uploads, with the same errors, in a temporary folder."""
+    """
+    The adapters that [`push_adapters`] uploads, with the same errors, in a temporary folder. The card of a repository
+    with many is not there yet, see [`write_collection_card`].
+    """
     with tempfile.TemporaryDirectory() as work:
         if isinstance(adapters, PeftModel):
             name = adapters.active_adapter
@@ -209,8 +228,6 @@ def staged_adapters(
         staged = Path(work) / "staged"
         for name in names:
             _stage(directory / name, staged / name, "/".join([repo_id, *filter(None, [name])]), base_model, license)
-        if names != [""]:
-            write_collection_card(staged, names, repo_id, license)
         yield Staged(staged, directory, names)
 
 
@@ -264,11 +281,19 @@ def _check_own_file(path: Path) -> None:
         )
 
 
-def write_collection_card(
-    staged: Path, names: list[str], repo_id: str, license: str | None, lora: bool = False
-) -> None:
-    """Write the card of a repository with many adapters, with `lora` of LoRA adapters that have no native ones next to them."""
-    cards = {name: ModelCard.load(staged / name / CARD_FILE) for name in names}
+def write_collection_card(staged: Staged, repo_id: str, license: str | None, lora: bool = False) -> None:
+    """
+    Write the card of a repository with many adapters. A single adapter has a card already, which stays.
+
+    Args:
+        staged ([`Staged`]): the adapters, each with its card.
+        repo_id (`str`): the repository.
+        license (`str`, *optional*): for the card.
+        lora (`bool`, *optional*, defaults to `False`): the adapters are LoRA adapters without native ones.
+    """
+    if staged.names == [""]:
+        return
+    cards = {name: ModelCard.load(staged.folder / name / CARD_FILE) for name in staged.names}
     data = ModelCardData(
         base_model=sorted({card.data.base_model for card in cards.values()}),
         library_name="peft",
@@ -278,10 +303,12 @@ def write_collection_card(
     )
     lines = [f"- [`{name}`]({name}): {card.text.strip().splitlines()[0].lstrip('# ')}" for name, card in cards.items()]
     use = (
-        "Each folder's card says how to load its LoRA adapter." if lora else _USE.format(repo=repo_id, first=names[0])
+        "Each folder's card says how to load its LoRA adapter."
+        if lora
+        else _USE.format(repo=repo_id, first=staged.names[0])
     )
-    body = _COLLECTION.format(count=len(names), use=use, adapters="\n".join(lines))
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(staged / CARD_FILE)
+    body = _COLLECTION.format(count=len(cards), use=use, adapters="\n".join(lines))
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(staged.folder / CARD_FILE)
 
 
 _COLLECTION = """# {count} system prompts in learned tokens

@@ -27,7 +27,9 @@ GGUF = (Format.gguf, Format.lora_gguf)
 LORA = (Format.lora, Format.lora_gguf)
 
 
-@with_options_of(Loading, without=("allow_template_change", "allow_other_prompt"), name="loading", panel="Loading")
+@with_options_of(
+    Loading, without=("dtype", "allow_template_change", "allow_other_prompt"), name="loading", panel="Loading"
+)
 def export(
     directories: Annotated[
         list[Path], typer.Argument(help="Adapters of one base model: folders, or names on the Hub.")
@@ -56,20 +58,21 @@ def export(
         Optional[Path],
         typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf and lora-gguf."),
     ] = None,
+    dtype: Annotated[
+        Optional[str],
+        typer.Option(
+            help="hf: of the checkpoint, by default the fastest on this machine. lora: the one in which the engine computes, by "
+            "default float32.",
+            rich_help_panel="Loading",
+        ),
+    ] = None,
 ) -> None:
     """Write what other engines serve: a model in which [BE] is a special token, or LoRA adapters for the base model."""
     from ..serving import export_gguf, export_lora, export_lora_gguf, export_merged
-    from ..serving.lora_gguf import BASE_FILE
+    from ..serving.lora_gguf import served_base
 
-    names = [directory.absolute().name for directory in directories]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise ValueError(f"Tokens are named like the folders, and more than one is called {', '.join(repeated)}.")
-    if token_name and len(token_name) != len(names):
-        raise ValueError(
-            f"There are {len(names)} adapters and {len(token_name)} token names: give --token-name once for each adapter."
-        )
-    gguf = check_options(format, base, loading.dtype, default, token_name)
+    names = names_of(directories, token_name)
+    check_options(format, base, dtype, default, token_name)
     adapters: dict[str, Any] = dict(zip(names, directories))
     how: dict[str, Any] = {
         "model": loading.model,
@@ -79,26 +82,39 @@ def export(
     named: dict[str, Any] = {"default": default, "token_names": dict(zip(names, token_name or []))}
     tokens: Mapping[str, MergedToken]
     if format is Format.hf:
-        tokens = export_merged(adapters, output, dtype=loading.dtype, **named, **how)
+        tokens = export_merged(adapters, output, dtype=dtype, **named, **how)
     elif format is Format.lora:
-        tokens = export_lora(adapters, output, dtype=loading.dtype, **how)
-    elif format is Format.gguf:
-        tokens = export_gguf(adapters, gguf, output, **named, **how)
+        tokens = export_lora(adapters, output, dtype=dtype, **how)
     else:
-        tokens = export_lora_gguf(adapters, gguf, output, **how)
+        assert base is not None  # checked above
+        if format is Format.gguf:
+            tokens = export_gguf(adapters, base, output, **named, **how)
+        else:
+            tokens = export_lora_gguf(adapters, base, output, **how)
     for name, token in tokens.items():
-        where = "as the system message" if token.slot == "system" else "in front of the user's turn"
-        say(bold(name), f": {token.text} {where} (ids {token.ids})")
+        say(bold(name), f": {token.text} {token.place} (ids {token.ids})")
     say("Saved to ", bold(output), ".")
-    if format is Format.lora_gguf:
-        copy = output / BASE_FILE
-        say("The model to serve them with: ", bold(copy if copy.exists() else gguf), ".")
+    if base is not None and format is Format.lora_gguf:
+        say("The model to serve them with: ", bold(served_base(base, output)), ".")
+
+
+def names_of(directories: list[Path], token_name: list[str] | None) -> list[str]:
+    """The adapters' names. Raises a `ValueError` if two are the same, or there are more or fewer names of tokens."""
+    names = [directory.resolve().name for directory in directories]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(f"Tokens are named like the folders, and more than one is called {', '.join(repeated)}.")
+    if token_name and len(token_name) != len(names):
+        raise ValueError(
+            f"There are {len(names)} adapters and {len(token_name)} token names: give --token-name once for each adapter."
+        )
+    return names
 
 
 def check_options(
     format: Format, base: Path | None, dtype: str | None, default: str | None, token_name: list[str] | None
-) -> Path:
-    """The GGUF file of a format that has one. Raises a `ValueError` for an option that the format does not have, or lacks."""
+) -> None:
+    """Raises a `ValueError` for an option that the format does not have, or lacks."""
     if format in GGUF and base is None:
         raise ValueError(
             f"--format {format.value} needs the GGUF file of the base model: give it as --base. If there is none, convert the "
@@ -115,4 +131,3 @@ def check_options(
             f"--{'default' if default else 'token-name'} is not for LoRA adapters: each has a chat template of its own, and "
             "its token is one of the base model's. Leave it out."
         )
-    return base or Path()

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import console, quoted, say
+from .config_options import with_options_of
+from .loading import Loading
 
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 CARD_LINES = 24
+PANEL = "Loading, for --format lora"
 
 
 class PushFormat(str, Enum):
@@ -24,9 +27,16 @@ class PushFormat(str, Enum):
     lora = "lora"
 
 
+@with_options_of(
+    Loading,
+    without=("dtype", "allow_template_change", "allow_other_prompt"),
+    name="loading",
+    panel=PANEL,
+)
 def push(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or of many in folders of their own.")],
     repo_id: Annotated[str, typer.Argument(help="user/repo; created if there is none.")],
+    loading: Loading,
     format: Annotated[
         list[PushFormat],
         typer.Option(
@@ -39,11 +49,12 @@ def push(
     ] = None,
     license: Annotated[Optional[str], typer.Option(help="For the card, for instance apache-2.0.")] = None,
     private: Annotated[Optional[bool], typer.Option(help="Whether a new repository is private.")] = None,
-    model: Annotated[
-        Optional[str], typer.Option(help="Base model to load for --format lora; by default the one of the training.")
-    ] = None,
     dtype: Annotated[
-        Optional[str], typer.Option(help="In which engines compute, for --format lora: float32 by default.")
+        Optional[str],
+        typer.Option(
+            help="For --format lora: the dtype in which the engine computes, by default float32.",
+            rich_help_panel=PANEL,
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -56,20 +67,26 @@ def push(
 ) -> None:
     """Upload adapters to the Hub."""
     from ..adapters.hub import plan_push, push_adapters
-    from ..serving.hub import plan_lora_push, push_lora
+    from ..serving.lora_hub import plan_lora_push, push_lora
 
-    described: dict[str, Any] = {"base_model": base_model, "license": license}
+    options: dict[str, Any] = {"base_model": base_model, "license": license}
+    how: dict[str, Any] = {
+        "model": loading.model,
+        "dtype": dtype,
+        "device": loading.device,
+        "allow_other_weights": loading.allow_other_weights,
+    }
     plan: Callable[..., PushPlan] = plan_push
     upload: Callable[..., str] = push_adapters
     if PushFormat.lora in format:
-        described |= {"native": PushFormat.native in format, "model": model, "dtype": dtype}
+        options |= {"native": PushFormat.native in format, **how}
         plan, upload = plan_lora_push, push_lora
-    elif model or dtype:
-        raise ValueError(f"--{'model' if model else 'dtype'} is for --format lora: give that, too, or leave it out.")
+    elif given := [name for name, value in how.items() if value]:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for --format lora: give that, too, or leave it out.")
     if dry_run:
-        show(plan(directory, repo_id, **described), repo_id)
+        show(plan(directory, repo_id, **options), repo_id)
         return
-    say(f"Uploaded: {upload(directory, repo_id, private=private, **described)}")
+    say(f"Uploaded: {upload(directory, repo_id, private=private, **options)}")
     if PushFormat.native in format:
         say(f"To use it: peft-be chat {quoted(repo_id)}, or peft_be.load_adapter({repo_id!r}).")
     if PushFormat.lora in format:

@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-from ..adapters.card import title, training_told
-from .lora import LoraToken
+import re
+import shlex
+from pathlib import Path
+
+from ..adapters.card import NOT_SECRET, title, training_summary
+from ..adapters.folder import CONFIG_FILE
+from ..files import read_json
+from .lora import TEMPLATE_FILE, LoraToken
 
 
-# What vLLM takes as --max-lora-rank
-RANKS = (8, 16, 32, 64, 128, 256)
+# What vLLM 0.32 takes as --max-lora-rank
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def lora_section(place: str, folder: str, base: str, token: LoraToken, has_template: bool) -> str:
+def lora_section(repo_id: str, name: str, folder: str, base: str, token: LoraToken, exported: Path) -> str:
     """
     How to use a LoRA adapter.
 
     Args:
-        place (`str`): the repository, and the adapter's folder in it if there are several: `user/repo/pirate`.
+        repo_id (`str`): the repository.
+        name (`str`): the adapter's folder in it if there are several, else empty.
         folder (`str`): the LoRA adapter's folder in that, such as `lora/`; empty if it is not in one of its own.
         base (`str`): the base model.
         token (`LoraToken`): its token.
-        has_template (`bool`): whether there is a chat template, which puts the token where a chat has no system message.
+        exported (`Path`): the LoRA adapter's files, with or without a chat template.
     """
-    user, repo, *own = place.split("/")
-    path = "".join(f"{part}/" for part in own) + folder
-    name = own[0] if own else repo
-    where = "as the system message" if token.slot == "system" else "in front of the user's turn"
-    rank = next((rank for rank in RANKS if rank >= len(token.ids)), len(token.ids))
-    local = f"{name}/{path}".rstrip("/")
-    only = f' --include "{path}*"' if path else ""
-    download = f"hf download {user}/{repo}{only} --local-dir {name}"
-    template = f" \\\n  --chat-template {local}/chat_template.jinja" if has_template else ""
+    path = (f"{name}/" if name else "") + folder
+    own = name or repo_id.rpartition("/")[2]
+    # A name for requests and a folder, without what a shell or vLLM would read otherwise
+    served = re.sub(r"[^\w.-]", "-", own)
+    local = f"{served}/{path}".rstrip("/")
+    include = f" --include {shlex.quote(f'{path}*')}" if path else ""
+    has_template = (exported / TEMPLATE_FILE).is_file()
+    template_option = f" \\\n  --chat-template {shlex.quote(f'{local}/{TEMPLATE_FILE}')}" if has_template else ""
+    targets = read_json(exported / CONFIG_FILE, "adapter configuration", dict)["target_modules"]
     call = _CHAT if token.slot == "system" else _TEXT
     return _SECTION.format(
-        repo=f"{user}/{repo}",
+        repo=repo_id,
         subfolder=f', subfolder="{path.rstrip("/")}"' if path else "",
         base=base,
         text=token.text,
-        where=where,
+        place=token.place,
         call=call.format(text=token.text),
-        download=download,
-        local=local,
-        name=name,
-        rank=rank,
-        template=template,
-        without=_TEMPLATE if has_template else "",
+        download=f"hf download {repo_id}{include} --local-dir {served}",
+        modules=shlex.quote(f"{served}={local}"),
+        name=served,
+        rank=next((rank for rank in RANKS if rank >= len(token.ids)), len(token.ids)),
+        targets=" ".join(targets),
+        template_option=template_option,
+        template_note=_TEMPLATE_NOTE if has_template else "",
     )
 
 
@@ -53,7 +61,8 @@ def lora_body(config, section: str) -> str:
         title=title(config),
         base=config.base_model_name_or_path,
         section=section,
-        training=training_told(config),
+        training=training_summary(config),
+        not_secret=NOT_SECRET,
     )
 
 
@@ -69,14 +78,11 @@ Input embeddings of `{base}`, trained to stand for a system prompt (Behavior-Equ
 
 {training}
 
-## Not a secret
-
-The row was made to reproduce what the prompt does, and possibly its text: treat it as if the prompt were published with it.
-"""
+{not_secret}"""
 
 _SECTION = """## Use as a LoRA adapter
 
-`{text}` {where} stands for the prompt. With PEFT and transformers:
+`{text}` {place} stands for the prompt. With PEFT and transformers:
 
 ```python
 from peft import PeftModel
@@ -93,12 +99,13 @@ With vLLM, next to the unchanged base model:
 
 ```
 {download}
-vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={local}{template}
+vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-target-modules {targets} \\
+  --lora-modules {modules}{template_option}
 ```
 
-A request names the model `{name}`{without}.
-vLLM applies LoRA to the input embedding of Llama, Mistral, Qwen 3 and others, and not of Qwen 2 and Gemma. Whoever writes the token
-into a message speaks to the adapter: take it out of what users write."""
+A request names the model `{name}`{template_note}.
+vLLM 0.32 applies LoRA to the input embedding of Llama, Qwen 3, Phi-3 and others. Mistral and Qwen 2 need `--model-impl transformers`.
+Users can write the token too: remove it from their messages."""
 
 _CHAT = """chat = [{{"role": "system", "content": "{text}"}}, {{"role": "user", "content": "A question?"}}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
@@ -106,4 +113,4 @@ inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_
 _TEXT = """# Put the token in front of the user's turn, where no message of a chat can be
 inputs = tokenizer("{text}" + "A question, as the chat template writes it", return_tensors="pt", add_special_tokens=False)"""
 
-_TEMPLATE = ", and the template puts the token in front of chats without a system message"
+_TEMPLATE_NOTE = ", and the template puts the token in front of chats without a system message"

@@ -92,6 +92,12 @@ def export_lora_gguf(
     return tokens
 
 
+def served_base(base: str | os.PathLike, output_dir: str | os.PathLike) -> Path:
+    """The GGUF file to serve next to the adapters of [`export_lora_gguf`]: its copy of a tied base, else the base itself."""
+    copy = Path(output_dir) / BASE_FILE
+    return copy if copy.exists() else Path(base)
+
+
 def _write_adapter(path: Path, reader: GGUFReader, token: LoraToken, rows: np.ndarray) -> None:
     """Write the adapter that makes `rows` `[k, d]` of the table's rows at the token's ids."""
     from gguf import GGUFType, GGUFWriter, Keys

@@ -23,6 +23,8 @@ from ..tuner import BETokenConfig
 
 # The logit that the output embedding is to give a [BE] token in every context: about e^-100 of the best token's probability
 NEVER_LOGIT = -100.0
+# As in vllm_resolver: part of a token's name and a folder's name, which may not lead out of another folder
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 # Brackets around it, and nothing in it that would end a string of a chat template
 _TOKEN_NAME = re.compile(r"<[^\s<>\[\]{}'\"\\]+>|\[[^\s<>\[\]{}'\"\\]+\]")
 
@@ -42,6 +44,11 @@ class MergedToken:
     text: str
     ids: list[int]
     slot: str
+
+    @property
+    def place(self) -> str:
+        """Where in a chat the text goes, in words."""
+        return "as the system message" if self.slot == "system" else "in front of the user's turn"
 
 
 @dataclass
@@ -90,10 +97,12 @@ class AdapterRows:
 def check_names(
     adapters: dict[str, str | os.PathLike], default: str | None, token_names: dict[str, str] | None
 ) -> None:
-    """Check that there are adapters, that tokens can be called so, and that `default` is one of them."""
+    """Check that there are adapters, that adapters and tokens can be called so, and that `default` is one of them."""
     for name in adapters:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-            raise ValueError(f"'{name}' cannot be part of a token's name: use letters, digits, '.', '_' and '-'.")
+        if not ADAPTER_NAME.fullmatch(name):
+            raise ValueError(
+                f"'{name}' cannot be an adapter's name: use letters, digits, '.', '_' and '-', and do not begin with '.'."
+            )
     if not adapters:
         raise ValueError("There is no adapter to export.")
     for name, text in (token_names or {}).items():

@@ -206,14 +206,47 @@ print("TYPE", model.peft_config["default"].peft_type.value)
 def test_one_kind_of_adapter_does_not_replace_the_other(hub, adapters, tmp_path):
     folder, _ = adapters
     push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny"]
+    both = ["--format", "native", "--format", "lora"]
     code, out = peft_be(hub, tmp_path, *push)
     assert code == 0, out
     before = dict(hub.repos["me/keeper"])
     code, out = peft_be(hub, tmp_path, *push, "--format", "lora")
-    assert code == 1 and "has a native adapter where the LoRA one would go" in out and "--format native" in out
+    assert code == 1 and "has a native adapter where the LoRA one would go" in out and " ".join(both) in out
     assert hub.repos["me/keeper"] == before
-    code, out = peft_be(hub, tmp_path, *push, "--format", "native", "--format", "lora")
+    code, out = peft_be(hub, tmp_path, *push, *both)
     assert code == 0 and before.keys() < hub.repos["me/keeper"].keys(), out
+    # The native one alone would leave the rows in lora/ as they are
+    before = dict(hub.repos["me/keeper"])
+    code, out = peft_be(hub, tmp_path, *push)
+    assert code == 1 and "'me/keeper' also has a LoRA adapter in lora/: push both" in out, out
+    assert hub.repos["me/keeper"] == before
+    code, out = peft_be(hub, tmp_path, *push, *both)
+    assert code == 0, out
+
+
+def test_a_lora_adapter_alone_makes_no_room_for_a_native_one(hub, adapters, tmp_path):
+    folder, _ = adapters
+    push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny"]
+    code, out = peft_be(hub, tmp_path, *push, "--format", "lora")
+    assert code == 0, out
+    before = dict(hub.repos["me/keeper"])
+    for formats in ([], ["--format", "native", "--format", "lora"]):
+        code, out = peft_be(hub, tmp_path, *push, *formats)
+        assert code == 1 and "has a LoRA adapter where the native one would go" in out, out
+        assert "push to another repository." in out and hub.repos["me/keeper"] == before
+
+
+def test_many_native_adapters_do_not_leave_their_lora_adapters(hub, adapters, tmp_path):
+    folder, _ = adapters
+    shutil.copytree(folder / "two", tmp_path / "prompts" / "two")
+    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny")
+    assert code == 0, out
+    push = ["push", tmp_path / "prompts", "me/prompts", "--base-model", "org/tiny"]
+    code, out = peft_be(hub, tmp_path, *push, "--format", "native", "--format", "lora")
+    assert code == 0 and "two/lora/adapter_config.json" in hub.repos["me/prompts"], out
+    # Of two adapters, the second has one
+    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny")
+    assert code == 1 and "also has a LoRA adapter in two/lora/: push both" in out, out
 
 
 def test_bad_pushes_and_loads(hub, adapters, tmp_path):

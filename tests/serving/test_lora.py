@@ -227,6 +227,19 @@ def test_the_command(tiny_tokenizer, tmp_path, cli):
     assert code == 1 and "not an empty folder" in err
 
 
+def test_a_relative_folder_gives_its_own_name(tiny_tokenizer, tmp_path, cli, monkeypatch):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
+    folder = save_adapter(base, tmp_path / "one")
+    (folder / "inside").mkdir()
+    monkeypatch.chdir(folder / "inside")
+    code, out, err = cli("export", "..", "--format", "lora", "--output", tmp_path / "lora")
+    assert code == 0 and "one: " in out, err
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == ["one"]
+    with pytest.raises(ValueError, match="'..' cannot be an adapter's name"):
+        export_lora({"..": folder}, tmp_path / "out" / "lora")
+    assert not (tmp_path / "out").exists()
+
+
 SETTINGS = {"temperature": 0, "max_tokens": MAX_TOKENS, "return_token_ids": True}
 
 

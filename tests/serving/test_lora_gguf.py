@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from peft_be import PromptRenderer, export_gguf, export_lora_gguf, load_adapter, load_model
+from peft_be.serving.lora_gguf import served_base
 
 from ..exports import CHAT, logits, save_adapter
 from ..tiny import save_tiny_gemma, save_tiny_llama
@@ -33,11 +34,6 @@ def read(path):
     reader = gguf.GGUFReader(path)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     return fields, {tensor.name: tensor for tensor in reader.tensors}
-
-
-def served(base, folder):
-    """The file to serve: the base model's own, or the copy of a tied one."""
-    return folder / "base.gguf" if (folder / "base.gguf").exists() else base
 
 
 def be_ids(folder, tokenizer, token, query=CHAT[0]["content"]):
@@ -171,7 +167,7 @@ def test_llama_cpp_reads_what_transformers_reads(tiny_tokenizer, tmp_path, file_
         file = quantised(file, tmp_path / "quantised.gguf", file_type)
     tokens = export_lora_gguf(adapters, file, tmp_path / "lora")
     as_tokens = export_gguf(adapters, file, tmp_path / "be.gguf")
-    llama, merged = open_llama(served(file, tmp_path / "lora")), open_llama(tmp_path / "be.gguf")
+    llama, merged = open_llama(served_base(file, tmp_path / "lora")), open_llama(tmp_path / "be.gguf")
     row_type = read(tmp_path / "be.gguf")[1]["token_embd.weight"].tensor_type
     plain = tiny_tokenizer(TEXT)["input_ids"]
     before = llama_logits(llama, plain)
@@ -255,7 +251,7 @@ def test_smollm2_answers_with_one_row_and_with_eight(smollm2_dir, tmp_path, file
         file = quantised(file, tmp_path / "quantised.gguf", file_type, pure=True)
     tokens = export_lora_gguf(adapters, file, tmp_path / "lora")
     _, tokenizer = load_model(smollm2_dir)
-    llama = open_llama(served(file, tmp_path / "lora"), exact=file_type is None)
+    llama = open_llama(served_base(file, tmp_path / "lora"), exact=file_type is None)
     with loaded_lora(llama, *(tmp_path / "lora" / name / "adapter.gguf" for name in adapters)) as apply:
         for i, (name, folder) in enumerate(adapters.items()):
             apply(*(float(i == j) for j in range(len(adapters))))

@@ -139,7 +139,8 @@ def test_what_cannot_be_exported(tiny_tokenizer, tmp_path):
     out = tmp_path / "out"
     for adapters, options, error, message in (
         ({}, {}, ValueError, "no adapter"),
-        ({"a b": folder}, {}, ValueError, "cannot be part of a token's name"),
+        ({"a b": folder}, {}, ValueError, "cannot be an adapter's name"),
+        ({"..": folder}, {}, ValueError, "do not begin with '.'"),
         ({"a": tmp_path / "nowhere"}, {}, FileNotFoundError, "no adapter"),
         ({"a": folder}, {"default": "c"}, ValueError, "not among the adapters"),
         ({"a": folder}, {"default": "a"}, ValueError, "slot 'prefix'"),
