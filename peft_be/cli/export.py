@@ -25,6 +25,14 @@ class Format(str, Enum):
 
 GGUF = (Format.gguf, Format.lora_gguf)
 LORA = (Format.lora, Format.lora_gguf)
+ExportDtype = Annotated[
+    Optional[str],
+    typer.Option(
+        help="hf: of the checkpoint, by default the fastest on this machine. lora: the one in which the engine computes, by "
+        "default float32.",
+        rich_help_panel="Loading",
+    ),
+]
 
 
 @with_options_of(
@@ -58,14 +66,7 @@ def export(
         Optional[Path],
         typer.Option(help="GGUF file of the base model, of any quantisation, for --format gguf and lora-gguf."),
     ] = None,
-    dtype: Annotated[
-        Optional[str],
-        typer.Option(
-            help="hf: of the checkpoint, by default the fastest on this machine. lora: the one in which the engine computes, by "
-            "default float32.",
-            rich_help_panel="Loading",
-        ),
-    ] = None,
+    dtype: ExportDtype = None,
 ) -> None:
     """Write what other engines serve: a model in which [BE] is a special token, or LoRA adapters for the base model."""
     from ..serving import export_gguf, export_lora, export_lora_gguf, export_merged
