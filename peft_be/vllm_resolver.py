@@ -127,10 +127,10 @@ def check_fits(directory: Path, served: str) -> None:
             f"it is for an embedding of {sizes[0]} x {sizes[1]}, and the base model's has {expected[0]} x {expected[1]}."
         )
     if config.get("model_type") in NO_LORA_ON_EMBEDDING:
-        logger.warning(no_lora_on_embedding(config["model_type"]))
+        logger.warning(refusal_warning(config["model_type"]))
 
 
-def no_lora_on_embedding(model_type: str) -> str:
+def refusal_warning(model_type: str) -> str:
     """What to say of a model type of [`NO_LORA_ON_EMBEDDING`]."""
     return (
         f"vLLM 0.32 applies LoRA to the embedding of this model ({model_type}) only with `vllm serve --model-impl transformers`; "

@@ -29,7 +29,7 @@ from .gguf_file import (
     write_copy,
 )
 from .gguf_weights import check_base
-from .tokens import MergedToken, check_names, check_shown, load_rows, never_row, with_default_system
+from .tokens import MergedToken, check_adapter_names, check_shown, load_rows, never_row, with_default_system
 
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def export_gguf(
         `FileNotFoundError`: there is no such GGUF file, or no adapter in a folder.
         `FileExistsError`: `output` exists.
     """
-    check_names(adapters, default, token_names)
+    check_adapter_names(adapters, default, token_names)
     base, output = Path(base), Path(output)
     if output.exists():
         raise FileExistsError(f"'{output}' exists: choose another file.")

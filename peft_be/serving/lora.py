@@ -23,12 +23,12 @@ from ..models import load_model
 from ..tuner import BETokenConfig
 from ..tuner.provenance import Provenance
 from ..tuner.token_ids import find_unused_token_ids
-from ..vllm_resolver import NO_LORA_ON_EMBEDDING, no_lora_on_embedding
+from ..vllm_resolver import NO_LORA_ON_EMBEDDING, TOKEN_FILE, refusal_warning
 from .tokens import (
     AdapterRows,
     MergedToken,
     chat_templates,
-    check_names,
+    check_adapter_names,
     check_new_folder,
     check_shown,
     load_rows,
@@ -36,7 +36,7 @@ from .tokens import (
 )
 
 
-TOKEN_FILE, TEMPLATE_FILE = "be_token.json", "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass
@@ -84,7 +84,7 @@ def export_lora(
         allow_other_weights (`bool`, *optional*, defaults to `False`):
             Accept other weights of the base model than those of the training.
         dtype (`torch.dtype` or `str`, *optional*):
-            In which the engine computes. `None` is float32, which suits PEFT whatever the base's dtype is: it adds in float32.
+            The dtype in which the engine computes. `None` is float32, which suits PEFT whatever the base's dtype is: it adds in float32.
             vLLM adds in the base's dtype, such as `torch.bfloat16`.
         device (`str`, *optional*):
             Where to load the base model, as in [`load_model`].
@@ -100,11 +100,11 @@ def export_lora(
         `FileExistsError`: `output_dir` is not empty.
     """
     output_dir, dtype = Path(output_dir), torch.float32 if dtype is None else dtype
-    check_names(adapters, None, None)
+    check_adapter_names(adapters)
     check_new_folder(output_dir)
 
     base, tokenizer, found = load_rows(
-        adapters, None, None, model=model, dtype=dtype, device=device, allow_other_weights=allow_other_weights
+        adapters, model=model, dtype=dtype, device=device, allow_other_weights=allow_other_weights
     )
     for config in found.configs.values():
         if config.embed_scale != 1:
@@ -113,13 +113,14 @@ def export_lora(
                 "a checkpoint (--format hf) instead."
             )
     tokens = lora_tokens(found, tokenizer, readable_ids(tokenizer, base))
-    check_shown(tokenizer, tokenizer.get_chat_template(), tokens, None)
+    template = chat_templates(tokenizer)["default"]
+    check_shown(tokenizer, template, tokens)
     model_type = base.config.get_text_config().model_type
     if model_type in NO_LORA_ON_EMBEDDING:
-        warnings.warn(no_lora_on_embedding(model_type), UserWarning, stacklevel=2)
+        warnings.warn(refusal_warning(model_type), UserWarning, stacklevel=2)
     for name, token in tokens.items():
         _write(base, found.rows[name], token, output_dir / name)
-        write_record(token, chat_templates(tokenizer)["default"], output_dir / name)
+        write_record(token, template, output_dir / name)
     return tokens
 
 
@@ -204,8 +205,8 @@ def lora_tokens(found: AdapterRows, tokenizer: PreTrainedTokenizerBase, free: li
         k = len(found.rows[name])
         if k > len(free):
             raise ValueError(
-                f"The {k} rows of '{name}' need as many reserved tokens, and this tokenizer has {len(free)}: train "
-                "with fewer rows, or export a checkpoint (--format hf), which adds tokens."
+                f"The {k} rows of '{name}' need as many reserved tokens, and the base model has {len(free)}: train with fewer "
+                "rows, or export a model in which [BE] is a new token (--format hf or gguf)."
             )
         text = "".join(tokenizer.convert_ids_to_tokens(free[:k]))
         tokens[name] = LoraToken(text, free[:k], config.slot, config.base_model_name_or_path, config.provenance)

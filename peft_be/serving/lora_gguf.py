@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .gguf_file import ARCHITECTURE, INPUT, OUTPUT, Table, file_templates, read_gguf, special_ids, used_ids, write_copy
 from .gguf_weights import check_base
 from .lora import LoraToken, lora_tokens, readable_ids, write_record
-from .tokens import check_names, check_new_folder, check_shown, load_rows
+from .tokens import check_adapter_names, check_new_folder, check_shown, load_rows
 
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def export_lora_gguf(
     device: str | None = None,
 ) -> dict[str, LoraToken]:
     """
-    Write each adapter's [BE] as a LoRA adapter of the input embedding for llama.cpp: `adapter.gguf`, a few KB per row and
-    thousand tokens.
+    Write each adapter's [BE] as a LoRA adapter of the input embedding for llama.cpp: `adapter.gguf`, 2 KB
+    per row for every 1,000 tokens of the vocabulary.
 
     It is the adapter of [`export_lora`] with the difference to what the blocks of the GGUF file stand for. llama.cpp unpacks
     the table's row and adds in float32, so that it reads [BE] in full precision next to a base of any quantisation.
@@ -67,19 +67,19 @@ def export_lora_gguf(
         `FileExistsError`: `output_dir` is not empty.
     """
     base, output_dir = Path(base), Path(output_dir)
-    check_names(adapters, None, None)
+    check_adapter_names(adapters)
     if BASE_FILE in adapters:
-        raise ValueError(f"'{BASE_FILE}' is the name of the base model's copy: give the adapter another name.")
+        raise ValueError(f"'{BASE_FILE}' is the name of the base model's copy: rename the adapter's folder.")
     check_new_folder(output_dir)
     reader = read_gguf(base)
-    loading = {"model": model, "device": device, "allow_other_weights": allow_other_weights}
-    hf_model, tokenizer, found = load_rows(adapters, None, None, **loading)
+    loading: dict[str, Any] = {"model": model, "device": device, "allow_other_weights": allow_other_weights}
+    hf_model, tokenizer, found = load_rows(adapters, **loading)
     check_base(base, reader, hf_model, tokenizer, allow_other_weights)
     special = special_ids(reader)
     free = [i for i in readable_ids(tokenizer, hf_model, used_ids(reader)) if i in special]
     tokens = lora_tokens(found, tokenizer, free)
     template = file_templates(reader, tokenizer)["default"]
-    check_shown(tokenizer, template, tokens, None)
+    check_shown(tokenizer, template, tokens)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if OUTPUT not in tensors:
         table = tensors[INPUT]

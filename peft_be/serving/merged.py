@@ -15,7 +15,7 @@ from ..tuner.token_ids import find_unused_token_ids
 from .tokens import (
     MergedToken,
     chat_templates,
-    check_names,
+    check_adapter_names,
     check_new_folder,
     check_shown,
     load_rows,
@@ -76,7 +76,7 @@ def export_merged(
         `FileExistsError`: `output_dir` is not empty.
     """
     output_dir = Path(output_dir)
-    check_names(adapters, default, token_names)
+    check_adapter_names(adapters, default, token_names)
     check_new_folder(output_dir)
 
     loading = {"model": model, "dtype": dtype, "device": device, "allow_other_weights": allow_other_weights}

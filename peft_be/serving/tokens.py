@@ -94,8 +94,8 @@ class AdapterRows:
         return tokens
 
 
-def check_names(
-    adapters: dict[str, str | os.PathLike], default: str | None, token_names: dict[str, str] | None
+def check_adapter_names(
+    adapters: dict[str, str | os.PathLike], default: str | None = None, token_names: dict[str, str] | None = None
 ) -> None:
     """Check that there are adapters, that adapters and tokens can be called so, and that `default` is one of them."""
     for name in adapters:
@@ -125,8 +125,8 @@ def check_new_folder(output_dir: Path) -> None:
 
 def load_rows(
     adapters: dict[str, str | os.PathLike],
-    default: str | None,
-    token_names: dict[str, str] | None,
+    default: str | None = None,
+    token_names: dict[str, str] | None = None,
     **loading,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AdapterRows]:
     """
@@ -232,7 +232,7 @@ def with_default_system(template: str, text: str) -> str:
 
 
 def check_shown(
-    tokenizer: PreTrainedTokenizerBase, template: str, tokens: Mapping[str, MergedToken], default: str | None
+    tokenizer: PreTrainedTokenizerBase, template: str, tokens: Mapping[str, MergedToken], default: str | None = None
 ) -> None:
     """
     Check that a chat template shows the tokens as system messages.
