@@ -34,8 +34,9 @@ extras = {
         "nbclient",
         "openai",
         "playwright",
-        "pytest",
-        "pytest-xdist",
+        # From 9.2 on, pytest-xdist 3.8 gives tests of one group to several workers: engines would share memory and ports
+        "pytest<9.2",
+        "pytest-xdist>=3.6",
         "ruff",
         "twine",
     ],

@@ -7,6 +7,7 @@ in the way that the build for CPU needs.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,10 @@ class Follower:
             self.answers.append(json.loads(done.stdout)["choices"][0]["message"]["content"])
 
     def serve(self, command: str, port: int) -> None:
+        with socket.socket() as other:
+            assert other.connect_ex(("127.0.0.1", port)), (
+                f"Something else listens at port {port}, which the pages use."
+            )
         # What this checkout needs is not the server's
         others = {
             name: value for name, value in self.environment.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")
