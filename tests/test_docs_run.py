@@ -18,7 +18,7 @@ from .doc_blocks import PYTHON, ROOT, SHELL, blocks, commands, environment, save
 from .tiny import save_tiny_llama
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
 # How commands begin that do not run here, and why
 NOT_RUN = {
