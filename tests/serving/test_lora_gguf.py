@@ -144,7 +144,7 @@ def test_tokens_that_the_file_does_not_read_are_not_taken(tiny_tokenizer, tmp_pa
     for part in types.data:
         types.parts[part][0] = gguf.TokenType.NORMAL
     reader.data.flush()
-    with pytest.raises(ValueError, match="this tokenizer has 0"):
+    with pytest.raises(ValueError, match="the base model has 0"):
         export_lora_gguf(adapters, file, tmp_path / "none")
 
 
