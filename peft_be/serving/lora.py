@@ -205,7 +205,7 @@ def lora_tokens(found: AdapterRows, tokenizer: PreTrainedTokenizerBase, free: li
         k = len(found.rows[name])
         if k > len(free):
             raise ValueError(
-                f"The {k} rows of '{name}' need as many reserved tokens, and the base model has {len(free)}: train with fewer "
+                f"The rows of '{name}' need {k} reserved tokens, and the base model has {len(free)}: train with fewer "
                 "rows, or export a model in which [BE] is a new token (--format hf or gguf)."
             )
         text = "".join(tokenizer.convert_ids_to_tokens(free[:k]))

@@ -110,7 +110,7 @@ def test_what_cannot_be_exported(tiny_tokenizer, tmp_path, cli):
     out = tmp_path / "lora"
     with pytest.raises(ValueError, match="'base.gguf' is the name of the base model's copy"):
         export_lora_gguf({"base.gguf": folder}, file, out)
-    with pytest.raises(ValueError, match="15 rows of 'many' need as many reserved tokens, and the base model has 14"):
+    with pytest.raises(ValueError, match="rows of 'many' need 15 reserved tokens, and the base model has 14"):
         export_lora_gguf({"many": save_adapter(base, tmp_path / "many", 15)}, file, out)
     wide = save_gguf(save_tiny_llama(tmp_path / "wide", tiny_tokenizer, width=64), tmp_path / "wide.gguf")
     options = ["export", folder, "--format", "lora-gguf", "--output", out]
