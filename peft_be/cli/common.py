@@ -188,24 +188,3 @@ def resumable(output: Path):
     except KeyboardInterrupt:
         say(f"Interrupted. What was done is kept in {output}: run the same command with --resume to go on.")
         raise typer.Exit(130) from None
-
-
-def check_json_file(path: Path | None) -> None:
-    """Refuse a file for results that cannot be written, before the work that fills it."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The folder of '{path}' does not exist: create it first.")
-    if path.is_dir():
-        raise ValueError(f"--json '{path}' is a folder: give the name of a file.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ValueError(f"--json '{path}' cannot be written: check the permissions, or give another file.")
-
-
-def check_card_file(directory: Path) -> None:
-    """Refuse an adapter without a card, before the work whose figures the card is to show."""
-    if not (directory / "README.md").is_file():
-        raise FileNotFoundError(
-            f"There is no card (README.md) in '{directory}' to write the figures into: leave out --card."
-        )

@@ -26,12 +26,12 @@ class Loading:
         "Of the base model: float32, bfloat16, float16, or auto, that of its files. By default the fastest on this machine.",
     )
     device: str | None = setting(None, "For instance cpu or cuda:1. By default a GPU where there is one.")
-    allow_template_change: bool = setting(False, "Accept another chat template than that of the training.")
-    allow_other_weights: bool = setting(False, "Accept other weights of the base than those of the training.")
-    allow_other_prompt: bool = setting(False, "Accept another prompt than that of the training.")
+    allow_template_change: bool = setting(False, "Accept a chat template other than the one of the training.")
+    allow_other_weights: bool = setting(False, "Accept weights of the base other than those of the training.")
+    allow_other_prompt: bool = setting(False, "Accept a prompt other than the one of the training.")
 
     def find(self, directory: Path, prompt: str | list[dict] | None) -> Path:
-        """The adapter's folder; refuses another prompt than that of its training before anything is loaded."""
+        """The adapter's folder. A prompt other than that of its training is refused before anything is loaded."""
         from ..adapters.load import read_adapter
         from ..prompting import check_adapter_prompt
 
