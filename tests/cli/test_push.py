@@ -51,7 +51,7 @@ def test_lora_adapters_alone_and_next_to_native_ones(cli, tiny_dir, tmp_path):
 def test_what_a_push_of_lora_would_refuse(cli, tiny_dir, tmp_path):
     folder = save_adapter(tiny_dir, tmp_path / "a", k=15)
     options = ["--base-model", "org/tiny", "--dry-run"]
-    fails(cli("push", folder, "me/a", *options, "--format", "lora"), "need as many reserved tokens")
+    fails(cli("push", folder, "me/a", *options, "--format", "lora"), "need 15 reserved tokens")
     for option in (["--model", "m"], ["--dtype", "bfloat16"], ["--device", "cpu"], ["--allow-other-weights"]):
         fails(cli("push", folder, "me/a", *options, *option), f"{option[0]} is for --format lora")
     fails(cli("push", folder, "me/a", "--format", "lora", "--dry-run"), "--base-model")
