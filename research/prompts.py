@@ -2,7 +2,7 @@
 The prompts of the study, as folders with `prompt.txt` or `prompt.json`, `train.jsonl` and `test.jsonl`, and, where there is a task to
 score, its `items.jsonl`: four role prompts of RoleBench with ten worked answers, GSM8K with 1 to 32, the retail policy of
 tau-bench, two system prompts of lobe-chat agents, Hamlet with 2 to 8 of his lines, two chain-of-thought prompts of BIG-Bench
-Hard, requests sorted into six kinds, and rules of IFEval. And `words-*`, the first words of a role prompt, for what depends on its length.
+Hard, requests sorted into six kinds, rules of IFEval, and the three tasks of `desk.py`. And `words-*`, the first words of a role prompt, for what depends on its length.
 
 Training and validation queries come from `train.jsonl`; no query of `test.jsonl` or `items.jsonl` is among them. Roles: the benchmark's own
 split, both its general and its role-specific questions. GSM8K and the plays: their own split, without the prompt's examples. Policy:
@@ -24,6 +24,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import desk
 from records import json_lines
 
 from peft_be.evaluation.tasks import BBH, DialoguePerplexity
@@ -64,6 +65,7 @@ class Source(NamedTuple):
     items: list[dict] = []  # of the task that the prompt is for, in the form of its class
     num_train: int = NUM_TRAIN
     answers: dict[str, str] = {}  # that the data has to training queries
+    num_items: int = NUM_ITEMS
 
 
 def roles(data: Path):
@@ -201,6 +203,15 @@ def rules(data: Path):
     yield Source("ifeval-rules", text, queries[NUM_HELD_OUT:], queries[:NUM_HELD_OUT], items)
 
 
+def desks(data: Path):
+    """Nothing of the data: tasks made for the study."""
+    for name, made in (("labels", desk.labels()), ("orders", desk.orders()), ("returns", desk.returns())):
+        test = [item["question"] for item in made.items]
+        yield Source(
+            f"desk-{name}", made.prompt, made.train, test, made.items, desk.NUM_TRAIN, num_items=desk.NUM_TEST
+        )
+
+
 def write(folder: Path, source: Source) -> None:
     rng = random.Random(SEED)
     parts = []
@@ -222,7 +233,7 @@ def write(folder: Path, source: Source) -> None:
         if line["query"] in source.answers:
             line["answer"] = source.answers[line["query"]]
     if source.items:
-        files["items"] = rng.sample(source.items, min(NUM_ITEMS, len(source.items)))
+        files["items"] = rng.sample(source.items, min(source.num_items, len(source.items)))
     for name, lines in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(f"{folder.name}: " + ", ".join(f"{len(lines)} {name}" for name, lines in files.items()))
@@ -233,7 +244,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder of the shared data")
     parser.add_argument("output", type=Path, help="where the folders go")
     args = parser.parse_args()
-    for sources in (roles, lengths, gsm8k, policy, system_prompts, plays, bbh, kinds, rules):
+    for sources in (roles, lengths, gsm8k, policy, system_prompts, plays, bbh, kinds, rules, desks):
         for source in sources(args.data):
             write(args.output / source.name, source)
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from typing import Any
+from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..adapters.load import load_adapter, read_adapter
+from ..adapters.folder import read_config
+from ..adapters.hub import find_adapter
+from ..adapters.load import load_adapter
 from ..models import load_model
 from ..prompting import PromptRenderer, check_adapter_prompt, load_prompt
 from ..prompting.context import check_length, context_length
@@ -106,29 +108,26 @@ class PeftBeLM(HFLM):
     ):
         _check_arguments(pretrained, adapter, form, prompt, kwargs)
         text = load_prompt(prompt) if prompt else None
-        if not torch.cuda.is_available() and (device or "").startswith("cuda"):
-            device = None  # the harness asks for CUDA where nobody asked for anything
-        loading: dict[str, Any] = {"dtype": get_dtype(dtype) if dtype else None, "device": device}
-        if adapter:
-            directory, config = read_adapter(adapter)
-            check_adapter_prompt(config, text, allow_other_prompt)
+        loading = {"dtype": get_dtype(dtype) if dtype else None, "device": _device(device)}
+        directory = find_adapter(adapter) if adapter else None
+        if directory:
             loading |= {"allow_template_change": allow_template_change, "allow_other_weights": allow_other_weights}
-            model, tokenizer = load_adapter(directory, pretrained, **loading)
-            config = model.peft_config["default"]
-            self._renderer = PromptRenderer.for_adapter(config, tokenizer, text, allow_other_prompt=allow_other_prompt)
+            model, tokenizer, self._renderer = _load_adapter(
+                directory, text, allow_other_prompt, pretrained, **loading
+            )
         else:
             model, tokenizer = load_model(str(pretrained), **loading)
             self._renderer = PromptRenderer(tokenizer, text)
         self._render = getattr(self._renderer, form)
         self._stand_in = f"{form}-{_digest_of_stand_in(form, model, text)}"
-        if adapter:
+        if isinstance(model, PeftModel):
             model = model.get_base_model() if form == "be" else model.unload()
         super().__init__(model, backend="causal", tokenizer=tokenizer, **kwargs)
         context = context_length(model)
         if self._max_length and context is not None and self._max_length > context:
             raise ValueError(f"max_length={self._max_length} is more than the model's context of {context} tokens.")
         # What the harness records
-        self.pretrained, self.peft = model.name_or_path, adapter and str(directory)
+        self.pretrained, self.peft = model.name_or_path, directory and str(directory)
 
     @property
     def tokenizer_name(self) -> str:
@@ -221,6 +220,22 @@ class PeftBeLM(HFLM):
         """
         if not self._max_length:
             check_length(self.model, longest, "the longest request and its answer")
+
+
+def _device(device: str | None) -> str | None:
+    """The harness asks for CUDA where nobody asked for anything."""
+    return None if not torch.cuda.is_available() and (device or "").startswith("cuda") else device
+
+
+def _load_adapter(
+    directory: Path, prompt: str | list[dict] | None, allow_other_prompt: bool, pretrained: str | None, **loading
+) -> tuple[PeftModel, PreTrainedTokenizerBase, PromptRenderer]:
+    """An adapter on its base model, and how its requests are written."""
+    check_adapter_prompt(read_config(directory), prompt, allow_other_prompt)  # before the model is loaded
+    model, tokenizer = load_adapter(directory, pretrained, **loading)
+    config = model.peft_config["default"]
+    renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
+    return model, tokenizer, renderer
 
 
 def _digest_of_stand_in(form: str, model: PreTrainedModel | PeftModel, prompt: str | list[dict] | None) -> str:

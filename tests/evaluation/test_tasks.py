@@ -19,6 +19,7 @@ from peft_be.evaluation.tasks import (
     TASKS,
     Classification,
     EndpointJudge,
+    Extraction,
     IFEval,
     LocalJudge,
     RoleBenchJudge,
@@ -92,6 +93,32 @@ def test_bbh(final, answer, right):
 def test_classification():
     task = Classification([{"question": text, "label": "Positive"} for text in "abcd"])
     assert scored(task, "positive", " Positive.\nBecause", "Negative", "It is positive") == {"exact_match": 0.5}
+
+
+@pytest.mark.parametrize(
+    "answer, exact, fields, valid",
+    [
+        ('{"name": "Ann", "gift": true, "items": [1, 2]}', 1, 1, 1),
+        ('Sure:\n```json\n{"items": [1, 2], "gift": true, "name": "Ann"}\n``` {"name": "Bob"}', 1, 1, 1),
+        ('{"name": "Ann", "gift": 1, "items": [2, 1]}', 0, 1 / 3, 1),
+        ('{"name": "Ann", "gift": true, "items": [1, 2], "more": null}', 0, 1, 1),
+        ('{Ann} {"name": "Ann"}', 0, 1 / 3, 1),
+        ('["Ann", true]', 0, 0, 0),
+        ('{"name": "Ann", "gift": true', 0, 0, 0),
+        ("", 0, 0, 0),
+    ],
+)
+def test_extraction(answer, exact, fields, valid):
+    task = Extraction(
+        [{"question": "Ann wants 1 and 2 as a gift.", "label": {"name": "Ann", "gift": True, "items": [1, 2]}}]
+    )
+    assert scored(task, answer) == {"exact_match": exact, "fields": pytest.approx(fields), "valid": valid}
+
+
+@pytest.mark.parametrize("label", [None, {}, "{}", [1]])
+def test_the_label_of_an_extraction_is_an_object(label):
+    with pytest.raises(ValueError, match="'label' of item 1 of the task must be a JSON object"):
+        Extraction([{"question": "Who?", "label": label}])
 
 
 def test_rolebench_takes_the_closest_reference():

@@ -8,6 +8,7 @@ from ...data import read_table
 from .bbh import BBH
 from .classification import Classification
 from .dialogue import DialoguePerplexity
+from .extraction import Extraction
 from .gsm8k import GSM8K
 from .ifeval import IFEval
 from .judge import EndpointJudge, LocalJudge, RoleBenchJudge
@@ -19,6 +20,7 @@ TASKS: dict[str, type[Task]] = {
     "bbh": BBH,
     "classification": Classification,
     "dialogue-perplexity": DialoguePerplexity,
+    "extraction": Extraction,
     "gsm8k": GSM8K,
     "ifeval": IFEval,
     "rolebench": RoleBench,
@@ -33,6 +35,7 @@ __all__ = [
     "Classification",
     "DialoguePerplexity",
     "EndpointJudge",
+    "Extraction",
     "IFEval",
     "LocalJudge",
     "RoleBench",
