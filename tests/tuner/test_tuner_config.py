@@ -4,6 +4,7 @@ import pytest
 from peft import PeftConfig
 
 from peft_be.tuner import BETokenConfig
+from peft_be.tuner.checks import read_rows
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,13 @@ from peft_be.tuner import BETokenConfig
         ({"num_be_tokens": 2, "be_token_ids": [3, 3]}, "differ from each other"),
         ({"be_token_ids": [3], "use_ae_token": True, "ae_token_id": 3}, "differ from each other"),
         ({"slot": "suffix"}, "slot must be one of"),
+        ({"target_modules": 3}, "target_modules must be a string or a list of strings, got 3"),
+        ({"target_modules": ["embed_tokens", 3]}, "target_modules must be a string or a list of strings"),
+        ({"embed_scale": 0}, "embed_scale must be a finite number other than 0, got 0"),
+        ({"embed_scale": float("inf")}, "embed_scale must be a finite number"),
+        ({"embed_scale": True}, "embed_scale must be a finite number"),
+        ({"use_ae_token": "yes"}, "use_ae_token must be true or false"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path must be a string"),
     ],
 )
 def test_bad_values_are_refused(kwargs, message):
@@ -62,3 +70,12 @@ def test_a_configuration_with_the_earlier_name_loads(tmp_path):
     name = "BE_TOKEN (import peft_be first: it registers this method with PEFT)"
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": name, "be_token_ids": [7]}))
     assert PeftConfig.from_pretrained(tmp_path).be_token_ids == [7]
+
+
+def test_a_damaged_file_of_rows(tmp_path):
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"no")
+    with pytest.raises(
+        ValueError, match=r"adapter_model.safetensors' is damaged \(.+\): train or download the adapter again"
+    ):
+        read_rows(file, BETokenConfig())
