@@ -76,7 +76,6 @@ def evaluate(
         add_scores(directory, peft_model.peft_config["default"], scores)
     show(scores, texts[:samples])
     if checks:
-        show_lost(scores["checks"])
         warn_of_cuts(texts, tokenizer, max_answer_length)
     if requests:
         show_refusals(scores["refusals"], refused)
@@ -86,6 +85,8 @@ def evaluate(
 def show(scores: dict, samples: list[dict]) -> None:
     """Print the scores, and some answers side by side."""
     console.print(score_table(scores))
+    if "checks" in scores:
+        show_lost(scores["checks"])
     for sample in samples:
         console.print(sample_table(sample))
 

@@ -35,7 +35,8 @@ _LANGUAGES = {
 }  # fmt: skip
 # In front of an instruction in its sentence: it does not hold for all answers, or the other way round
 _NOT_ALWAYS = re.compile(
-    r"\b(?:if|when|whenever|unless|where|sometimes|may|might|can|could|for example|e\.g|never|not|avoid|without|no|(?-i:I))\b|n['\u2019]t\b",
+    r"\b(?:if|when|whenever|unless|where|sometimes|may|might|can|could|for example|e\.g|never|not|avoid|without|no|(?-i:I))\b"
+    r"|n['\u2019]t\b",
     re.IGNORECASE,
 )
 _OTHERS = re.compile(r"\b(?:else|except|otherwise)\b", re.IGNORECASE)

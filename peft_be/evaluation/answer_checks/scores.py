@@ -37,9 +37,9 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
         answers (`list[dict]`): the texts `query`, `full`, `no_prompt` and `be` of each query, as from [`evaluate_fidelity`].
 
     Returns:
-        `dict[str, dict]`: for each check, and where there are several for `all checks` together (an answer passes if it passes all that apply to its query):
-            the shares that pass of the answers to which it applies, `full`, `no_prompt` and `be`; `num_answers`, how many these
-            are; `only_full` and `only_be`, how many pass with the full prompt and not with [BE], and the other way round;
+        `dict[str, dict]`: for each check, and where there are several for `all checks` together (an answer passes if it passes
+            all that apply to its query): the shares that pass of the answers to which it applies, `full`, `no_prompt` and `be`;
+            `num_answers`, how many these are; `only_full` and `only_be`, how many pass with the full prompt and not with [BE], and the other way round;
             `p_value`; and `lost`.
 
     Raises:
