@@ -30,7 +30,7 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
 
     A check is lost if more answers pass it with the full prompt alone than with [BE] alone, and so unevenly that chance would make it
     in less than one of 20 cases: McNemar's exact test, two-sided, p < 0.05, each check by itself. With nothing gained, that takes six
-    lost answers. Of 40 checks that lose nothing, one at most is called lost in the mean.
+    lost answers. Of 40 checks that lose nothing, one at most is called lost on average.
 
     Args:
         checks (`list[AnswerCheck]`): as from [`load_checks`].
@@ -39,8 +39,8 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
     Returns:
         `dict[str, dict]`: for each check, and where there are several for `all checks` together (an answer passes if it passes
             all that apply to its query): the shares that pass of the answers to which it applies, `full`, `no_prompt` and `be`;
-            `num_answers`, how many these are; `only_full` and `only_be`, how many pass with the full prompt and not with [BE], and the other way round;
-            `p_value`; and `lost`.
+            `num_answers`, how many these are; `only_full` and `only_be`, how many pass with the full prompt and not with [BE], and
+            the other way round; `p_value`; and `lost`.
 
     Raises:
         `ValueError`: a check applies to none of the queries.
