@@ -5,6 +5,9 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from peft_be import check_scores, load_checks
+from peft_be.cli.answer_checks import show_lost
+
 from .outcomes import fails
 
 
@@ -67,3 +70,13 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(evaluate, cli, job):
     fails(evaluate("a: b\n", "--fail-below", 95), "--fail-below must be above 0 and at most 1")
     given = ["--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt", "--fail-below", 0.5]
     fails(cli("eval", job.folder / "out", *given), "--fail-below is for the checks of --checks")
+
+
+def test_what_is_lost_is_said_in_answers(capsys):
+    (check,) = load_checks({"says [goodbye]": {"ends_with": "Goodbye!"}})
+    pairs = 8 * [("Goodbye!", "")] + [("", "Goodbye!")] + 3 * [("Goodbye!", "Goodbye!")]
+    show_lost(check_scores([check], [{"query": "Hi", "full": f, "be": b, "no_prompt": ""} for f, b in pairs]))
+    assert capsys.readouterr().out == (
+        "Lost: 'says [goodbye]'. 8 answers pass with the full prompt alone, 1 with [BE] alone "
+        "(McNemar's exact test: p = 0.039).\n"
+    )
