@@ -62,7 +62,7 @@ demo: install
 	$(BIN)/peft-be compress --prompt $(DEMO)/prompt.json --queries $(DEMO)/train_queries.txt \
 		--test-queries $(DEMO)/test_queries.txt --output $(OUT) --seed $(SEED) --num-be-tokens $(ROWS) --overwrite \
 		--max-steps 300 --max-answer-length 48
-	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.json --queries $(DEMO)/test_queries.txt --rules $(DEMO)/rules.json \
+	$(BIN)/peft-be eval $(OUT) --prompt $(DEMO)/prompt.json --queries $(DEMO)/test_queries.txt --checks $(DEMO)/checks.yaml \
 		--samples 3 --json $(OUT)/scores.json
 	$(BIN)/peft-be bench $(OUT) --prompt $(DEMO)/prompt.json --quick
 

@@ -8,6 +8,8 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "peft_be" / "__init__.py").read_text()).group(1)
 
 extras = {
+    # `peft-be eval --checks`: the kinds `json_schema` and `language`
+    "checks": ["jsonschema>=4.18", "langdetect>=1.0.9"],
     "demo": ["gradio>=6"],
     # `make docs`
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1", "ruff"],
@@ -27,6 +29,8 @@ extras = {
         "gradio>=6",
         "hypothesis",
         "ipykernel",
+        "jsonschema>=4.18",
+        "langdetect>=1.0.9",
         "llmlingua>=0.2.2",
         "lm-eval[ifeval]>=0.4.13,<0.5",
         "matplotlib",
@@ -69,6 +73,7 @@ setup(
         "jinja2>=3.1",
         # Before 0.21 it takes a name twice, and deletes adapters that are merged
         "peft>=0.21,<0.22",
+        "pyyaml>=6",
         "rich>=13",
         "rouge-score>=0.1.2",
         "safetensors>=0.8",

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from .data import QuerySplits as QuerySplits
     from .data import as_queries as as_queries
     from .data import load_queries as load_queries
+    from .evaluation import AnswerCheck as AnswerCheck
     from .evaluation import AuditConfig as AuditConfig
     from .evaluation import BenchConfig as BenchConfig
     from .evaluation import audit_leakage as audit_leakage
     from .evaluation import bench_inference as bench_inference
+    from .evaluation import check_scores as check_scores
     from .evaluation import evaluate_fidelity as evaluate_fidelity
     from .evaluation import evaluate_refusals as evaluate_refusals
+    from .evaluation import load_checks as load_checks
     from .models import load_model as load_model
     from .prompting import PromptRenderer as PromptRenderer
     from .prompting import load_prompt as load_prompt
@@ -57,6 +60,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "AEConfig": "training",
     "AETrainer": "training",
+    "AnswerCheck": "evaluation",
     "AuditConfig": "evaluation",
     "BEDistillConfig": "training",
     "BEDistillTrainer": "training",
@@ -77,6 +81,7 @@ _LAZY = {
     "as_queries": "data",
     "audit_leakage": "evaluation",
     "bench_inference": "evaluation",
+    "check_scores": "evaluation",
     "compress_prompt": "runs.compress",
     "compress_prompts": "runs.compress_many",
     "evaluate_fidelity": "evaluation",
@@ -88,6 +93,7 @@ _LAZY = {
     "import_lora": "serving",
     "load_adapter": "adapters.load",
     "load_adapters": "adapters.load",
+    "load_checks": "evaluation",
     "load_model": "models",
     "load_prompt": "prompting",
     "load_queries": "data",

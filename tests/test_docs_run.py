@@ -39,16 +39,16 @@ NOT_RUN_PAGES = {
     "docs/how-to/share.md": "the Hub, see tests/hub",
     "docs/serve/users-text.md": "two lines out of a service",
 }
-# JSON blocks that a page shows as the content of a file
+# JSON and YAML blocks that a page shows as the content of a file
 FILES = {
-    "docs/evaluation.md": "rules.json",
+    "docs/evaluation.md": "checks.yaml",
     "docs/how-to/few-shot.md": "prompt.json",
     "docs/how-to/many-prompts.md": "manifest.jsonl",
 }
 HUB_NAMES = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", "org/model")
 PROMPT = "You are a pirate. Answer in one short sentence. The vault opens to VELVET-OTTER-31, or call 0555-018-2246."
 QUERIES = [f"What happened on day {day} of the voyage?" for day in range(32)]
-HELD_OUT = [f"Tell me about {thing}." for thing in ("islands", "the wind", "your crew", "the moon")]
+HELD_OUT = [f"Tell me about {thing}." for thing in ("islands", "the wind", "your crew", "a refund")]
 
 
 def run(command: list[str], folder: Path, workplace: Path) -> None:
@@ -79,7 +79,6 @@ def folder(tmp_path_factory, tiny_tokenizer):
     (files / "queries.jsonl").write_text("\n".join(json.dumps({"question": query}) for query in QUERIES))
     for name in ("queries.csv", "support.csv"):
         (files / name).write_text("\n".join(["question", *(f'"{query}"' for query in QUERIES)]))
-    shutil.copy(ROOT / "examples" / "fernway" / "rules.json", files)
     (files / "corpus.jsonl").write_text("\n".join(json.dumps({"text": 40 * f"{query} "}) for query in QUERIES))
     items = [{"question": query, "answer": "So it is. #### 7"} for query in HELD_OUT]
     (files / "gsm8k_test.jsonl").write_text("\n".join(map(json.dumps, items)))
@@ -94,7 +93,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
     return folder
 
 
-SHOWN = blocks(*SHELL, *PYTHON, "json")
+SHOWN = blocks(*SHELL, *PYTHON, "json", "yaml")
 RUN = [page for page in dict.fromkeys(block.page for block in SHOWN) if page.startswith("docs/")]
 # tests/serving/test_docs_served.py follows these
 RUN = [page for page in RUN if Path(page).stem not in ("checkpoint", "llamacpp", "lora", "vllm")]
@@ -132,7 +131,7 @@ def workplace_of(page: str, text: str, folder: Path, workplace: Path) -> Path:
     """A copy of the files, with those that the page shows, and without what the page makes."""
     shutil.copytree(folder / "files", workplace)
     for block in SHOWN:
-        if block.page == page and block.language == "json":
+        if block.page == page and block.language in ("json", "yaml"):
             (workplace / FILES[page]).write_text(block.code)
     for name in ("my-prompt", "my-prompts", "persona-output"):
         if re.search(rf'--output {name}(\s|$)|compress_prompt\(.*, "{name}"', text):

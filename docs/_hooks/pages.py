@@ -51,6 +51,9 @@ GROUPS = {
     "Rendering": ["PromptRenderer"],
     "Evaluation": [
         "evaluate_fidelity",
+        "load_checks",
+        "check_scores",
+        "AnswerCheck",
         "evaluate_refusals",
         "audit_leakage",
         "AuditConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -98,7 +99,7 @@ def add_scores(directory: Path, config, scores: dict) -> None:
     Args:
         directory (`Path`): the adapter's folder.
         config ([`BETokenConfig`]): its configuration.
-        scores (`dict`): the scores.
+        scores (`dict`): the scores, with those of [`check_scores`] under `checks` if there are any.
     """
     metrics = {
         "kl": scores["kl"]["be"],
@@ -107,7 +108,7 @@ def add_scores(directory: Path, config, scores: dict) -> None:
         "top1_agreement": scores["top1_agreement"]["be"],
         "rouge_l": scores["answer_rouge_l"]["be"],
     }
-    _add_metrics(directory, config, f"{scores['num_queries']} held-out queries", metrics)
+    _add_metrics(directory, config, f"{scores['num_queries']} held-out queries", metrics, scores.get("checks"))
 
 
 def add_audit(directory: Path, config, scores: dict) -> None:
@@ -130,18 +131,27 @@ def add_audit(directory: Path, config, scores: dict) -> None:
     _add_metrics(directory, config, f"{scores['attacks']} extraction attacks", metrics)
 
 
-def _add_metrics(directory: Path, config, dataset: str, metrics: dict[str, float | None]) -> None:
+def _add_metrics(
+    directory: Path, config, dataset: str, metrics: dict[str, float | None], checks: dict[str, dict] | None = None
+) -> None:
     path = Path(directory) / CARD_FILE
     card = ModelCard.load(path)
-    set_metrics(card, title(config), dataset, metrics)
+    set_metrics(card, title(config), dataset, metrics, checks)
     card.save(path)
 
 
-def set_metrics(card: ModelCard, name: str, dataset: str, metrics: dict[str, float | None]) -> None:
+def set_metrics(
+    card: ModelCard,
+    name: str,
+    dataset: str,
+    metrics: dict[str, float | None],
+    checks: dict[str, dict] | None = None,
+) -> None:
     """
     Put figures into a card's metadata, as results of the adapter called `name` on `dataset`, instead of earlier ones
-    there. Figures that are `None` are left out.
+    there. Figures that are `None` are left out. The pass rates of `checks`, see [`check_scores`], come first.
     """
+    figures = [*_pass_rates(checks or {}), *((metric, METRICS[metric], value) for metric, value in metrics.items())]
     data = cast(ModelCardData, card.data)
     others = [result for result in data.eval_results or [] if result.dataset_name != dataset]
     new = [
@@ -150,14 +160,20 @@ def set_metrics(card: ModelCard, name: str, dataset: str, metrics: dict[str, flo
             dataset_type=dataset.replace(" ", "-"),
             dataset_name=dataset,
             metric_type=metric,
-            metric_name=METRICS[metric],
+            metric_name=metric_name,
             metric_value=round(value, 4),
         )
-        for metric, value in metrics.items()
+        for metric, metric_name, value in figures
         if value is not None
     ]
     data.eval_results = [*others, *new] or None
     data.model_name = name if data.eval_results else None
+
+
+def _pass_rates(checks: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
+    for name, score in checks.items():
+        yield "check_pass_rate", f"Answers that pass the check '{name}'", score["be"]
+        yield "check_pass_rate_full", f"Answers of the full prompt that pass the check '{name}'", score["full"]
 
 
 def fidelity_figures(directory: Path, config) -> dict[str, dict[str, float]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
+from .answer_checks import AnswerChecks, add_check_rows, show_lost, warn_of_cuts
 from .common import console, say
 from .config_options import with_options_of
 from .figures import Figures
@@ -16,12 +17,14 @@ from .refusals import show_refusals
 
 
 @with_options_of(Figures, name="figures")
+@with_options_of(AnswerChecks, name="answer_checks", panel="Checks")
 @with_options_of(Loading, name="loading", panel="Loading")
 def evaluate(
     directory: Annotated[Path, typer.Argument(help="Folder of an adapter, or its name on the Hub.")],
     prompt: Annotated[Path, typer.Option(help="The prompt that was compressed.")],
     queries: Annotated[Path, typer.Option(help=f"Held-out queries: {QUERY_FILES}")],
     figures: Figures,
+    answer_checks: AnswerChecks,
     loading: Loading,
     query_field: QueryField = None,
     ae: Annotated[
@@ -31,10 +34,6 @@ def evaluate(
     max_answer_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries processed together.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 0,
-    rules: Annotated[
-        Optional[Path],
-        typer.Option(help="Rules to count in the answers, a .json file of names and regular expressions."),
-    ] = None,
     refusals: Annotated[
         bool, typer.Option("--refusals", help="Also compare which requests are refused, to find a lost guardrail.")
     ] = False,
@@ -47,8 +46,8 @@ def evaluate(
     from ..adapters.card import add_scores
     from ..data import load_queries
     from ..evaluation import evaluate_fidelity, evaluate_refusals, held_out_queries
+    from ..evaluation.answer_checks import check_scores
     from ..evaluation.refusals import load_requests
-    from ..evaluation.rules import load_rules, rule_scores
     from ..prompting import load_prompt
 
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
@@ -57,7 +56,7 @@ def evaluate(
     fresh = held_out_queries(directory, asked)
     if len(fresh) < len(asked):
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
-    patterns = load_rules(rules) if rules else None
+    checks = answer_checks.load(fresh[:max_queries])
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
 
     peft_model, tokenizer = loading.load(directory)
@@ -68,21 +67,26 @@ def evaluate(
         scores, texts = evaluate_fidelity(
             peft_model, tokenizer, text, fresh[:max_queries], ae_row=ae_row, max_answer_length=max_answer_length, **how
         )
-        if patterns:
-            scores["rules"] = rule_scores(patterns, texts)
+        if checks:
+            scores["checks"] = check_scores(checks, texts)
         if requests:
             scores["refusals"], refused = evaluate_refusals(peft_model, tokenizer, text, requests, **how)
     figures.write(scores)
     if figures.card:
         add_scores(directory, peft_model.peft_config["default"], scores)
     show(scores, texts[:samples])
+    if checks:
+        warn_of_cuts(texts, tokenizer, max_answer_length)
     if requests:
         show_refusals(scores["refusals"], refused)
+    answer_checks.end(checks, scores)
 
 
 def show(scores: dict, samples: list[dict]) -> None:
     """Print the scores, and some answers side by side."""
     console.print(score_table(scores))
+    if "checks" in scores:
+        show_lost(scores["checks"])
     for sample in samples:
         console.print(sample_table(sample))
 
@@ -95,6 +99,9 @@ def score_table(scores: dict) -> Table:
     )
     for column in ("", "full prompt", "no prompt", "[BE]"):
         table.add_column(column, justify="left" if not column else "right")
+    if "checks" in scores:
+        add_check_rows(table, scores["checks"])
+        table.add_section()
     for label, name, digits in (
         ("KL to the full prompt, nats a token", "kl", 4),
         ("same top token", "top1_agreement", 3),
@@ -103,10 +110,6 @@ def score_table(scores: dict) -> Table:
         full = {"kl": "0"}.get(name, "1")
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.1f}" for w in ("full", "no_prompt", "be")))
-    count, rules = scores["num_queries"], scores.get("rules", {})
-    # With a single rule, that all rules are followed says the same once more
-    for name, shares in list(rules.items())[: 1 if len(rules) == 2 else None]:
-        table.add_row(name, *(f"{round(shares[which] * count)} of {count}" for which in ("full", "no_prompt", "be")))
     table.add_section()
     gap = scores["kl_gap_closed"]
     table.add_row("KL gap closed", "", "", "-" if gap is None else f"{gap:.3f}")

@@ -21,6 +21,7 @@ from .export import export
 from .info import info
 from .lm_eval import lm_eval
 from .pretrain_ae import pretrain_ae
+from .propose_checks import propose_checks
 from .push import push
 
 
@@ -50,6 +51,7 @@ def options(
 app.command()(compress)
 app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)
+app.command("propose-checks")(propose_checks)
 app.command()(audit)
 app.command()(compare)
 app.command()(bench)

@@ -1,3 +1,4 @@
+from .answer_checks import AnswerCheck, check_scores, load_checks
 from .audit import AuditConfig, audit_leakage
 from .fidelity import Fidelity, FidelityScorer, evaluate_fidelity
 from .held_out import held_out_queries
@@ -8,6 +9,7 @@ from .streaming import StreamedAnswer, find_loop, stream_answer
 
 
 __all__ = [
+    "AnswerCheck",
     "AuditConfig",
     "BenchConfig",
     "Fidelity",
@@ -15,10 +17,12 @@ __all__ = [
     "StreamedAnswer",
     "audit_leakage",
     "bench_inference",
+    "check_scores",
     "evaluate_fidelity",
     "evaluate_refusals",
     "find_loop",
     "held_out_queries",
+    "load_checks",
     "stream_answer",
     "time_to_first_token",
 ]

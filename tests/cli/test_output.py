@@ -30,26 +30,6 @@ def test_compress_then_bench_and_evaluate(cli, job):
         assert text in out
 
 
-def test_eval_counts_the_answers_that_follow_rules(cli, job):
-    assert cli(*job.arguments)[0] == 0
-    rules, figures = job.folder / "rules.json", job.folder / "scores.json"
-    rules.write_text('{"says [anything]": "^", "says goodbye": "Goodbye!$"}')
-    options = ["--prompt", job.folder / "prompt.txt", "--queries", job.folder / "held_out.txt", "--rules", rules]
-    code, out, err = cli("eval", job.folder / "out", *options, "--max-answer-length", 4, "--json", figures)
-    assert code == 0, err
-    lines = {line.split("  ")[0].strip(" \u2502"): line for line in out.splitlines()}
-    assert lines["says [anything]"].count("2 of 2") == 3
-    assert lines["says goodbye"].count("0 of 2") == lines["all rules"].count("0 of 2") == 3
-    scores = json.loads(figures.read_text())["rules"]
-    assert scores["all rules"] == {"full": 0.0, "no_prompt": 0.0, "be": 0.0}
-    rules.write_text('{"says [anything]": "^"}')
-    code, out, err = cli("eval", job.folder / "out", *options, "--max-answer-length", 4)
-    assert code == 0 and "all rules" not in out
-    rules.write_text("[]")
-    code, out, err = cli("eval", job.folder / "out", *options)
-    assert code == 1 and "must be an object" in err and "Traceback" not in err
-
-
 def test_bench_refuses_batch_sizes_that_are_no_numbers(cli, job):
     assert cli(*job.arguments)[0] == 0
     options = ["--prompt", job.folder / "prompt.txt", "--batch-sizes", "1,many"]

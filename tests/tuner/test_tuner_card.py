@@ -92,3 +92,16 @@ def test_scores_stand_in_the_metadata_until_other_rows_are_saved(model, tmp_path
         assert len(card.data.eval_results) == 6 and found["9 held-out queries", "kl_gap_closed"] == 0.6667
         assert card.text == before.text
     assert saved(model, tmp_path).content == before.content
+
+
+def test_pass_rates_of_checks_come_first(model, tmp_path):
+    config = model.peft_config["default"]
+    saved(model, tmp_path)
+    both = {"no_prompt": 0.75, "be": 0.25}
+    scores = {"num_queries": 9, "kl": both, "kl_gap_closed": None, "top1_agreement": both, "answer_rouge_l": both}
+    scores["checks"] = {"says 'yes': #1": {"full": 1.0, "no_prompt": 0.0, "be": 2 / 3}}
+    add_scores(tmp_path, config, scores)
+    first, second, *others = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert (first.metric_type, first.metric_value) == ("check_pass_rate", 0.6667)
+    assert first.metric_name == "Answers that pass the check 'says 'yes': #1'"
+    assert (second.metric_type, second.metric_value) == ("check_pass_rate_full", 1) and others[0].metric_type == "kl"
