@@ -1,9 +1,10 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 from peft import PeftConfig
 
-from peft_be.tuner import BETokenConfig
+from peft_be.tuner import BETokenConfig, active_config
 from peft_be.tuner.checks import read_rows
 
 
@@ -79,3 +80,16 @@ def test_a_damaged_file_of_rows(tmp_path):
         ValueError, match=r"adapter_model.safetensors' is damaged \(.+\): train or download the adapter again"
     ):
         read_rows(file, BETokenConfig())
+
+
+def test_a_configuration_for_a_tokenizer_has_no_ae_unless_asked_for(tiny_tokenizer):
+    config = BETokenConfig.for_tokenizer(tiny_tokenizer, len(tiny_tokenizer) + 8)
+    assert not config.use_ae_token and config.ae_token_id is None and len(config.be_token_ids) == 1
+
+
+def test_the_active_configuration_is_that_of_one_adapter():
+    config = BETokenConfig(be_token_ids=[3])
+    assert active_config(SimpleNamespace(active_adapter="a", peft_config={"a": config})) is config
+    for active in ("b", ["a", "b"]):
+        with pytest.raises(ValueError, match=r"no active adapter with \[BE\] rows"):
+            active_config(SimpleNamespace(active_adapter=active, peft_config={"a": config}))
