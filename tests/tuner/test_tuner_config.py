@@ -21,6 +21,7 @@ from peft_be.tuner.checks import read_rows
         ({"num_be_tokens": 2, "be_token_ids": [3, 3]}, "differ from each other"),
         ({"be_token_ids": [3], "use_ae_token": True, "ae_token_id": 3}, "differ from each other"),
         ({"slot": "suffix"}, "slot must be one of"),
+        ({"task_type": "POETRY"}, "Invalid task type: 'POETRY'"),
         ({"target_modules": 3}, "target_modules must be a string or a list of strings, got 3"),
         ({"target_modules": ["embed_tokens", 3]}, "target_modules must be a string or a list of strings"),
         ({"embed_scale": 0}, "embed_scale must be a finite number other than 0, got 0"),
@@ -85,6 +86,7 @@ def test_a_damaged_file_of_rows(tmp_path):
 def test_a_configuration_for_a_tokenizer_has_no_ae_unless_asked_for(tiny_tokenizer):
     config = BETokenConfig.for_tokenizer(tiny_tokenizer, len(tiny_tokenizer) + 8)
     assert not config.use_ae_token and config.ae_token_id is None and len(config.be_token_ids) == 1
+    assert len(BETokenConfig.for_tokenizer(tiny_tokenizer, len(tiny_tokenizer) + 8, 3).be_token_ids) == 3
 
 
 def test_the_active_configuration_is_that_of_one_adapter():
