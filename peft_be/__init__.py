@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .evaluation import audit_leakage as audit_leakage
     from .evaluation import bench_inference as bench_inference
     from .evaluation import evaluate_fidelity as evaluate_fidelity
+    from .evaluation import evaluate_reconstruction as evaluate_reconstruction
     from .evaluation import evaluate_refusals as evaluate_refusals
     from .models import load_model as load_model
     from .prompting import PromptRenderer as PromptRenderer
@@ -80,6 +81,7 @@ _LAZY = {
     "compress_prompt": "runs.compress",
     "compress_prompts": "runs.compress_many",
     "evaluate_fidelity": "evaluation",
+    "evaluate_reconstruction": "evaluation",
     "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
     "export_lora": "serving",

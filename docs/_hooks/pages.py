@@ -51,6 +51,7 @@ GROUPS = {
     "Rendering": ["PromptRenderer"],
     "Evaluation": [
         "evaluate_fidelity",
+        "evaluate_reconstruction",
         "evaluate_refusals",
         "audit_leakage",
         "AuditConfig",

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from .common import console, say
 from .config_options import with_options_of
@@ -46,7 +48,7 @@ def evaluate(
     from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_scores
     from ..data import load_queries
-    from ..evaluation import evaluate_fidelity, evaluate_refusals, held_out_queries
+    from ..evaluation import evaluate_fidelity, evaluate_reconstruction, evaluate_refusals, held_out_queries
     from ..evaluation.refusals import load_requests
     from ..evaluation.rules import load_rules, rule_scores
     from ..prompting import load_prompt
@@ -65,9 +67,9 @@ def evaluate(
     how: dict[str, Any] = {"batch_size": batch_size, "allow_other_prompt": loading.allow_other_prompt}
     with progress_bars() as on_progress:
         how["on_progress"] = on_progress
-        scores, texts = evaluate_fidelity(
-            peft_model, tokenizer, text, fresh[:max_queries], ae_row=ae_row, max_answer_length=max_answer_length, **how
-        )
+        scores, texts = evaluate_fidelity(peft_model, tokenizer, text, fresh[:max_queries], max_answer_length, **how)
+        if ae_row is not None:
+            scores["reconstruction"] = evaluate_reconstruction(peft_model, tokenizer, text, ae_row)
         if patterns:
             scores["rules"] = rule_scores(patterns, texts)
         if requests:
@@ -83,6 +85,15 @@ def evaluate(
 def show(scores: dict, samples: list[dict]) -> None:
     """Print the scores, and some answers side by side."""
     console.print(score_table(scores))
+    if scores["copies"]:
+        worst = scores["copies"][0]
+        say(
+            f"{len(scores['copies'])} of {scores['num_queries']} answers of the full prompt are mostly copied from its text, "
+            "which a row does not hold. Their gap says little of the others. The one that copies most, "
+            f"{worst['quoted']:.0%} of its tokens:"
+        )
+        say(Text(worst["query"], style="italic"))
+        say(worst["answer"])
     for sample in samples:
         console.print(sample_table(sample))
 
@@ -95,6 +106,14 @@ def score_table(scores: dict) -> Table:
     )
     for column in ("", "full prompt", "no prompt", "[BE]"):
         table.add_column(column, justify="left" if not column else "right")
+    count, rules = scores["num_queries"], scores.get("rules", {})
+    # With a single rule, that all rules are followed says the same once more
+    for name, shares in list(rules.items())[: 1 if len(rules) == 2 else None]:
+        table.add_row(name, *(f"{round(shares[which] * count)} of {count}" for which in ("full", "no_prompt", "be")))
+    table.add_section()
+    for label, cell in gap_cells(scores["gap"], scores["num_queries"]):
+        table.add_row(label, "1", "0", cell)
+    table.add_section()
     for label, name, digits in (
         ("KL to the full prompt, nats a token", "kl", 4),
         ("same top token", "top1_agreement", 3),
@@ -103,20 +122,27 @@ def score_table(scores: dict) -> Table:
         full = {"kl": "0"}.get(name, "1")
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.1f}" for w in ("full", "no_prompt", "be")))
-    count, rules = scores["num_queries"], scores.get("rules", {})
-    # With a single rule, that all rules are followed says the same once more
-    for name, shares in list(rules.items())[: 1 if len(rules) == 2 else None]:
-        table.add_row(name, *(f"{round(shares[which] * count)} of {count}" for which in ("full", "no_prompt", "be")))
     table.add_section()
-    gap = scores["kl_gap_closed"]
-    table.add_row("KL gap closed", "", "", "-" if gap is None else f"{gap:.3f}")
     for label, name in (
         ("P reconstructed, tokens", "token_accuracy"),
         ("P reconstructed, greedy prefix", "greedy_prefix_match"),
     ):
-        value = scores["reconstruction"][name]
+        value = scores.get("reconstruction", {}).get(name)
         table.add_row(label, "", "", "-" if value is None else f"{value:.3f}")
     return table
+
+
+def gap_cells(gap: dict, num_queries: int) -> Iterator[tuple[str, str]]:
+    """The shares of the gap that [BE] closes, with their names: those that say most first."""
+    counted = f"{gap['median_queries']} of {num_queries}" if gap["unchanged_queries"] else f"{num_queries}"
+    parts = [(f"gap closed, median of {counted} queries", "median")]
+    if gap["quoted_share"]:
+        parts.append(("gap closed, but for quotations from P", "behaviour"))
+        parts.append((f"gap closed, quotations ({gap['quoted_share']:.1%} of tokens)", "quoted"))
+    for label, name in (*parts, ("gap closed, mean over tokens", "mean")):
+        value, interval = gap[name], gap.get(f"{name}_interval")
+        told = "-" if value is None else f"{value:.3f}"
+        yield label, told if interval is None else f"{told} ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def sample_table(sample: dict) -> Table:
