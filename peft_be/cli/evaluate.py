@@ -113,6 +113,8 @@ def score_table(scores: dict) -> Table:
     table.add_section()
     for label, cell in gap_cells(scores["gap"], scores["num_queries"]):
         table.add_row(label, "1", "0", cell)
+    if unchanged := scores["gap"]["unchanged_queries"]:
+        table.caption = f"{unchanged} queries have no part in the median: the prompt changes next to nothing there."
     table.add_section()
     for label, name, digits in (
         ("KL to the full prompt, nats a token", "kl", 4),
@@ -137,7 +139,7 @@ def gap_cells(gap: dict, num_queries: int) -> Iterator[tuple[str, str]]:
     counted = f"{gap['median_queries']} of {num_queries}" if gap["unchanged_queries"] else f"{num_queries}"
     parts = [(f"gap closed, median of {counted} queries", "median")]
     if gap["quoted_share"]:
-        parts.append(("gap closed, but for quotations from P", "behaviour"))
+        parts.append(("gap closed, without quotations from P", "behaviour"))
         parts.append((f"gap closed, quotations ({gap['quoted_share']:.1%} of tokens)", "quoted"))
     for label, name in (*parts, ("gap closed, mean over tokens", "mean")):
         value, interval = gap[name], gap.get(f"{name}_interval")
