@@ -110,23 +110,31 @@ class FidelityScorer:
         states, per_token = self._follow(prompts, prefix, label)
         texts, rouge = self._decode(answers), RougeScorer(["rougeL"])
         rouge_l = [rouge.score(full, text)["rougeL"].fmeasure for full, text in zip(self.texts, texts)]
+        answer_kl = self._of_answers(per_token)
         return Fidelity(
-            kl=torch.cat(per_token).mean().item(),
-            query_kl=[kl.mean().item() for kl in per_token],
-            query_tokens=[len(kl) for kl in per_token],
-            quoted_kl=None
-            if self.quoted is None
-            else [mean_of(kl, which) for kl, which in zip(per_token, self.quoted)],
-            quoted_tokens=None if self.quoted is None else list(map(sum, self.quoted)),
+            **vars(answer_kl),
+            kl=answer_kl.mean,
             top1_agreement=(top_tokens(states, self.head) == self._top).cpu().double().mean().item(),
             answer_rouge_l=sum(rouge_l) / len(rouge_l),
             answers=texts,
         )
 
-    @torch.no_grad()
     def kl(self, prompts: list[list[int]]) -> float:
         """The `kl` of [`Fidelity`] alone, for the same queries after a stand-in. It needs no answers of the stand-in."""
-        return torch.cat(self._follow(prompts, None, "stand-in")[1]).mean().item()
+        return self.answer_kl(prompts).mean
+
+    @torch.no_grad()
+    def answer_kl(self, prompts: list[list[int]]) -> AnswerKL:
+        """The KL of each answer alone, where `kl` gives that of all: what a [`Gap`] is computed from."""
+        return self._of_answers(self._follow(prompts, None, "stand-in")[1])
+
+    def _of_answers(self, per_token: list[torch.Tensor]) -> AnswerKL:
+        quoted_kl, quoted_tokens = None, None
+        if self.quoted is not None:
+            quoted_kl = [mean_of(kl, which) for kl, which in zip(per_token, self.quoted)]
+            quoted_tokens = [sum(which) for which in self.quoted]
+        means, counts = [kl.mean().item() for kl in per_token], [len(kl) for kl in per_token]
+        return AnswerKL(means, counts, quoted_kl, quoted_tokens)
 
     def _follow(
         self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str

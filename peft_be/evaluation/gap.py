@@ -39,6 +39,11 @@ class AnswerKL:
     quoted_kl: list[float] | None
     quoted_tokens: list[int] | None
 
+    @property
+    def mean(self) -> float:
+        """The KL over all tokens."""
+        return sum(kl * count for kl, count in zip(self.query_kl, self.query_tokens)) / sum(self.query_tokens)
+
     @classmethod
     def of_run(cls, run: dict) -> AnswerKL:
         """From a record of a run, which has these fields among others."""

@@ -29,7 +29,7 @@ def verdict(rows: list[Row], prompt_tokens: float | None = None) -> str:
     sentences = _scores(methods, rows)
     if ranked:
         sentences += _gaps(ranked, lead, prompt_tokens)
-        if len(equal := [row.label for row in ranked[1:] if _overlap(row, ranked[0], lead)]):
+        if equal := [row.label for row in ranked[1:] if _overlap(row, ranked[0], lead)]:
             them = " and ".join(filter(None, [", ".join(equal[:-1]), equal[-1]]))
             sentences.append(
                 f"The seeds of {ranked[0].label} overlap with those of {them}: which is better stays open"
