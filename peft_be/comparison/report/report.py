@@ -112,9 +112,9 @@ def _facts(results: dict) -> list[tuple[str, str]]:
 
 def _scored(count: int | None, left_out: int) -> str | int | None:
     """The number of test queries, and how many were left out."""
-    return (
-        count if count is None or not left_out else f"{count:,} and {left_out:,} left out, which stand in the prompt"
-    )
+    if count is None or not left_out:
+        return count
+    return f"{count:,} ({left_out:,} more stand{'s' if left_out == 1 else ''} in the prompt)"
 
 
 def _tables(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
