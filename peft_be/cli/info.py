@@ -68,13 +68,13 @@ def fidelity_table(figures: dict[str, dict[str, float]]) -> Table:
     """How much of the prompt is kept, by the queries on which it was measured."""
     table = Table(
         title="The prompt's effect that [BE] keeps",
-        caption="Gap closed: 1 is the full prompt, 0 no prompt; of the median query, and as a mean over tokens.",
+        caption="Gap closed: 1 is the full prompt, 0 no prompt; on the median query, and as a mean over tokens. KL in nats a token.",
     )
     table.add_column("", overflow="fold")
     columns = {
         "median gap": ("gap_median", 3),
         "mean gap": ("kl_gap_closed", 3),
-        "KL, nats a token": ("kl", 4),
+        "KL": ("kl", 4),
         "KL of no prompt": ("kl_no_prompt", 4),
     }
     for column in columns:

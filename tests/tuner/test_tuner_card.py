@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 from peft import get_peft_model
 
 from peft_be import BETokenConfig
-from peft_be.adapters.card import TAGS, add_scores
+from peft_be.adapters.card import TAGS, add_scores, fidelity_figures
 
 from .tuner_helpers import make_model
 
@@ -93,5 +93,6 @@ def test_scores_stand_in_the_metadata_until_other_rows_are_saved(model, tmp_path
         assert len(card.data.eval_results) == 7 and found["9 held-out queries", "kl_gap_closed"] == 0.6667
         assert next(name for name in found if name[0] == "9 held-out queries")[1] == "gap_median"
         assert found["9 held-out queries", "gap_median"] == 0.7123
+        assert fidelity_figures(tmp_path, config)["9 held-out queries"]["gap_median"] == 0.7123
         assert card.text == before.text
     assert saved(model, tmp_path).content == before.content

@@ -292,7 +292,7 @@ def _unchanged(rows: list[Row]) -> int:
     """Queries that are in no median: the same ones for all methods."""
     runs = [run for row in rows for run in row.runs if row.cells["median"].value is not None]
     found = [(run.get("gap") or {}).get("unchanged_queries") for run in runs]
-    return next((count for count in found if is_number(count)), 0)
+    return next((int(count) for count in found if is_number(count)), 0)
 
 
 def is_number(value) -> TypeGuard[float]:
