@@ -11,8 +11,9 @@ from ..figures import gap_closed
 
 
 # A query has a gap of its own from this KL of no prompt on, in nats a token. Below it the prompt moves less than 7 % of the
-# probability of a token (by Pinsker, the square root of half the KL), and dividing by it would make large shares, above and
-# below 0, of what is rounding. An absolute limit: a limit relative to other queries would leave some out of every set
+# probability of a token (by Pinsker, the square root of half the KL), and a share of it would be rounding: the full prompt's
+# own answers, read again in bfloat16, are up to 0.002 away from themselves. The limit is absolute, for one relative to the other
+# queries would leave some out of every set
 MIN_QUERY_KL = 0.01
 # Fewer tokens than these are one phrase of one answer
 MIN_TOKENS = 20

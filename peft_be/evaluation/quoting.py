@@ -8,7 +8,8 @@ from ..prompting.messages import check_prompt, check_query
 from .words import Word, placed_words
 
 
-# Runs of 4 words are often nobody's ("I would like to"), and of 6 miss the turns of phrase that a persona repeats
+# The fewest that are no chance. In answers that were written without the demo's prompt, which they cannot quote, runs of 3
+# words that it has too hold 5.7 % of the tokens ("I would like"), of 4 words 1.1 %, and of 5 none. With it, 5 words hold 2.3 %
 QUOTED_WORDS = 5
 # From here on, an answer is a copy
 MOSTLY = 0.5
