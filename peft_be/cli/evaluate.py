@@ -111,7 +111,7 @@ def score_table(scores: dict) -> Table:
     for name, shares in list(rules.items())[: 1 if len(rules) == 2 else None]:
         table.add_row(name, *(f"{round(shares[which] * count)} of {count}" for which in ("full", "no_prompt", "be")))
     table.add_section()
-    for label, cell in gap_cells(scores["gap"], scores["num_queries"]):
+    for label, cell in gap_cells(scores["gap"]):
         table.add_row(label, "1", "0", cell)
     if unchanged := scores["gap"]["unchanged_queries"]:
         table.caption = f"{unchanged} queries have no part in the median: the prompt changes next to nothing there."
@@ -134,14 +134,15 @@ def score_table(scores: dict) -> Table:
     return table
 
 
-def gap_cells(gap: dict, num_queries: int) -> Iterator[tuple[str, str]]:
+def gap_cells(gap: dict) -> Iterator[tuple[str, str]]:
     """The shares of the gap that [BE] closes, with their names: those that say most first."""
-    counted = f"{gap['median_queries']} of {num_queries}" if gap["unchanged_queries"] else f"{num_queries}"
-    parts = [(f"gap closed, median of {counted} queries", "median")]
+    parts = [("gap closed, median query", "median")]
     if gap["quoted_share"]:
-        parts.append(("gap closed, without quotations from P", "behaviour"))
-        parts.append((f"gap closed, quotations ({gap['quoted_share']:.1%} of tokens)", "quoted"))
-    for label, name in (*parts, ("gap closed, mean over tokens", "mean")):
+        parts += [
+            ("gap without quotations", "behaviour"),
+            (f"gap of quotations ({gap['quoted_share']:.1%})", "quoted"),
+        ]
+    for label, name in (*parts, ("gap, mean over tokens", "mean")):
         value, interval = gap[name], gap.get(f"{name}_interval")
         told = "-" if value is None else f"{value:.3f}"
         yield label, told if interval is None else f"{told} ({interval[0]:.2f} to {interval[1]:.2f})"

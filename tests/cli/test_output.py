@@ -58,7 +58,7 @@ def test_eval_leads_with_the_median_and_leaves_the_prompts_own_queries_out(cli, 
     options = ["--prompt", job.folder / "prompt.txt", "--queries", held_out, "--json", figures]
     code, out, err = cli("eval", job.folder / "out", *options, "--max-answer-length", 4)
     assert code == 0, err
-    places = [out.index(text) for text in ("median of", "mean over tokens", "KL to the full", "ROUGE")]
+    places = [out.index(text) for text in ("median query", "mean over tokens", "KL to the full", "ROUGE")]
     assert places == sorted(places)
     assert "Note: Left out 1 of 4 held-out queries" in err and f"'{inside}'" in err
     scores = json.loads(figures.read_text())
@@ -86,7 +86,7 @@ def test_eval_shows_the_answer_that_copies_most(capsys, monkeypatch):
     }  # fmt: skip
     show(scores, [])
     out = capsys.readouterr().out
-    for text in ("median of 22 of 24 queries", "0.600 (0.50 to 0.70)", "without quotations", "(3.1% of tokens)"):
+    for text in ("gap closed, median query", "0.600 (0.50 to 0.70)", "without quotations", "(3.1%)"):
         assert text in out
     assert "2 queries have no part in the median" in " ".join(out.split())
     told = out[out.index("2 of 24 answers of the full prompt are mostly copied") :]
