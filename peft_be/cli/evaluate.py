@@ -88,9 +88,9 @@ def show(scores: dict, samples: list[dict]) -> None:
     if scores["copies"]:
         worst = scores["copies"][0]
         say(
-            f"{len(scores['copies'])} of {scores['num_queries']} answers of the full prompt are mostly copied from its text, "
-            "which a row does not hold. Their gap says little of the others. The one that copies most, "
-            f"{worst['quoted']:.0%} of its tokens:"
+            f"Mostly copied from the prompt's text: {len(scores['copies'])} of {scores['num_queries']} answers of the full "
+            "prompt. Rows hold no text: look at the median query, and at the gap without quotations. The answer that copies "
+            f"most, {worst['quoted']:.0%} of its tokens:"
         )
         say(Text(worst["query"], style="italic"))
         say(worst["answer"])
@@ -114,7 +114,8 @@ def score_table(scores: dict) -> Table:
     for label, cell in gap_cells(scores["gap"]):
         table.add_row(label, "1", "0", cell)
     if unchanged := scores["gap"]["unchanged_queries"]:
-        table.caption = f"{unchanged} queries have no part in the median: the prompt changes next to nothing there."
+        of = f"{unchanged} of {scores['num_queries']} queries"
+        table.caption = f"Left out of the median: {of}, on which the prompt changes next to nothing."
     table.add_section()
     for label, name, digits in (
         ("KL to the full prompt, nats a token", "kl", 4),

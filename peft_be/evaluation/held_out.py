@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ..adapters.folder import read_report
 from ..data import query_key
+from ..files import shown
 from ..prompting.messages import check_prompt, check_query
 from .words import Word, placed_words, words
 
@@ -60,14 +61,15 @@ def outside_the_prompt(prompt: str | list[dict[str, str]], queries: list) -> tup
     found = [{"query": _asked(query), "passage": passage} for query, passage in zip(queries, passages) if passage]
     if not found:
         return queries, []
+    example = shown(found[0]["query"])
     if len(found) == len(queries):
         raise ValueError(
-            f"All held-out queries stand in the prompt, such as '{found[0]['query']}', and its answers can be copied from "
+            f"All held-out queries stand in the prompt, such as {example}, and its answers can be copied from "
             "there: give queries that the prompt does not answer itself."
         )
     warnings.warn(
         f"Left out {len(found)} of {len(queries)} held-out queries, which stand in the prompt or nearly do, such as "
-        f"'{found[0]['query']}': the answers to them can be copied from it.",
+        f"{example}: the answers to them can be copied from it.",
         stacklevel=1,
     )
     return [query for query, passage in zip(queries, passages) if passage is None], found

@@ -88,8 +88,8 @@ def test_eval_shows_the_answer_that_copies_most(capsys, monkeypatch):
     out = capsys.readouterr().out
     for text in ("gap closed, median query", "0.600 (0.50 to 0.70)", "without quotations", "(3.1%)"):
         assert text in out
-    assert "2 queries have no part in the median" in " ".join(out.split())
-    told = out[out.index("2 of 24 answers of the full prompt are mostly copied") :]
+    assert "Left out of the median: 2 of 24 queries" in " ".join(out.split())
+    told = out[out.index("Mostly copied from the prompt's text: 2 of 24 answers of the full prompt") :]
     assert "94% of its tokens:\nWho [b]are[/b] you?\nA pirate\ncaptain." in told
 
 
