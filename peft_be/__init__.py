@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .evaluation import bench_inference as bench_inference
     from .evaluation import check_scores as check_scores
     from .evaluation import evaluate_fidelity as evaluate_fidelity
+    from .evaluation import evaluate_reconstruction as evaluate_reconstruction
     from .evaluation import evaluate_refusals as evaluate_refusals
     from .evaluation import load_checks as load_checks
     from .models import load_model as load_model
@@ -85,6 +86,7 @@ _LAZY = {
     "compress_prompt": "runs.compress",
     "compress_prompts": "runs.compress_many",
     "evaluate_fidelity": "evaluation",
+    "evaluate_reconstruction": "evaluation",
     "evaluate_refusals": "evaluation",
     "export_gguf": "serving",
     "export_lora": "serving",

@@ -27,6 +27,7 @@ import hashlib
 import json
 import shutil
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from peft_be.comparison.compare import SPLIT_SEED, run_method
 from peft_be.comparison.methods import Job
 from peft_be.data import load_queries, split_queries
 from peft_be.evaluation import FidelityScorer
+from peft_be.evaluation.gap import AnswerKL, Gap
 from peft_be.evaluation.tasks import LocalJudge, Task, load_task
 from peft_be.files import append_record, read_records
 from peft_be.machine.versions import machine_of, versions
@@ -82,8 +84,9 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
     budget = {"max_steps": cell.get("max_steps"), "max_minutes": cell.get("max_minutes"), "max_answer_length": length}
     job = Job(model, tokenizer, prompt, splits, work, seed=cell["seed"], **budget)
     renderer = PromptRenderer(tokenizer, prompt)
-    scorer = FidelityScorer(model, tokenizer, [renderer.full(query) for query in scored], length)
-    no_prompt = scorer.kl([renderer.no_prompt(query) for query in scored])
+    full, without = ([form(query) for query in scored] for form in (renderer.full, renderer.no_prompt))
+    scorer = FidelityScorer(model, tokenizer, full, length, quotable=(prompt, scored))
+    no_prompt = scorer.answer_kl(without)
     task = cell.get("task") and load_cells_task(cell["task"], manifest)
     result = run_method(cell.get("method", "be"), settings, job, scorer, scored, task)
     shutil.rmtree(work, ignore_errors=True)
@@ -94,8 +97,9 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
         "answers": [{"query": query, "answer": answer} for query, answer in shown],
         "task": cell.get("task"),
         "task_score": result["task"],
-        "kl": {"no_prompt": no_prompt, "be": result["kl"]},
-        "kl_gap_closed": 1 - result["kl"] / no_prompt,
+        "kl": {"no_prompt": no_prompt.mean, "be": result["kl"]},
+        "kl_gap_closed": 1 - result["kl"] / no_prompt.mean,
+        "gap": asdict(Gap.between(AnswerKL.of_run(result), no_prompt)),
         "prompt_tokens": len(renderer.prompt_ids),
         "scored_on": scored_on,
         "machine": machine_of(model),

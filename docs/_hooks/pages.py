@@ -51,6 +51,7 @@ GROUPS = {
     "Rendering": ["PromptRenderer"],
     "Evaluation": [
         "evaluate_fidelity",
+        "evaluate_reconstruction",
         "load_checks",
         "check_scores",
         "AnswerCheck",

@@ -24,9 +24,11 @@ REPOSITORY = "this-repository"
 
 # The names of metrics in a card, by their types there
 METRICS = {
+    "gap_median": "KL gap closed, median over the queries",
+    "gap_behaviour": "KL gap closed, without quotations from the prompt",
+    "kl_gap_closed": "KL gap closed, mean over all tokens",
     "kl": "KL to the full prompt, nats a token",
     "kl_no_prompt": "KL of no prompt to the full prompt, nats a token",
-    "kl_gap_closed": "KL gap closed",
     "top1_agreement": "Top-1 agreement with the full prompt",
     "rouge_l": "ROUGE-L to the full prompt's greedy answers",
     "leak_ngrams": "Share of the prompt's 4-grams read back",
@@ -36,7 +38,7 @@ METRICS = {
     "leak_reconstruction": "Share of the prompt's tokens predicted after [BE][AE]",
 }
 # Those of them that say how much of the prompt is kept
-_FIDELITY = ("kl", "kl_no_prompt", "kl_gap_closed")
+_FIDELITY = ("gap_median", "kl_gap_closed", "kl", "kl_no_prompt")
 
 _SIGNATURE = re.compile(r"<!-- peft_be ([0-9a-f]{16}) -->")
 _FRAMEWORK = "### Framework versions"
@@ -102,9 +104,11 @@ def add_scores(directory: Path, config, scores: dict) -> None:
         scores (`dict`): the scores, with those of [`check_scores`] under `checks` if there are any.
     """
     metrics = {
+        "gap_median": scores["gap"]["median"],
+        "gap_behaviour": scores["gap"]["behaviour"],
+        "kl_gap_closed": scores["kl_gap_closed"],
         "kl": scores["kl"]["be"],
         "kl_no_prompt": scores["kl"]["no_prompt"],
-        "kl_gap_closed": scores["kl_gap_closed"],
         "top1_agreement": scores["top1_agreement"]["be"],
         "rouge_l": scores["answer_rouge_l"]["be"],
     }
@@ -185,8 +189,8 @@ def fidelity_figures(directory: Path, config) -> dict[str, dict[str, float]]:
         config ([`BETokenConfig`]): its configuration.
 
     Returns:
-        `dict[str, dict[str, float]]`: by the name of the queries, `kl`, `kl_no_prompt` and `kl_gap_closed`, each only if
-            known: those of the training first, then those that `peft-be eval --card` has written into the card.
+        `dict[str, dict[str, float]]`: by the name of the queries, `gap_median`, `kl_gap_closed`, `kl` and `kl_no_prompt`, each
+            only if known: those of the training first, then those that `peft-be eval --card` has written into the card.
     """
     known = _validation_metrics(_training(config))
     figures = {"validation queries": {metric: value for metric, value in known.items() if value is not None}}
@@ -241,7 +245,7 @@ def _training(config) -> dict:
 def _validation_metrics(training: dict) -> dict[str, float | None]:
     kl, kl_no_prompt = training.get("validation_kl"), training.get("validation_kl_no_prompt")
     gap = None if kl is None else gap_closed(kl, kl_no_prompt)
-    return {"kl": kl, "kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap}
+    return {"kl_gap_closed": gap, "kl": kl, "kl_no_prompt": kl_no_prompt}
 
 
 def title(config) -> str:

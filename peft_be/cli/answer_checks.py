@@ -36,12 +36,15 @@ class AnswerChecks:
             if self.checks is None:
                 raise ValueError("--fail-below is for the checks of --checks: give them, too.")
 
-    def load(self, queries: list) -> list[AnswerCheck]:
+    def load(self, prompt: str | list[dict], queries: list) -> list[AnswerCheck]:
         """The checks, none without a file. What is wrong with them for these queries is said before anything is loaded."""
         from ..evaluation.answer_checks import check_applies, load_checks
+        from ..evaluation.held_out import passages_of
 
         loaded = load_checks(self.checks) if self.checks else []
-        check_applies(loaded, queries)
+        # Queries that stand in the prompt are not scored
+        scored = [query for query, passage in zip(queries, passages_of(prompt, queries)) if passage is None]
+        check_applies(loaded, scored or queries)
         return loaded
 
     def end(self, loaded: list[AnswerCheck], scores: dict) -> None:

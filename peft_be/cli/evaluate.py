@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from .answer_checks import AnswerChecks, add_check_rows, show_lost, warn_of_cuts
 from .common import console, say
@@ -45,7 +47,7 @@ def evaluate(
     from ..adapters.ae_row import known_ae_row
     from ..adapters.card import add_scores
     from ..data import load_queries
-    from ..evaluation import evaluate_fidelity, evaluate_refusals, held_out_queries
+    from ..evaluation import evaluate_fidelity, evaluate_reconstruction, evaluate_refusals, held_out_queries
     from ..evaluation.answer_checks import check_scores
     from ..evaluation.refusals import load_requests
     from ..prompting import load_prompt
@@ -56,7 +58,7 @@ def evaluate(
     fresh = held_out_queries(directory, asked)
     if len(fresh) < len(asked):
         say(f"Left out {len(asked) - len(fresh)} queries that were trained on.")
-    checks = answer_checks.load(fresh[:max_queries])
+    checks = answer_checks.load(text, fresh[:max_queries])
     requests = load_requests(refusal_requests) if refusals or refusal_requests else None
 
     peft_model, tokenizer = loading.load(directory)
@@ -64,9 +66,9 @@ def evaluate(
     how: dict[str, Any] = {"batch_size": batch_size, "allow_other_prompt": loading.allow_other_prompt}
     with progress_bars() as on_progress:
         how["on_progress"] = on_progress
-        scores, texts = evaluate_fidelity(
-            peft_model, tokenizer, text, fresh[:max_queries], ae_row=ae_row, max_answer_length=max_answer_length, **how
-        )
+        scores, texts = evaluate_fidelity(peft_model, tokenizer, text, fresh[:max_queries], max_answer_length, **how)
+        if ae_row is not None:
+            scores["reconstruction"] = evaluate_reconstruction(peft_model, tokenizer, text, ae_row)
         if checks:
             scores["checks"] = check_scores(checks, texts)
         if requests:
@@ -87,6 +89,15 @@ def show(scores: dict, samples: list[dict]) -> None:
     console.print(score_table(scores))
     if "checks" in scores:
         show_lost(scores["checks"])
+    if scores["copies"]:
+        worst = scores["copies"][0]
+        say(
+            f"Mostly copied from the prompt's text: {len(scores['copies'])} of {scores['num_queries']} answers of the full "
+            "prompt. Rows hold no text: look at the median query, and at the gap without quotations. The answer that copies "
+            f"most, {worst['quoted']:.0%} of its tokens:"
+        )
+        say(Text(worst["query"], style="italic"))
+        say(worst["answer"])
     for sample in samples:
         console.print(sample_table(sample))
 
@@ -102,6 +113,12 @@ def score_table(scores: dict) -> Table:
     if "checks" in scores:
         add_check_rows(table, scores["checks"])
         table.add_section()
+    for label, cell in gap_cells(scores["gap"]):
+        table.add_row(label, "1", "0", cell)
+    if unchanged := scores["gap"]["unchanged_queries"]:
+        of = f"{unchanged} of {scores['num_queries']} queries"
+        table.caption = f"Left out of the median: {of}, on which the prompt changes next to nothing."
+    table.add_section()
     for label, name, digits in (
         ("KL to the full prompt, nats a token", "kl", 4),
         ("same top token", "top1_agreement", 3),
@@ -111,15 +128,27 @@ def score_table(scores: dict) -> Table:
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.1f}" for w in ("full", "no_prompt", "be")))
     table.add_section()
-    gap = scores["kl_gap_closed"]
-    table.add_row("KL gap closed", "", "", "-" if gap is None else f"{gap:.3f}")
     for label, name in (
         ("P reconstructed, tokens", "token_accuracy"),
         ("P reconstructed, greedy prefix", "greedy_prefix_match"),
     ):
-        value = scores["reconstruction"][name]
+        value = scores.get("reconstruction", {}).get(name)
         table.add_row(label, "", "", "-" if value is None else f"{value:.3f}")
     return table
+
+
+def gap_cells(gap: dict) -> Iterator[tuple[str, str]]:
+    """The shares of the gap that [BE] closes, with their names: those that say most first."""
+    parts = [("gap closed, median query", "median")]
+    if gap["quoted_share"]:
+        parts += [
+            ("gap without quotations", "behaviour"),
+            (f"gap of quotations ({gap['quoted_share']:.1%})", "quoted"),
+        ]
+    for label, name in (*parts, ("gap, mean over tokens", "mean")):
+        value, interval = gap[name], gap.get(f"{name}_interval")
+        told = "-" if value is None else f"{value:.3f}"
+        yield label, told if interval is None else f"{told} ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def sample_table(sample: dict) -> Table:

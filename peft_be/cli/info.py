@@ -67,18 +67,23 @@ def training_rows(stages, training, report: dict) -> dict:
 def fidelity_table(figures: dict[str, dict[str, float]]) -> Table:
     """How much of the prompt is kept, by the queries on which it was measured."""
     table = Table(
-        title="The prompt's effect that [BE] keeps", caption="Gap closed: 1 is the full prompt, 0 no prompt."
+        title="The prompt's effect that [BE] keeps",
+        caption="Gap closed: 1 is the full prompt, 0 no prompt; on the median query, and as a mean over tokens. KL in nats a token.",
     )
     table.add_column("", overflow="fold")
-    for column in ("KL, nats a token", "KL of no prompt", "gap closed"):
+    columns = {
+        "median gap": ("gap_median", 3),
+        "mean gap": ("kl_gap_closed", 3),
+        "KL": ("kl", 4),
+        "KL of no prompt": ("kl_no_prompt", 4),
+    }
+    for column in columns:
         table.add_column(column, justify="right")
     for name, known in figures.items():
-        cells = (
-            (known.get(metric), digits) for metric, digits in (("kl", 4), ("kl_no_prompt", 4), ("kl_gap_closed", 3))
-        )
+        cells = ((known.get(metric), digits) for metric, digits in columns.values())
         table.add_row(Text(name), *("-" if value is None else f"{value:.{digits}f}" for value, digits in cells))
     if not figures:
-        table.add_row("not measured: peft-be eval --card does", "-", "-", "-")
+        table.add_row("not measured: peft-be eval --card does", *"-" * len(columns))
     return table
 
 

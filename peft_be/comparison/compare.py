@@ -7,17 +7,18 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import QuerySplits, as_queries, query_key, split_queries
 from ..evaluation.fidelity import FidelityScorer
+from ..evaluation.gap import AnswerKL, Gap
+from ..evaluation.held_out import outside_the_prompt
 from ..evaluation.latency import time_requests
 from ..evaluation.stand_in import Prompt, StandIn
 from ..evaluation.tasks import Task, evaluate_task
-from ..figures import gap_closed
 from ..files import append_record, read_json, read_records
 from ..machine.versions import machine_of, versions
 from ..models import DEFAULT_MODEL
@@ -60,8 +61,9 @@ class ComparisonFolder(RunFolder):
         return self.work / "cells.jsonl"
 
     def cells(self) -> list[dict]:
-        """The finished runs. A damaged record counts as none, and its method runs again."""
-        return [cell for cell in read_records(self.cells_file) if {"method", "seed", "kl"} <= cell.keys()]
+        """The finished runs. A record that is damaged or of an earlier version counts as none, and its method runs again."""
+        needed = {"method", "seed", "kl", *(field.name for field in fields(AnswerKL))}
+        return [cell for cell in read_records(self.cells_file) if needed <= cell.keys()]
 
 
 def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
@@ -69,9 +71,10 @@ def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
     runs = [run for (name, _), run in done.items() if name == spec]
     shared = {name: runs[0][name] for name in ("tokens", "bytes")} if runs else {"tokens": None, "bytes": None}
     own = [{name: value for name, value in run.items() if name not in ("method", *shared)} for run in runs]
-    zero = next((run["kl"] for (name, _), run in done.items() if name == "none"), None)
+    zero = next((AnswerKL.of_run(run) for (name, _), run in done.items() if name == "none"), None)
     for run in own:
-        run["kl_gap_closed"] = gap_closed(run["kl"], zero)
+        run["gap"] = zero and asdict(Gap.between(AnswerKL.of_run(run), zero))
+        run["kl_gap_closed"] = run["gap"] and run["gap"]["mean"]
     return {"name": spec, "trains": method.trains, **shared, "runs": own, "error": error}
 
 
@@ -90,7 +93,7 @@ def run_method(
         task ([`Task`], *optional*): what to score the stand-in on, too.
 
     Returns:
-        `dict`, JSON-serialisable: the scores of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
+        `dict`, JSON-serialisable: the fields of [`Fidelity`]; `tokens` and `bytes` of the stand-in; `ttft_ms` of one request with
             nothing cached but learned keys and values, and its `kv_bytes`; `fit_seconds`; and of what was trained, `steps`,
             `curve` (`[step, validation KL]`), `curve_no_prompt` (the KL of no prompt on the same queries),
             `train_curve` (`[step, mean loss of distillation since the last entry]`), `norm`
@@ -162,8 +165,9 @@ def compare_methods(
     Train and score methods that replace a prompt by something shorter, all under one budget.
 
     Every method is given the same training and validation queries; seeds change what else is random. The full prompt answers
-    the test queries once, and every method is scored on these answers. No prompt is always among the methods, as the zero
-    of the KL gap. Where time is the budget, the teacher's work on the training queries is done first and counts for no method.
+    the test queries once, and every method is scored on these answers; queries that stand in P are left out
+    ([`outside_the_prompt`]). No prompt is always among the methods, as the zero of the KL gap. Where time is the budget, the
+    teacher's work on the training queries is done first and counts for no method.
 
     Args:
         prompt (`str` or `list[dict]`): P.
@@ -187,13 +191,15 @@ def compare_methods(
         `dict`: what `results.json` holds. A method that failed has its `error` there; `resume=True` tries it again.
 
     Raises:
-        `ValueError`: an unknown method, no seed, too few queries, or a resumed run with other settings.
+        `ValueError`: an unknown method, no seed, too few queries, no test queries but such that stand in P, or a resumed run
+            with other settings.
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `KeyboardInterrupt`: Ctrl-C; finished runs are kept, and `resume=True` goes on.
     """
     made = {spec: make_method(spec) for spec in dict.fromkeys(["full", "none", *methods])}
     config = changed(config, CompareConfig, changes)
     splits = _split(as_queries(queries), test_queries)
+    splits.test, left_out = outside_the_prompt(prompt, splits.test)
     warn_of_few_queries({name: splits})
     settings = {
         "prompt": sha256(prompt),
@@ -209,7 +215,8 @@ def compare_methods(
         base, tokenizer = load_confirmed(folder, model, None, config.dtype, config.device)
         comparison = _Comparison(folder, config, base, tokenizer, prompt, splits, task, on_progress)
         comparison.check_task()
-        results = {"model": model, **comparison.run(made, name), "machine": machine_of(base), "versions": versions()}
+        about = {"left_out": left_out, "machine": machine_of(base), "versions": versions()}
+        results = {"model": model, **comparison.run(made, name), **about}
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
         # Failed methods can be tried again, and the results of the others are kept until then
@@ -247,7 +254,10 @@ class _Comparison:
                 self._job("teacher", SPLIT_SEED).teacher_answers(split)
         renderer, length = PromptRenderer(self.tokenizer, self.prompt), self.config.max_answer_length
         full = teacher_prompts(self.base, renderer, self.splits.test, length)
-        scorer = FidelityScorer(self.base, self.tokenizer, full, length, on_progress=self.on_progress)
+        quotable = self.prompt, self.splits.test
+        scorer = FidelityScorer(
+            self.base, self.tokenizer, full, length, on_progress=self.on_progress, quotable=quotable
+        )
         done = {(cell["method"], cell["seed"]): cell for cell in self.folder.cells()}
         errors: dict[str, str] = {}
         for spec, method in made.items():

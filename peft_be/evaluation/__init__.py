@@ -1,6 +1,7 @@
 from .answer_checks import AnswerCheck, check_scores, load_checks
 from .audit import AuditConfig, audit_leakage
-from .fidelity import Fidelity, FidelityScorer, evaluate_fidelity
+from .fidelity import Fidelity, FidelityScorer, evaluate_fidelity, evaluate_reconstruction
+from .gap import Gap
 from .held_out import held_out_queries
 from .inference import BenchConfig, bench_inference
 from .latency import time_to_first_token
@@ -14,11 +15,13 @@ __all__ = [
     "BenchConfig",
     "Fidelity",
     "FidelityScorer",
+    "Gap",
     "StreamedAnswer",
     "audit_leakage",
     "bench_inference",
     "check_scores",
     "evaluate_fidelity",
+    "evaluate_reconstruction",
     "evaluate_refusals",
     "find_loop",
     "held_out_queries",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from peft import PeftModel
@@ -11,7 +11,6 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import as_queries
-from ..figures import gap_closed
 from ..losses import OutputHead
 from ..machine.versions import versions
 from ..progress import OnProgress, counter
@@ -21,18 +20,21 @@ from ..prompting.reconstruction import reconstruction_example
 from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_divergences, generate_answers, share_prefix
 from ..tuner import active_config
 from ..tuner.layer import BETokenEmbedding
+from .gap import AnswerKL, Gap
+from .held_out import outside_the_prompt
 from .latency import time_to_first_token
+from .quoting import copies, quoted_tokens
+from .stand_in import Prompt
 
 
 @dataclass
-class Fidelity:
+class Fidelity(AnswerKL):
     """
-    How closely one stand-in follows the full prompt.
+    How closely one stand-in follows the full prompt: the KL of each answer, see [`AnswerKL`], and what is said of all.
 
     Attributes:
         kl (`float`): KL(full prompt || stand-in) at temperature 1 over the full vocabulary, in nats, averaged over all
             tokens of the full prompt's answers.
-        query_kl (`list[float]`): the same for each query's answer.
         top1_agreement (`float`): share of these tokens at which both have the same most probable token.
         answer_rouge_l (`float`): ROUGE-L (F-measure) of the stand-in's own greedy answers against the full prompt's, averaged over
             the queries.
@@ -59,10 +61,13 @@ class FidelityScorer:
         batch_size (`int`, *optional*, defaults to `32`): queries processed together.
         on_progress (`Callable[[str, int, int, dict], None]`, *optional*): called with what is being done, the queries done, and
             their total.
+        quotable (`tuple[Prompt, list]`, *optional*): P and the queries as texts or messages, to tell which tokens of the
+            answers are quoted from P. `None` says nothing of quotations.
 
     Attributes:
         teacher (`list[Answer]`): P's answers.
         texts (`list[str]`): the same as text.
+        quoted (`list[list[bool]]`, *optional*): which of their tokens are quoted, see [`quoted_tokens`].
 
     Raises:
         `ValueError`: no queries, or one that does not fit into the model's context with P and its answer.
@@ -76,6 +81,7 @@ class FidelityScorer:
         max_answer_length: int = 64,
         batch_size: int = 32,
         on_progress: OnProgress | None = None,
+        quotable: tuple[Prompt, list] | None = None,
     ):
         if not prompts:
             raise ValueError("There are no queries to evaluate on.")
@@ -85,6 +91,8 @@ class FidelityScorer:
         self.head = OutputHead(model)
         self.teacher = self._generate(prompts, share_prefix(model, prompts), "full prompt")
         self.texts = self._decode(self.teacher)
+        ids = [answer.ids for answer in self.teacher]
+        self.quoted = None if quotable is None else quoted_tokens(tokenizer, *quotable, ids)
         self._top = top_tokens(self.teacher, self.head)
 
     @torch.no_grad()
@@ -102,18 +110,31 @@ class FidelityScorer:
         states, per_token = self._follow(prompts, prefix, label)
         texts, rouge = self._decode(answers), RougeScorer(["rougeL"])
         rouge_l = [rouge.score(full, text)["rougeL"].fmeasure for full, text in zip(self.texts, texts)]
+        answer_kl = self._of_answers(per_token)
         return Fidelity(
-            kl=torch.cat(per_token).mean().item(),
-            query_kl=[kl.mean().item() for kl in per_token],
+            **vars(answer_kl),
+            kl=answer_kl.mean,
             top1_agreement=(top_tokens(states, self.head) == self._top).cpu().double().mean().item(),
             answer_rouge_l=sum(rouge_l) / len(rouge_l),
             answers=texts,
         )
 
-    @torch.no_grad()
     def kl(self, prompts: list[list[int]]) -> float:
         """The `kl` of [`Fidelity`] alone, for the same queries after a stand-in. It needs no answers of the stand-in."""
-        return torch.cat(self._follow(prompts, None, "stand-in")[1]).mean().item()
+        return self.answer_kl(prompts).mean
+
+    @torch.no_grad()
+    def answer_kl(self, prompts: list[list[int]]) -> AnswerKL:
+        """The KL of each answer alone, where `kl` gives that of all: what a [`Gap`] is computed from."""
+        return self._of_answers(self._follow(prompts, None, "stand-in")[1])
+
+    def _of_answers(self, per_token: list[torch.Tensor]) -> AnswerKL:
+        quoted_kl, quoted_tokens = None, None
+        if self.quoted is not None:
+            quoted_kl = [mean_of(kl, which) for kl, which in zip(per_token, self.quoted)]
+            quoted_tokens = [sum(which) for which in self.quoted]
+        means, counts = [kl.mean().item() for kl in per_token], [len(kl) for kl in per_token]
+        return AnswerKL(means, counts, quoted_kl, quoted_tokens)
 
     def _follow(
         self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str
@@ -135,18 +156,18 @@ class FidelityScorer:
 def evaluate_fidelity(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str | list[dict[str, str]],
+    prompt: Prompt,
     queries: Iterable,
-    ae_row: torch.Tensor | None = None,
     max_answer_length: int = 64,
     batch_size: int = 32,
     on_progress: OnProgress | None = None,
     allow_other_prompt: bool = False,
 ) -> tuple[dict, list[dict]]:
     """
-    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]; `kl_gap_closed` is
-    `1 - kl.be / kl.no_prompt` (`None` where the prompt changes nothing), and no prompt means the template with no
-    system message from the user.
+    Compare no prompt and [BE] with the full prompt, see [`FidelityScorer`]. No prompt means the template with no system
+    message from the user.
+
+    Queries that stand in P, or nearly do, are left out with a warning, see [`outside_the_prompt`].
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -157,8 +178,6 @@ def evaluate_fidelity(
             P, the prompt that [BE] stands for.
         queries (`Iterable`):
             Held-out queries, in any form that [`as_queries`] takes: none of them may have been trained on.
-        ae_row (`torch.Tensor` of shape `[1, d]`, *optional*):
-            The [AE] row, for the reconstruction of P from `[BE][AE]`. Without one it is not scored (`None`).
         max_answer_length (`int`, *optional*, defaults to `64`):
             Longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -169,31 +188,31 @@ def evaluate_fidelity(
             Accept another prompt than the one that the adapter was trained on.
 
     Returns:
-        `tuple[dict, list[dict]]`: the scores, and for each query the texts `query`, `full`, `be` and `no_prompt`.
+        `tuple[dict, list[dict]]`: the scores, and for each query that was scored the texts `query`, `full`, `be` and
+            `no_prompt`. Of the scores, `gap` has the fields of [`Gap`], and `kl_gap_closed` is its `mean`; `copies` are
+            the full prompt's answers that are mostly quoted from P, see [`copies`]; `left_out` are the queries that stand
+            in P.
 
     Raises:
-        `ValueError`: no queries, something that is no query, another prompt than the adapter's, or a query that does
-            not fit into the model's context with P and its answer.
+        `ValueError`: no queries, none but such that stand in P, something that is no query, another prompt than the
+            adapter's, or a query that does not fit into the model's context with P and its answer.
     """
     queries = as_queries(queries)
     config, base = active_config(model), model.get_base_model()
     was_training = model.training
     model.eval()
     renderer = PromptRenderer.for_adapter(config, tokenizer, prompt, allow_other_prompt=allow_other_prompt)
+    queries, left_out = outside_the_prompt(prompt, queries)
     full = [renderer.full(query) for query in queries]
     prompts = {
         "no_prompt": [renderer.no_prompt(query) for query in queries],
         "be": [renderer.be(query) for query in queries],
     }
     check_prompts(base, full + prompts["no_prompt"] + prompts["be"], max_answer_length, 3 * queries)
-    scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress)
+    scorer = FidelityScorer(base, tokenizer, full, max_answer_length, batch_size, on_progress, (prompt, queries))
     labels = {"no_prompt": "no prompt", "be": "[BE]"}
     scores = {name: scorer.score(prompts[name], label=labels[name]) for name in prompts}
-    kl = {name: score.kl for name, score in scores.items()}
-    reconstruction = {"token_accuracy": None, "greedy_prefix_match": None}
-    if ae_row is not None:
-        rows = model.base_model.get_rows(model.active_adapter)
-        reconstruction = reconstruction_scores(base, tokenizer, rows, ae_row, renderer.prompt_ids, scorer.head)
+    gap = Gap.between(scores["be"], scores["no_prompt"])
     result = {
         "model": config.base_model_name_or_path,
         "prompt_tokens": len(renderer.prompt_ids),
@@ -201,11 +220,13 @@ def evaluate_fidelity(
         "compression_ratio": len(renderer.prompt_ids) / config.num_be_tokens,
         "num_queries": len(queries),
         "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
-        "kl": kl,
-        "kl_gap_closed": gap_closed(kl["be"], kl["no_prompt"]),
+        "gap": asdict(gap),
+        "kl": {name: score.kl for name, score in scores.items()},
+        "kl_gap_closed": gap.mean,
         "top1_agreement": {name: score.top1_agreement for name, score in scores.items()},
         "answer_rouge_l": {name: score.answer_rouge_l for name, score in scores.items()},
-        "reconstruction": reconstruction,
+        "copies": copies(scorer.quoted or [], queries, scorer.texts),
+        "left_out": left_out,
         "ttft_ms": {name: time_to_first_token(base, ids[:3]) for name, ids in {"full": full, **prompts}.items()},
         "versions": versions(),
     }
@@ -213,6 +234,30 @@ def evaluate_fidelity(
     texts = {"full": scorer.texts, **{name: scores[name].answers for name in ("be", "no_prompt")}}
     samples = [{"query": query, **{name: texts[name][i] for name in texts}} for i, query in enumerate(queries)]
     return result, samples
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ae_row: torch.Tensor
+) -> dict:
+    """
+    How much of a prompt's text comes back from `[BE][AE]`: the [`reconstruction_scores`] of an adapter.
+
+    Args:
+        model ([`~peft.PeftModel`]): the base model with the active BE_TOKEN adapter.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        prompt (`str` or `list[dict]`): the prompt, usually the P that [BE] stands for.
+        ae_row (`torch.Tensor` of shape `[1, d]`): [AE].
+    """
+    renderer = PromptRenderer.for_adapter(active_config(model), tokenizer, prompt, allow_other_prompt=True)
+    base, rows = model.get_base_model(), model.base_model.get_rows(model.active_adapter)
+    return reconstruction_scores(base, tokenizer, rows, ae_row, renderer.prompt_ids, OutputHead(base))
+
+
+def mean_of(kl: torch.Tensor, which: list[bool]) -> float:
+    """The mean of some tokens' KL `[T]`, 0 where there are none."""
+    chosen = kl[torch.tensor(which, dtype=torch.bool)]
+    return chosen.mean().item() if len(chosen) else 0.0
 
 
 def top_tokens(answers: list[Answer], head: OutputHead) -> torch.Tensor:

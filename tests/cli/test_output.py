@@ -30,6 +30,49 @@ def test_compress_then_bench_and_evaluate(cli, job):
         assert text in out
 
 
+def test_eval_leads_with_the_median_and_leaves_the_prompts_own_queries_out(cli, job):
+    assert cli(*job.arguments)[0] == 0
+    figures, held_out = (job.folder / name for name in ("scores.json", "held_out.txt"))
+    inside = "You answer in short sentences."
+    held_out.write_text(f"{held_out.read_text()}Do you answer at length?\n{inside}")
+    options = ["--prompt", job.folder / "prompt.txt", "--queries", held_out, "--json", figures]
+    code, out, err = cli("eval", job.folder / "out", *options, "--max-answer-length", 4)
+    assert code == 0, err
+    places = [out.index(text) for text in ("median query", "mean over tokens", "KL to the full", "ROUGE")]
+    assert places == sorted(places)
+    assert "Note: Left out 1 of 4 held-out queries" in err and f"'{inside}'" in err
+    scores = json.loads(figures.read_text())
+    assert scores["num_queries"] == 3 and [left["query"] for left in scores["left_out"]] == [inside]
+    gap = scores["gap"]
+    (row,) = [line for line in out.splitlines() if "mean over tokens" in line]
+    assert f"{gap['mean']:.3f} ({gap['mean_interval'][0]:.2f} to {gap['mean_interval'][1]:.2f})" in row
+    held_out.write_text(inside)
+    code, _, err = cli("eval", job.folder / "out", *options)
+    assert code == 1 and "All held-out queries stand in the prompt" in err and "Traceback" not in err
+
+
+def test_eval_shows_the_answer_that_copies_most(capsys, monkeypatch):
+    from peft_be.cli.evaluate import show
+
+    monkeypatch.setenv("COLUMNS", "200")
+    both = {"no_prompt": 0.5, "be": 0.2}
+    gap = {"median": 0.6, "median_interval": [0.5, 0.7], "median_queries": 22, "unchanged_queries": 2}
+    gap |= {"behaviour": 0.55, "behaviour_interval": None, "quoted": None, "quoted_share": 0.031, "mean": 0.27}
+    copied = [{"query": "Who [b]are[/b] you?", "answer": "A pirate\ncaptain.", "quoted": 0.94}, {"quoted": 0.6}]
+    scores = {
+        "prompt_tokens": 100, "be_tokens": 1, "compression_ratio": 100.0, "num_queries": 24, "num_answer_tokens": 240,
+        "gap": gap, "kl": both, "top1_agreement": both, "answer_rouge_l": both, "ttft_ms": {**both, "full": 1.0},
+        "copies": copied,
+    }  # fmt: skip
+    show(scores, [])
+    out = capsys.readouterr().out
+    for text in ("gap closed, median query", "0.600 (0.50 to 0.70)", "without quotations", "(3.1%)"):
+        assert text in out
+    assert "Left out of the median: 2 of 24 queries" in " ".join(out.split())
+    told = out[out.index("Mostly copied from the prompt's text: 2 of 24 answers of the full prompt") :]
+    assert "94% of its tokens:\nWho [b]are[/b] you?\nA pirate\ncaptain." in told
+
+
 def test_bench_refuses_batch_sizes_that_are_no_numbers(cli, job):
     assert cli(*job.arguments)[0] == 0
     options = ["--prompt", job.folder / "prompt.txt", "--batch-sizes", "1,many"]
@@ -106,8 +149,8 @@ def test_the_last_lines_of_compress_say_what_the_kl_is_worth(cli, job):
     assert "best validation" not in out
     code, out, err = cli("info", job.folder / "out")
     assert code == 0, err
-    row = re.search(r"validation queries +│ +([\d.]+) │ +([\d.]+) │ +(-?[\d.]+) │", out)
-    assert row.groups() == (f"{best['kl']:.4f}", f"{best['kl_no_prompt']:.4f}", f"{best['kl_gap_closed']:.3f}")
+    row = re.search(r"validation queries +│ +- │ +(-?[\d.]+) │ +([\d.]+) │ +([\d.]+) │", out)
+    assert row.groups() == (f"{best['kl_gap_closed']:.3f}", f"{best['kl']:.4f}", f"{best['kl_no_prompt']:.4f}")
 
 
 def test_a_method_that_fails_is_told_with_the_others(cli, job, tiny_dir):

@@ -44,6 +44,7 @@ def test_results(compare, tmp_path):
     assert [run["seed"] for run in be["runs"]] == [1, 2] and be["tokens"] == 1 and soft["tokens"] == 2
     for run in be["runs"]:
         assert run["kl_gap_closed"] == pytest.approx(1 - run["kl"] / none["runs"][0]["kl"])
+        assert run["gap"]["mean"] == run["kl_gap_closed"] and run["gap"]["quoted_share"] == 0
         assert run["steps"] == 2
     # A fifth of the queries is held out to score on, from all methods
     assert results["num_queries"] == {"train": 11, "validation": 1, "test": 3}
@@ -100,6 +101,41 @@ def test_a_task_is_scored(compare, tmp_path):
     assert results["task"] == "GSM8K"
     for method in results["methods"]:
         assert 0 <= method["runs"][0]["task"]["score"] <= 1
+
+
+def test_queries_of_the_prompt_are_no_test_queries(compare):
+    inside = "You never leave the island, whatever happens!"
+    with pytest.warns(UserWarning, match="Left out 1 of 3 held-out queries"):
+        results = compare(["truncation:8"], test_queries=["Who are you?", inside, "Is it cold?"])
+    assert results["num_queries"]["test"] == 2 and inside not in results["queries"]
+    assert results["left_out"] == [{"query": inside, "passage": "you never leave the island, whatever happens"}]
+    assert all(len(method["runs"][0]["query_kl"]) == 2 for method in results["methods"])
+
+
+def test_test_queries_that_all_stand_in_the_prompt_are_found_before_the_work(compare, tmp_path):
+    with pytest.raises(ValueError, match="All held-out queries stand in the prompt"):
+        compare(["truncation:8"], test_queries=["You never leave the island, whatever happens!"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_an_earlier_version_are_made_again(compare, tmp_path, monkeypatch):
+    original, fits = SoftPrompt.fit, []
+
+    def fit(self, job):
+        fits.append(job.seed)
+        if fits == [1, 2]:
+            raise KeyboardInterrupt
+        return original(self, job)
+
+    monkeypatch.setattr(SoftPrompt, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        compare(["soft-prompt"])
+    kept = tmp_path / "out" / "training" / "cells.jsonl"
+    cells = [json.loads(line) for line in kept.read_text().splitlines()]
+    old = ({name: value for name, value in cell.items() if not name.startswith("quoted")} for cell in cells)
+    kept.write_text("".join(json.dumps(cell) + "\n" for cell in old))
+    results = compare(["soft-prompt"], resume=True)
+    assert fits == [1, 2, 1, 2] and all(run["gap"] for method in results["methods"] for run in method["runs"])
 
 
 def test_a_prompt_that_is_too_long_is_found_before_the_work(compare, tmp_path, monkeypatch):

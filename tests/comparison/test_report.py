@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from peft_be.cli.compare import compare
 from peft_be.comparison.report.report import html_report, markdown_table
 
-from .reports import HOSTILE, Document, bound, dots_of, make_run, method_of, table_of
+from .reports import HOSTILE, Document, bound, dots_of, gap_of, make_run, method_of, table_of, with_gaps
 
 
 def test_the_markdown_table_has_the_figures(results):
@@ -29,11 +29,11 @@ def test_the_markdown_table_has_the_figures(results):
     mean = math.fsum((0.1, 0.16, 0.13)) / 3
     assert be == {
         "Method": r"\[BE\]",
-        "KL gap closed": f"{1 - mean / 0.4:.3f} (0.600 to 0.750)",
-        "KL": f"{mean:.4f} (0.1000 to 0.1600)",
-        "Tokens": "1 (300×)",
         "Quiz": "0.600 (± 0.020)",
         "Task retention": f"{0.6 / 0.8:.3f}",
+        "Mean gap": f"{1 - mean / 0.4:.3f} (0.600 to 0.750)",
+        "KL": f"{mean:.4f}",
+        "Tokens": "1 (300×)",
         "First token": "121 ms (120 to 122 ms)",
         "KV cache": "1.20 MB",
         "Size": "2.30 KB",
@@ -42,9 +42,9 @@ def test_the_markdown_table_has_the_figures(results):
         "Steps": "20",
         "Fit time": "1.5 min",
     }
-    assert list(be)[1] == "KL gap closed"
+    assert list(be)[1:4] == ["Quiz", "Task retention", "Mean gap"]
     assert table["Full prompt"]["KL"] == "0.0000" and table["Full prompt"]["Tokens"] == "300 (1×)"
-    assert table["No prompt"]["KL gap closed"] == "0.000" and table["No prompt"]["Tokens"] == "0"
+    assert table["No prompt"]["Mean gap"] == "0.000" and table["No prompt"]["Tokens"] == "0"
     assert "Failed: llmlingua-2: The package is missing: pip install it." in text
 
 
@@ -85,9 +85,12 @@ def words(results):
     return text
 
 
+SCORE = "1 token ([BE]) keeps 75 % of the full prompt's task score, of which no prompt keeps 62 %. "
+
+
 def test_the_verdict(results):
     assert words(results) == (
-        "1 token ([BE]) closes 68 % of the gap between no prompt and the full prompt of 300 tokens. "
+        f"{SCORE}1 token ([BE]) closes 68 % of the gap between no prompt and the full prompt of 300 tokens. "
         "4 tokens (cartridge) close 80 % of the gap, the most of 2 methods."
     )
     none, full, be, _, prefix = results["methods"]
@@ -109,8 +112,15 @@ def test_the_verdict(results):
     assert "300 tokens, the most of 2 methods. Compared" in words(results)
     # Worse than nothing
     be["runs"] = [make_run(1, 0.5)]
-    assert words(results).startswith("1 token ([BE]) is further from the full prompt than no prompt is. 4 tokens")
+    assert words(results).startswith(
+        f"{SCORE}1 token ([BE]) is further from the full prompt than no prompt is. 4 tokens"
+    )
     be["runs"] = [make_run(1, 0.4)]
+    assert words(results).startswith(f"{SCORE}1 token ([BE]) closes 0 % of the gap")
+    # The score leads, and whoever keeps most of it
+    prefix["runs"][0]["task"]["score"] = 0.76
+    assert words(results).startswith(f"{SCORE}4 tokens (cartridge) keep 95 %, the most of 2 methods. 1 token")
+    results["task_lower_is_better"] = True
     assert words(results).startswith("1 token ([BE]) closes 0 % of the gap")
 
 
@@ -118,9 +128,67 @@ def test_a_verdict_on_a_prompt_without_effect(results):
     for method in results["methods"]:
         for run in method["runs"]:
             run["kl_gap_closed"] = None
-    assert words(results) == "The prompt changes nothing on these queries, so there is no gap to close."
+    nothing = "The prompt changes nothing on these queries, so there is no gap to close."
+    assert words(results) == SCORE + nothing
+    results["task_lower_is_better"] = True
+    assert words(results) == nothing
     results["methods"] = results["methods"][1:]
     assert words(results) == ""
+
+
+def test_the_median_leads_where_there_is_one(results):
+    with_gaps(results)
+    table = table_of(markdown_table(results))
+    # The best on most queries comes first, though a few answers make another's mean the better one
+    assert list(table) == ["Full prompt", r"\[BE\]", "cartridge, 4 tokens †", "No prompt"]
+    be = table[r"\[BE\]"]
+    assert list(be)[1:6] == ["Quiz", "Task retention", "Median gap", "Gap without quotations", "Mean gap"]
+    assert be["Median gap"] == "0.850 (0.75 to 0.90)" and be["Gap without quotations"] == "0.800"
+    assert table["Full prompt"]["Median gap"] == "1.000" and table["No prompt"]["Median gap"] == "0.000"
+    assert words(results) == (
+        f"{SCORE}1 token ([BE]) closes 85 % of the gap between no prompt and the full prompt of 300 tokens on the median "
+        "query (95 % interval 75 to 90 %), the most of 2 methods. Over the tokens of the answers it is 80 % without "
+        "quotations from the prompt, and 68 % with them."
+    )
+    dots = dots_of(html_report(results))
+    assert dots["m1"][2] == "[BE]: 0.850 (0.75 to 0.90) at 300×" and dots["m1"][1] < dots["m2"][1]
+    page = Document(html_report(results))
+    assert "Three gaps." in page.text and "KL gap closed on the median query against" in page.text
+    # Where nothing is quoted, there is nothing to tell apart
+    for method in results["methods"]:
+        for run in method["runs"]:
+            run["gap"]["quoted_share"] = 0.0
+    assert "Gap without quotations" not in table_of(markdown_table(results))[r"\[BE\]"]
+    assert "Over the tokens of the answers it is 68 %." in words(results)
+
+
+def test_the_noise_floor_is_that_of_the_prompt_in_another_order(results):
+    with_gaps(results)
+    before = words(results)
+    runs = [make_run(1, 0.01, gap=gap_of(0.93)), make_run(2, 0.01, gap=gap_of(0.97))]
+    results["methods"].append({"name": "reordered", "trains": False, "tokens": 300, "bytes": 900, "runs": runs})
+    floor = "The noise floor is 5 %: as much of the gap stays open if the prompt is only reordered."
+    # It is no method of its own
+    assert words(results) == f"{before} {floor}"
+    for run in runs:
+        run["gap"] = gap_of(1.02)
+    assert "The noise floor is 0 %" in words(results)
+    results["methods"] = [method for method in results["methods"] if method["name"] in ("full", "none", "reordered")]
+    assert words(results) == floor.replace("5 %", "0 %")
+
+
+def test_what_no_median_holds_is_said(results):
+    with_gaps(results)
+    assert "¶" not in markdown_table(results) and "stands in the prompt" not in html_report(results)
+    for method in results["methods"]:
+        for run in method["runs"]:
+            run["gap"]["unchanged_queries"] = 2
+    results["left_out"] = [{"query": "Who?", "passage": "who"}]
+    text, page = markdown_table(results), Document(html_report(results)).text
+    assert "Median gap ¶" in table_of(text)[r"\[BE\]"]
+    for report in (text, page):
+        assert "2 queries have no part in the median" in report
+    assert "2 (1 more stands in the prompt)" in page
 
 
 @pytest.mark.parametrize("retained", [True, False])
@@ -268,7 +336,7 @@ def test_a_method_that_fell_apart_leaves_room_for_the_others(results):
         make_run(1, 40.0), make_run(2, math.nan, query_kl=[math.nan, math.inf])
     ]  # fmt: skip
     table = table_of(markdown_table(results))
-    assert table["cartridge, 4 tokens ‡"]["KL gap closed"].startswith("−99.000")
+    assert table["cartridge, 4 tokens ‡"]["Mean gap"].startswith("−99.000")
     page = html_report(results)
     Document(page)
     assert not re.search(r"\bnan\b|\binf\b", page)

@@ -7,7 +7,7 @@ import pytest
 from peft_be.comparison.report.report import ASSETS, html_report
 
 from ..contrast import contrast, rgb
-from .reports import HOSTILE, dots_of, method_of
+from .reports import HOSTILE, dots_of, method_of, with_gaps
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def test_the_table_can_be_sorted_with_the_best_first(visit, results):
 
     best_first = ["Full prompt", "cartridge, 4 tokens †", "[BE]", "No prompt"]
     assert order() == best_first
-    heading = tab.get_by_role("button", name="KL gap closed")
+    heading = tab.get_by_role("button", name="Mean gap")
     for expected in (best_first[::-1], best_first):
         heading.click()
         assert order() == expected
-    assert tab.locator("[aria-sort=descending]").inner_text().startswith("KL gap")
+    assert tab.locator("[aria-sort=descending]").inner_text().startswith("Mean gap")
     # Less is better here
     tab.get_by_role("button", name="KL", exact=True).click()
     assert order() == best_first
@@ -135,6 +135,7 @@ def test_without_scripts_all_answers_are_there(visit, results):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 375, 760, 1180, 1280])
 def test_nothing_is_wider_than_the_window(visit, results, width, scheme):
+    with_gaps(results)  # all columns
     results["queries"][0] = "x" * 500
     be = method_of(results, "be")
     be["runs"][0]["answers"][0] = "y" * 500

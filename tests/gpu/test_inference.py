@@ -14,6 +14,7 @@ from peft_be.evaluation import (
     audit_leakage,
     bench_inference,
     evaluate_fidelity,
+    evaluate_reconstruction,
     stream_answer,
 )
 from peft_be.evaluation.audit import ATTACKS
@@ -39,9 +40,10 @@ def adapted(model, tokenizer):
 
 def test_evaluation(adapted, tokenizer):
     ae_row = torch.linspace(-0.1, 0.1, 64)[None]
-    scores, samples = evaluate_fidelity(adapted, tokenizer, PROMPT, QUERIES[:4], ae_row, max_answer_length=6)
+    scores, samples = evaluate_fidelity(adapted, tokenizer, PROMPT, QUERIES[:4], max_answer_length=6)
     assert 0 < scores["kl"]["no_prompt"] < 20 and 0 < scores["kl"]["be"] < 20
-    assert len(samples) == 4 and scores["reconstruction"]["token_accuracy"] is not None
+    assert len(samples) == 4 and scores["gap"]["mean"] == scores["kl_gap_closed"]
+    assert evaluate_reconstruction(adapted, tokenizer, PROMPT, ae_row)["token_accuracy"] is not None
     assert all(value > 0 for value in scores["ttft_ms"].values())
 
 

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 from peft import get_peft_model
 
 from peft_be import BETokenConfig
-from peft_be.adapters.card import TAGS, add_scores
+from peft_be.adapters.card import TAGS, add_scores, fidelity_figures
 
 from .tuner_helpers import make_model
 
@@ -85,11 +85,15 @@ def test_scores_stand_in_the_metadata_until_other_rows_are_saved(model, tmp_path
     before = saved(model, tmp_path)
     both = {"no_prompt": 0.75, "be": 0.25}
     scores = {"num_queries": 9, "kl": both, "kl_gap_closed": 2 / 3, "top1_agreement": both, "answer_rouge_l": both}
+    scores["gap"] = {"median": 0.71234, "behaviour": None}
     for _ in range(2):  # the second time instead of the first
         add_scores(tmp_path, config, scores)
         card = ModelCard.load(tmp_path / "README.md")
         found = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-        assert len(card.data.eval_results) == 6 and found["9 held-out queries", "kl_gap_closed"] == 0.6667
+        assert len(card.data.eval_results) == 7 and found["9 held-out queries", "kl_gap_closed"] == 0.6667
+        assert next(name for name in found if name[0] == "9 held-out queries")[1] == "gap_median"
+        assert found["9 held-out queries", "gap_median"] == 0.7123
+        assert fidelity_figures(tmp_path, config)["9 held-out queries"]["gap_median"] == 0.7123
         assert card.text == before.text
     assert saved(model, tmp_path).content == before.content
 

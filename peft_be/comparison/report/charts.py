@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ...figures import gap_closed
-from .rows import Row, fixed, is_number
+from .rows import Row, fixed, is_number, leading_gap
 from .svg import DASHES, Axis, Dot, Line, bar, plot
 
 
@@ -90,20 +90,21 @@ CURVES = (
 )
 
 
-def gap_bar(row: Row) -> Markup:
+def gap_bar(row: Row, lead: str) -> Markup:
     """The KL gap closed, for a cell of the table."""
-    cell = row.cells["gap"]
+    cell = row.cells[lead]
     return Markup("") if cell.value is None else bar(cell.value, cell.low, cell.high, row.css)
 
 
 def trade_off(rows: list[Row]) -> Markup | None:
     """The gap closed against the compression."""
-    rows = [row for row in rows if row.cells["gap"].value is not None and row.cells["compression"].value]
+    lead = leading_gap(rows)
+    rows = [row for row in rows if row.cells[lead].value is not None and row.cells["compression"].value]
     if all(row.is_bound for row in rows):
         return None
     compressions = [row.cells["compression"].number for row in rows]
     x = Axis(min(1, *compressions) / 1.3, max(10, *compressions) * 1.4, "compression", log=True, unit="×")
-    gaps = [row.cells["gap"] for row in rows]
+    gaps = [row.cells[lead] for row in rows]
     lowest = max(LOWEST_GAP, min(0.0, *(cell.low for cell in gaps)))
     y = Axis(lowest - 0.02 if lowest else 0.0, max(1.0, *(cell.high for cell in gaps)) * 1.04, "KL gap closed")
     dots = [

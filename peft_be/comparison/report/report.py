@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ...evaluation.tasks import TASKS
 from .charts import curve_sections, gap_bar, seed_of, trade_off
-from .rows import Row, is_number, report_columns, report_notes, report_rows, with_runs
+from .rows import Row, is_number, leading_gap, report_columns, report_notes, report_rows, with_runs
 from .verdict import verdict
 
 
@@ -73,6 +73,7 @@ def html_report(results: dict) -> str:
         failed=[row for row in rows if row.error],
         notes=report_notes(results, rows),
         bar=gap_bar,
+        lead=leading_gap(rows),
         trade_off=trade_off(shown),
         sections=curve_sections(shown),
         queries=_queries(results, shown),
@@ -100,13 +101,20 @@ def _facts(results: dict) -> list[tuple[str, str]]:
     facts = {
         "Model": results.get("model"),
         "Prompt": prompt.get("name"),
-        "Test queries": counts.get("test"),
+        "Test queries": _scored(counts.get("test"), len(results.get("left_out") or [])),
         "Training queries": counts.get("train"),
         "Budget of a run": " or ".join(filter(None, limits)),
         "Seeds": ", ".join(map(str, results.get("seeds") or [])),
         "Task": results.get("task"),
     }
     return _known(facts)
+
+
+def _scored(count: int | None, left_out: int) -> str | int | None:
+    """The number of test queries, and how many were left out."""
+    if count is None or not left_out:
+        return count
+    return f"{count:,} ({left_out:,} more stand{'s' if left_out == 1 else ''} in the prompt)"
 
 
 def _tables(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:

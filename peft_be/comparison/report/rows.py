@@ -15,7 +15,7 @@ MISSING = "–"
 COLOURS = 8  # in the page's style
 LABELS = {"full": "Full prompt", "none": "No prompt", "be": "[BE]"}
 # What stands next to a figure that a note is about
-ONE_SEED, SOME_SEEDS, NO_RETENTION = "†", "‡", "§"
+ONE_SEED, SOME_SEEDS, NO_RETENTION, UNCHANGED = "†", "‡", "§", "¶"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cell:
     Attributes:
         text (`str`): the mean over its runs, as shown.
         value (`float`, *optional*): the same as a number; `None` if there is none.
-        spread (`str`): the range of its runs, or a standard error.
+        spread (`str`): the range of its runs, an interval over the queries, or a standard error.
         low (`float`): least value of a run.
         high (`float`): largest value of a run.
     """
@@ -55,15 +55,22 @@ class Column:
 
 
 COLUMNS = (
-    Column("gap", "KL gap closed", "1 is the full prompt's behaviour, 0 that of no prompt", "high"),
+    Column("task", "Task score", "Mean over runs; the standard error is that of the test questions", "high"),
+    Column("retention", "Task retention", "Task score divided by the full prompt's", "high"),
+    Column(
+        "median",
+        "Median gap",
+        "KL gap closed on the middle query, and the 95 % interval for other such queries; 1 is the full prompt, 0 no prompt",
+        "high",
+    ),
+    Column("behaviour", "Gap without quotations", "KL gap closed over the tokens not quoted from the prompt", "high"),
+    Column("gap", "Mean gap", "KL gap closed over all tokens of the answers, of which a few may decide", "high"),
     Column(
         "kl", "KL", "KL(full prompt || method), nats a token, over the full prompt's answers; less is closer", "low"
     ),
     Column(
         "tokens", "Tokens", "Positions in the context that stand for the prompt, and prompt tokens for each", "low"
     ),
-    Column("task", "Task score", "Mean over runs; the standard error is that of the test questions", "high"),
-    Column("retention", "Task retention", "Task score divided by the full prompt's", "high"),
     Column("ttft", "First token", "Time to the first token, one request, nothing cached", "low"),
     Column("kv", "KV cache", "Keys and values of a request's input", "low"),
     Column("bytes", "Size", "What is kept in addition to the model: text, or numbers in float32", "low"),
@@ -118,9 +125,14 @@ def count_tokens(number: float | str) -> str:
 
 
 def report_rows(results: dict) -> list[Row]:
-    """All methods: the closest to the full prompt first, then those without a KL, which are also those that failed."""
+    """
+    All methods: the closest to the full prompt first, by their [`leading_gap`] or else their KL, then those without a KL, which
+    are also those that failed.
+    """
     rows = [_row(method, results) for method in results.get("methods") or []]
+    lead = leading_gap(rows)
     rows.sort(key=lambda row: math.inf if row.cells["kl"].value is None else row.cells["kl"].value)
+    rows.sort(key=lambda row: math.inf if row.cells[lead].value is None else -row.cells[lead].number)
     number = 0
     for row in rows:
         if row.runs and not row.is_bound:
@@ -128,6 +140,26 @@ def report_rows(results: dict) -> list[Row]:
             number += 1
     _add_retention(results, rows)
     return rows
+
+
+def leading_gap(rows: list[Row]) -> str:
+    """
+    The gap that ranks the methods: the median's where there is one, for it is that of most queries, and else the mean's, as
+    in the results of earlier versions.
+    """
+    return "median" if any(row.cells["median"].value is not None for row in rows) else "gap"
+
+
+def query_interval(row: Row) -> tuple[float, float] | None:
+    """The interval of a method's median over the queries: its ends, each as a mean over the runs."""
+    found = [(run.get("gap") or {}).get("median_interval") for run in row.runs]
+    known = [
+        ends for ends in found if isinstance(ends, (list, tuple)) and all(map(is_number, ends)) and len(ends) == 2
+    ]
+    if not known:
+        return None
+    low, high = zip(*known)
+    return statistics.fmean(low), statistics.fmean(high)
 
 
 def with_runs(rows: list[Row]) -> list[Row]:
@@ -141,6 +173,8 @@ def _row(method: dict, results: dict) -> Row:
     row = Row(name, sign, css, method.get("runs") or [])
     row.error = " ".join(str(method["error"]).split()) if method.get("error") else None
     row.cells = _cells(row.runs, method, (results.get("prompt") or {}).get("tokens"))
+    if not row.is_bound and (interval := query_interval(row)):
+        row.cells["median"] = replace(row.cells["median"], spread=_range(*map(fixed(2), interval)))
     if len(row.runs) == 1 and method.get("trains", True) and not row.is_bound:
         row.mark = ONE_SEED
     elif 1 < len(row.runs) < len(results.get("seeds") or []):
@@ -149,14 +183,18 @@ def _row(method: dict, results: dict) -> Row:
 
 
 def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[str, Cell]:
+    figures = [{**(run.get("gap") or {}), **run} for run in runs]
+
     def over_runs(key: str, show: Callable[[float], str], with_spread: bool = False) -> Cell:
-        values = [value for run in runs if is_number(value := run.get(key))]
+        values = [value for run in figures if is_number(value := run.get(key))]
         if not values:
             return Cell()
         mean, low, high = statistics.fmean(values), min(values), max(values)
         spread = _range(show(low), show(high)) if with_spread else ""
         return Cell(show(mean), mean, spread, low, high)
 
+    # Where nothing is quoted, the mean says the same
+    has_quotations = any(run.get("quoted_share") for run in figures)
     tokens, size = method.get("tokens"), method.get("bytes")
     ratio = prompt_tokens / tokens if is_number(tokens) and is_number(prompt_tokens) and tokens > 0 else None
     times = "" if ratio is None else f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
@@ -165,8 +203,10 @@ def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[st
     error = _standard_error(tasks)
     task = "" if error is None else f"± {fixed(3)(error)}"
     return {
+        "median": over_runs("median", fixed(3)),
+        "behaviour": over_runs("behaviour", fixed(3)) if has_quotations else Cell(),
         "gap": over_runs("kl_gap_closed", fixed(3), with_spread=True),
-        "kl": over_runs("kl", fixed(4), with_spread=True),
+        "kl": over_runs("kl", fixed(4)),
         "tokens": Cell(f"{tokens:,}", tokens, times) if is_number(tokens) else Cell(),
         "compression": Cell(times, ratio) if ratio else Cell(),
         "task": Cell() if score is None else Cell(fixed(3)(score), score, task),
@@ -224,7 +264,8 @@ def report_columns(results: dict, rows: list[Row]) -> list[Column]:
     has_task = any(row.cells["task"].value is not None for row in rows)
     for column in COLUMNS:
         if any(row.cells[column.key].value is not None for row in with_runs(rows)):
-            columns.append(column)
+            marked = column.key == "median" and _unchanged(rows)
+            columns.append(replace(column, heading=f"{column.heading} {UNCHANGED}") if marked else column)
         elif column.key == "retention" and has_task:
             columns.append(replace(column, heading=f"{column.heading} {NO_RETENTION}"))
     task = {"heading": str(results["task"])} if results.get("task") else {}
@@ -241,7 +282,17 @@ def report_notes(results: dict, rows: list[Row]) -> dict[str, str]:
     notes = {mark: note for mark, note in notes.items() if any(row.mark == mark for row in rows)}
     if any(row.cells["task"].value is not None for row in rows) and (obstacle := _retention_obstacle(results, rows)):
         notes[NO_RETENTION] = f"No task retention: {obstacle}."
+    if unchanged := _unchanged(rows):
+        which = "1 query has" if unchanged == 1 else f"{unchanged} queries have"
+        notes[UNCHANGED] = f"{which} no part in the median: the prompt changes next to nothing there."
     return notes
+
+
+def _unchanged(rows: list[Row]) -> int:
+    """Queries that are in no median: the same ones for all methods."""
+    runs = [run for row in rows for run in row.runs if row.cells["median"].value is not None]
+    found = [(run.get("gap") or {}).get("unchanged_queries") for run in runs]
+    return next((int(count) for count in found if is_number(count)), 0)
 
 
 def is_number(value) -> TypeGuard[float]:

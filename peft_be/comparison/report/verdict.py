@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
-from .rows import Row, count_tokens
+from .rows import Row, count_tokens, leading_gap, query_interval
+
+
+NOISE = "reordered"
 
 
 def verdict(rows: list[Row], prompt_tokens: float | None = None) -> str:
     """
-    What the fewest tokens keep of the prompt's effect, what the best method keeps, whether another one is as good, and what is
-    saved.
+    What the fewest tokens keep of the full prompt's task score and of its effect, what the best method keeps, whether another
+    one is as good, how much of it is noise, and what is saved.
 
     Args:
         rows (`list[Row]`): the methods, the best one first.
@@ -19,45 +22,108 @@ def verdict(rows: list[Row], prompt_tokens: float | None = None) -> str:
     Returns:
         `str`: sentences, or nothing if there is no gap to speak of.
     """
-    methods = [row for row in rows if not row.is_bound and row.cells["gap"].value is not None]
-    if not methods:
-        # Whether the prompt matters is known from its KL alone
-        known = any(row.name == "none" and row.cells["kl"].value is not None for row in rows)
-        has_gap = any(row.cells["gap"].value is not None for row in rows)
-        return (
-            "The prompt changes nothing on these queries, so there is no gap to close."
-            if known and not has_gap
-            else ""
-        )
-    best = methods[0]
-    shortest = min(methods, key=lambda row: row.cells["tokens"].value or math.inf)
-    full = f" of {count_tokens(prompt_tokens)}" if prompt_tokens else ""
-    most = f", the most of {len(methods)} methods" if len(methods) > 1 else ""
-    gap = f"the gap between no prompt and the full prompt{full}"
-    sentences = [_closes(shortest, gap + (most if best is shortest else ""))]
-    if best is not shortest:
-        sentences.append(_closes(best, "the gap" + most))
-    if equal := [row.label for row in methods[1:] if _overlap(row, best)]:
-        them = " and ".join(filter(None, [", ".join(equal[:-1]), equal[-1]]))
-        sentences.append(f"The seeds of {best.label} overlap with those of {them}: which is better stays open")
-    if saved := _saved(shortest, rows):
+    lead = leading_gap(rows)
+    # The prompt in another order shortens nothing: it says how large the noise is
+    methods = [row for row in rows if not row.is_bound and row.name != NOISE]
+    ranked = [row for row in methods if row.cells[lead].value is not None]
+    sentences = _scores(methods, rows)
+    if ranked:
+        sentences += _gaps(ranked, lead, prompt_tokens)
+        if equal := [row.label for row in ranked[1:] if _overlap(row, ranked[0], lead)]:
+            them = " and ".join(filter(None, [", ".join(equal[:-1]), equal[-1]]))
+            sentences.append(
+                f"The seeds of {ranked[0].label} overlap with those of {them}: which is better stays open"
+            )
+    elif _changes_nothing(rows):
+        sentences.append("The prompt changes nothing on these queries, so there is no gap to close")
+    sentences += _noise(rows, lead)
+    if ranked and (saved := _saved(_shortest(ranked), rows)):
         sentences.append(saved)
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _closes(row: Row, gap: str) -> str:
-    share, tokens = round(100 * row.cells["gap"].number), row.cells["tokens"].value
-    subject = row.label if tokens is None else f"{count_tokens(tokens)} ({row.kind})"
-    one = tokens in (None, 1)
-    if share < 0:
-        return f"{subject} {'is' if one else 'are'} further from the full prompt than no prompt is"
-    return f"{subject} close{'s' if one else ''} {share} % of {gap}"
+def _scores(methods: list[Row], rows: list[Row]) -> list[str]:
+    """What is kept of the task score, where the full prompt's is worth something."""
+    scored = [row for row in methods if row.cells["retention"].value is not None]
+    if not scored:
+        return []
+    shortest, best = _shortest(scored), max(scored, key=lambda row: row.cells["retention"].number)
+    none = next(row.cells["retention"].number for row in rows if row.name == "none")
+    of = f"of the full prompt's task score, of which no prompt keeps {_percent(none)}"
+    sentences = [f"{_subject(shortest)} keep{_s(shortest)} {_percent(shortest.cells['retention'].number)} {of}"]
+    if best.cells["retention"].number > shortest.cells["retention"].number:
+        most = f"{_percent(best.cells['retention'].number)}, the most of {len(scored)} methods"
+        sentences.append(f"{_subject(best)} keep{_s(best)} {most}")
+    return sentences
 
 
-def _overlap(row: Row, best: Row) -> bool:
+def _gaps(ranked: list[Row], lead: str, prompt_tokens: float | None) -> list[str]:
+    """What of the gap the fewest tokens close, and the best method."""
+    shortest, best = _shortest(ranked), ranked[0]
+    full = f" of {count_tokens(prompt_tokens)}" if prompt_tokens else ""
+    most = f", the most of {len(ranked)} methods" if len(ranked) > 1 else ""
+    gap = f"the gap between no prompt and the full prompt{full}"
+    middle = " on the median query" if lead == "median" else ""
+    interval = query_interval(shortest) if lead == "median" else None
+    if interval:
+        middle += f" (95 % interval {round(100 * interval[0])} to {_percent(interval[1])})"
+    sentences = [_closes(shortest, lead, gap + middle + (most if best is shortest else ""))]
+    mean, behaviour = (shortest.cells[key].value for key in ("gap", "behaviour"))
+    if lead == "median" and mean is not None:
+        apart = _percent(mean)
+        if behaviour is not None:
+            apart = f"{_percent(behaviour)} without quotations from the prompt, and {_percent(mean)} with them"
+        sentences.append(f"Over the tokens of the answers it is {apart}")
+    if best is not shortest:
+        sentences.append(_closes(best, lead, f"the gap{middle and ' on the median query'}{most}"))
+    return sentences
+
+
+def _noise(rows: list[Row], lead: str) -> list[str]:
+    """What a change without a meaning costs."""
+    kept = next((value for row in rows if row.name == NOISE and (value := row.cells[lead].value) is not None), None)
+    if kept is None:
+        return []
+    return [
+        f"The noise floor is {_percent(max(0.0, 1 - kept))}: as much of the gap stays open if the prompt is only reordered"
+    ]
+
+
+def _changes_nothing(rows: list[Row]) -> bool:
+    """Whether the prompt does not matter, which is known from its KL alone."""
+    known = any(row.name == "none" and row.cells["kl"].value is not None for row in rows)
+    return known and all(row.cells["gap"].value is None for row in rows)
+
+
+def _shortest(rows: list[Row]) -> Row:
+    return min(rows, key=lambda row: row.cells["tokens"].value or math.inf)
+
+
+def _subject(row: Row) -> str:
+    tokens = row.cells["tokens"].value
+    return row.label if tokens is None else f"{count_tokens(tokens)} ({row.kind})"
+
+
+def _s(row: Row) -> str:
+    """The ending of the verb after a [`_subject`]."""
+    return "s" if row.cells["tokens"].value in (None, 1) else ""
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share)} %"
+
+
+def _closes(row: Row, lead: str, gap: str) -> str:
+    share = row.cells[lead].number
+    if round(100 * share) < 0:
+        return f"{_subject(row)} {'is' if _s(row) else 'are'} further from the full prompt than no prompt is"
+    return f"{_subject(row)} close{_s(row)} {_percent(share)} of {gap}"
+
+
+def _overlap(row: Row, best: Row, lead: str) -> bool:
     """Whether the ranges of two methods meet. One run has no range."""
-    ranges = [row.cells["gap"], best.cells["gap"]]
-    return all(cell.low < cell.high for cell in ranges) and row.cells["gap"].high >= best.cells["gap"].low
+    ranges = [row.cells[lead], best.cells[lead]]
+    return all(cell.low < cell.high for cell in ranges) and ranges[0].high >= ranges[1].low
 
 
 def _saved(row: Row, rows: list[Row]) -> str | None:

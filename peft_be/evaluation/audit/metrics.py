@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..words import words
 from .attacks import Attack
 
 
@@ -18,9 +19,6 @@ NGRAM = 4
 # Letters and digits of the shortest canary. A shorter one turns up in any text
 MIN_CANARY = 6
 
-# Scripts that put no spaces between words: each of their characters counts as a word
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{16,}={0,2}")
 
 
@@ -45,11 +43,6 @@ class Output:
         """For a JSON file."""
         asked = {"family": self.attack.family, "attack": self.attack.label}
         return {**asked, "side": self.side, "sampled": self.sampled, "text": self.text}
-
-
-def words(text: str) -> list[str]:
-    """A text's words, without case and punctuation."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def ngrams(sequence: Sequence[str]) -> list[tuple[str, ...]]:
