@@ -57,7 +57,9 @@ def test_a_pass_rate_that_is_too_low_ends_with_1_after_all_is_written(evaluate, 
     checks = "answers: '^'\nsays goodbye: {ends_with: Goodbye!}\n"
     result = evaluate(checks, "--fail-below", 0.95, "--json", figures, "--card")
     fails(result, "[BE] passes 1 of 2 checks in too few answers: 'says goodbye' in 0 of 2, which is below 0.95.")
-    assert "gap, mean over tokens" in result[1] and json.loads(figures.read_text())["checks"]["says goodbye"]["be"] == 0
+    assert (
+        "gap, mean over tokens" in result[1] and json.loads(figures.read_text())["checks"]["says goodbye"]["be"] == 0
+    )
     assert "check_pass_rate" in (job.folder / "out" / "README.md").read_text()
     # A check's own rate holds without the option
     fails(evaluate("says goodbye: {ends_with: Goodbye!, min_pass_rate: 0.5}\n"), "which is below 0.5")

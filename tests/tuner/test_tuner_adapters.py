@@ -259,6 +259,14 @@ def test_weights_that_do_not_fit_are_refused(saved, shape, message):
         load_with_peft(path)
 
 
+def test_rows_of_an_embedding_that_the_model_does_not_have_are_refused(tmp_path):
+    adapted(be_token_ids=[7]).save_pretrained(tmp_path)
+    rows = {"base_model.model.model.other_tokens.be_token_embedding.weight": torch.zeros(1, 32)}
+    save_file(rows, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="other_tokens.*, and this model has no such embedding"):
+        PeftModel.from_pretrained(make_model("llama"), tmp_path)
+
+
 def test_config_is_complete_on_disk(saved):
     _, path = saved
     config = json.loads((path / "adapter" / "adapter_config.json").read_text())
@@ -433,6 +441,14 @@ def test_saving_with_several_adapters(two_adapters, tmp_path):
 def final_hidden_states(model, *ids):
     with torch.no_grad():
         return model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True).hidden_states[-1]
+
+
+def test_without_adapters_the_embedding_is_the_bases(two_adapters, model_name):
+    base_model = two_adapters.get_base_model()
+    for name in ("a", "b"):
+        two_adapters.base_model.delete_adapter(name)
+    assert isinstance(base_model.get_input_embeddings(), BETokenEmbedding)
+    assert torch.equal(logits(base_model, 1, 7, 3), logits(make_model(model_name), 1, 7, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

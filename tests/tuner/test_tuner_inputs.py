@@ -95,6 +95,7 @@ def test_what_needs_no_be_does_not_warn():
         assert our_warnings(generate, model, PLAIN) == []
     embeds = make_model("llama").get_input_embeddings()(output)
     assert our_warnings(lambda: model(inputs_embeds=embeds)) == []
+    assert len(our_warnings(generate, model, PLAIN)) == 1  # outside of `any_input` it does again
     assert our_warnings(generate, model.unload(), PLAIN) == []
 
 

@@ -21,6 +21,7 @@ def test_added_member_behaves_like_the_others():
     assert Closed.BE_TOKEN is member is Closed("BE_TOKEN") is Closed["BE_TOKEN"]
     assert add_enum_member(Closed, "BE_TOKEN") is member
     assert list(Closed) == [Closed.LORA, member] and len(Closed) == 2
+    assert [each._sort_order_ for each in Closed] == [0, 1]
     assert isinstance(member, Closed) and member in Closed and "BE_TOKEN" in list(Closed)
     assert (member.name, member.value, member == "BE_TOKEN", repr(member)) == (
         "BE_TOKEN",
