@@ -8,8 +8,9 @@ from ..prompting.messages import check_prompt, check_query
 from .words import Word, placed_words
 
 
-# The fewest that are no chance. In answers that were written without the demo's prompt, which they cannot quote, runs of 3
-# words that it has too hold 5.7 % of the tokens ("I would like"), of 4 words 1.1 %, and of 5 none. With it, 5 words hold 2.3 %
+# The fewest that are hardly chance. Of answers written without the demo's prompt, which they cannot quote, runs of 3 words
+# that it has too hold 5.7 % of the tokens on SmolLM2 ("I would like"), of 4 words 1.1 %, and of 5 none; on Qwen2.5-Coder-0.5B
+# 1.6, 0.7 and 0.7 %. Of answers written with it, 5 words hold 2.3 % on SmolLM2, 6 none; 46 and 40 % on Qwen, which copies
 QUOTED_WORDS = 5
 # From here on, an answer is a copy
 MOSTLY = 0.5
