@@ -6,6 +6,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
+from ..figures import stand_in_length
 from .common import console, say
 from .config_options import with_options_of
 from .figures import Figures
@@ -89,7 +90,7 @@ def show(scores: dict, samples: list[dict]) -> None:
 
 def score_table(scores: dict) -> Table:
     table = Table(
-        title=f"{scores['prompt_tokens']} prompt tokens in {scores['be_tokens']} "
+        title=f"{scores['prompt_tokens']} prompt tokens in {stand_in_length(scores)} "
         f"({scores['compression_ratio']:.0f}x), {scores['num_queries']} held-out queries, "
         f"{scores['num_answer_tokens']} answer tokens"
     )
