@@ -29,6 +29,7 @@ from ..training.callbacks import OnPreview
 from ..tuner import BETokenConfig
 from .config import CompressConfig, changed
 from .folder import RunFolder
+from .keep import kept_text_of
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
 from .train import report_to, train
@@ -111,7 +112,7 @@ def compress_prompt(
     """
     check_prompt(prompt)
     config = changed(config, CompressConfig, changes)
-    kept_text = find_kept_text(prompt, config.keep)
+    find_kept_text(prompt, config.keep)  # what is not the prompt's own shows before the model is loaded
     splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
     distillation_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
     if config.kd_weight > 0:
@@ -127,6 +128,7 @@ def compress_prompt(
         model, tokenizer = load_confirmed(run, model, tokenizer, config.dtype, config.device)
         budget = Budget(config.max_minutes)
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
+        kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
         peft_model = add_adapter(model, tokenizer, config.num_be_tokens, ae_row, config.slot, kept_text)
         on_failure.callback(peft_model.unload)  # a model that was passed in can be used again
         if run.is_finished:

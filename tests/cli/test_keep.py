@@ -34,8 +34,8 @@ def test_nothing_is_kept_by_default(cli, job):
 def test_what_cannot_be_kept(cli, job):
     for options, words in (
         (["--keep", "You are a pirate."], "The prompt does not say 'You are a pirate.'"),
-        (["--keep", PARTS[0], "--slot", "prefix"], "needs slot 'system'"),
-        (["--keep", PARTS[0], "--paper"], "needs slot 'system'"),
+        (["--keep", PARTS[0], "--slot", "prefix"], "need slot 'system'"),
+        (["--keep", PARTS[0], "--paper"], "need slot 'system'"),
     ):
         code, _, err = cli(*job.arguments, *options)
         assert code == 1 and words in err and "Traceback" not in err, err

@@ -135,7 +135,10 @@ def test_a_run_resumes_with_the_same_kept_text_alone(base, tmp_path):
         ({"keep": [" "]}, "is empty"),
         ({"keep": KEPT}, "keep must be a list of texts, got 'you never"),
         ({"keep": [3]}, "keep must be a list of texts"),
-        ({"keep": [KEPT], "slot": "prefix"}, "needs slot 'system'"),
+        ({"keep": [KEPT], "slot": "prefix"}, "need slot 'system'"),
+        ({"keep_tokens": 8, "slot": "prefix"}, "need slot 'system'"),
+        ({"keep_tokens": 0}, "keep_tokens must be at least 1"),
+        ({"keep_tokens": 8, "kd_weight": 0}, "needs kd_weight above 0"),
     ],
 )
 def test_bad_values_are_refused_before_anything_is_loaded(tmp_path, changes, words):
