@@ -83,13 +83,12 @@ def test_kept_text_follows_be_in_the_system_turn(tokenizers, family, k, kept):
             assert renderer.be(query) == [rename.get(token_id, token_id) for token_id in expected]
             assert renderer.no_prompt(query) == plain.no_prompt(query)
             assert prompt is None or renderer.full(query) == plain.full(query)
+    if FAMILIES[family].rstrip:  # the line break goes with such a token, and what follows is split otherwise
+        return
     start = renderer.be("x").index(ids[-1]) + 1
-    after = renderer.be("x")[start:]
-    swallows = FAMILIES[family].rstrip  # the line break goes with such a token
-    count = len(renderer.kept_ids) - swallows
+    after = renderer.be("x")[start : start + len(renderer.kept_ids)]
     # The last token may have grown together with the template's text after it
-    assert after[: count - 1] == renderer.kept_ids[swallows:-1]
-    assert tokenizer.decode(after[:count]).strip().startswith(kept[:-1].strip())
+    assert after[:-1] == renderer.kept_ids[:-1] and tokenizer.decode(after).strip().startswith(kept)
 
 
 @all_families
