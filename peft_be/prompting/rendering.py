@@ -76,8 +76,9 @@ def render(template: ChatTemplate, messages: Messages, slot: str | None = None) 
         slot (`str`, *optional*): Where [BE] goes, in front of the messages.
 
     Raises:
-        `ValueError`: if the template cannot render the conversation, has no place for [BE], or changes the text with
-            the contents so that its special tokens cannot be told from those that a message spells.
+        `ValueError`: if the template cannot render the conversation, has no place for [BE], changes the kept text, or
+            changes the text with the contents so that its special tokens cannot be told from those that a message
+            spells.
     """
     conversation = _Conversation(template, messages, slot == "system")
     expected = None
@@ -95,6 +96,8 @@ def render(template: ChatTemplate, messages: Messages, slot: str | None = None) 
         if slot == "system" and {mark.output for mark in rendering.marks}.isdisjoint(template.be_token_ids):
             without = ", without kept text" if template.after_be else ""
             raise ValueError(f"The chat template leaves [BE] out of this conversation: use slot='prefix'{without}.")
+        if slot == "system" and template.after_be.rstrip() not in rendering.text:
+            raise ValueError("The chat template changes the kept text, which is to be exact: keep other text.")
     if slot != "prefix":
         return rendering
     if isinstance(rendering, ChangedRendering):
