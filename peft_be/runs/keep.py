@@ -135,7 +135,7 @@ class _Meter:
             prompts["validation"],
             Teaching(model, self._head, tokenizer, args).settings,
             self._pad,
-            args.answer_cache_dir,
+            str(args.answer_cache_dir),  # where the training looks, see distillation_args
             prefix=share_prefix(model, prompts["train"] + prompts["validation"]),
             on_progress=counter(on_progress, "teacher, validation queries"),
         )

@@ -139,9 +139,9 @@ def export_gguf(
     check_shown(tokenizer, templates["default"], tokens, default)
     check_kept_texts(found, tokenizer, tokens, _with_tokens(tokenizer, found.all_texts), templates["default"])
     if default is not None:
-        templates = {
-            name: with_default_system(template, tokens[default].system_text) for name, template in templates.items()
-        }
+        system_text = tokens[default].system_text
+        assert system_text is not None  # of slot `system`, see load_rows
+        templates = {name: with_default_system(template, system_text) for name, template in templates.items()}
     metadata[TEMPLATE] = templates.pop("default")
     metadata |= {f"{TEMPLATE}.{name}": template for name, template in templates.items()}
     metadata |= {f"{TEMPLATE}s": sorted(templates)} if templates else {}

@@ -160,8 +160,9 @@ def import_lora(
     table = base.get_input_embeddings().weight.detach()
     if len(difference) != table.shape[1] or not all(0 <= i < len(table) for i in token.ids):
         raise ValueError(f"The LoRA adapter in '{directory}' does not fit the base model '{base.name_or_path}'.")
-    own = {"slot": token.slot, "kept_text": token.kept_text}
-    config = BETokenConfig.for_tokenizer(tokenizer, len(table), len(token.ids), **own)
+    config = BETokenConfig.for_tokenizer(
+        tokenizer, len(table), len(token.ids), slot=token.slot, kept_text=token.kept_text
+    )
     config.provenance = token.provenance
     check_weights(
         Provenance.of(config), weights_fingerprint(base), f"The adapter in '{directory}'", allow_other_weights

@@ -101,8 +101,9 @@ def export_merged(
     check_shown(tokenizer, tokenizer.get_chat_template(), tokens, default)
     check_kept_texts(found, trained, tokens, tokenizer, tokenizer.get_chat_template())
     if default is not None:
-        own = chat_templates(tokenizer).items()
-        templates = {name: with_default_system(template, tokens[default].system_text) for name, template in own}
+        own, system_text = chat_templates(tokenizer).items(), tokens[default].system_text
+        assert system_text is not None  # of slot `system`, see load_rows
+        templates = {name: with_default_system(template, system_text) for name, template in own}
         tokenizer.chat_template = templates if len(templates) > 1 else templates["default"]
     base.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)

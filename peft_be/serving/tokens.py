@@ -308,7 +308,7 @@ def check_kept_texts(
         config = found.configs[name]
         renderer = PromptRenderer.for_adapter(config, tokenizer)
         trained = renderer.be("x")
-        start = trained.index(config.be_token_ids[-1]) + 1
+        start = trained.index(renderer.be_token_ids[-1]) + 1
         own = served(token.text, add_special_tokens=False)["input_ids"]
         wanted = own + trained[start : start + len(renderer.kept_ids)]
         chat = [{"role": "system", "content": token.system_text}, {"role": "user", "content": "x"}]
