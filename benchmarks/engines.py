@@ -76,7 +76,7 @@ class Requests:
         return export_lora(self.adapters, self.folder / "lora", model=self.args.model, dtype=self.args.dtype)["a"]
 
     def chats(self, token: MergedToken) -> list[list[dict]]:
-        return [[{"role": "system", "content": token.text}, *query] for query in self.queries]
+        return [[{"role": "system", "content": token.system_text}, *query] for query in self.queries]
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ def llama_reader(path: str) -> Reader:
 def of_llama_lora(args: argparse.Namespace, folder: Path, tokenizer, strings: list[str]) -> dict[str, dict[str, int]]:
     """The counts for LoRA, whose tokens are the base model's own, reserved ones."""
     token = export_lora_gguf({NAMES[0]: args.adapter}, args.gguf, folder / "lora", model=args.model)[NAMES[0]]
-    before = [{"role": "system", "content": token.text}]
+    before = [{"role": "system", "content": token.system_text}]
     return Engine(llama_reader(args.gguf), tokenizer, before).compare(strings, set(token.ids))
 
 

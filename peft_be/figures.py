@@ -26,6 +26,12 @@ def kl_sentence(kl: float, kl_no_prompt: float | None, num_queries: int, which: 
     return f"{text}, {kl_no_prompt:.4f} without a prompt: {worth}"
 
 
+def stand_in_length(scores: dict) -> str:
+    """How many tokens stand for the prompt: `be_tokens` rows, and `kept_tokens` of it that stayed text."""
+    kept = scores.get("kept_tokens")
+    return f"{scores['be_tokens']} and {kept} of kept text" if kept else f"{scores['be_tokens']}"
+
+
 def best_sentence(report: dict) -> str:
     """What `training.json` says of the rows that were kept, as one sentence without a full stop."""
     best = dict(report["best"])

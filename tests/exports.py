@@ -27,11 +27,11 @@ def named_templates(tokenizer, tmp_path):
     return copy
 
 
-def save_adapter(base, folder, k=1, slot="system", scale=60.0, text=None):
+def save_adapter(base, folder, k=1, slot="system", scale=60.0, text=None, kept_text=None):
     """An adapter whose rows are as long as hidden states, as trained ones are; or those of the first k tokens of a text."""
     model, tokenizer = load_model(base)
     table = model.get_input_embeddings()
-    config = BETokenConfig.for_tokenizer(tokenizer, table.num_embeddings, k, slot=slot)
+    config = BETokenConfig.for_tokenizer(tokenizer, table.num_embeddings, k, slot=slot, kept_text=kept_text)
     config.provenance = {
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat_template_sha256": chat_template_fingerprint(tokenizer),

@@ -254,9 +254,9 @@ def title(config) -> str:
         return f"The [AE] row of {config.base_model_name_or_path}"
     tokens = Provenance.of(config).prompt_tokens
     prompt = "A prompt" if tokens is None else f"A prompt of {tokens:,} tokens"
-    return f"{prompt} in " + (
-        "one learned token" if config.num_be_tokens == 1 else f"{config.num_be_tokens} learned tokens"
-    )
+    rows = "one learned token" if config.num_be_tokens == 1 else f"{config.num_be_tokens} learned tokens"
+    kept = Provenance.of(config).kept_tokens
+    return f"{prompt} in {rows}" + (f" and {kept:,} tokens of its text" if kept else "")
 
 
 def _body(config) -> str:
@@ -268,10 +268,21 @@ def _body(config) -> str:
         base=base,
         ids=config.be_token_ids,
         slot=config.slot,
+        kept=_kept_text(config),
         repository=REPOSITORY,
         not_secret=NOT_SECRET,
         training=training_summary(config),
     )
+
+
+def _kept_text(config) -> str:
+    """What the card says of the part of the prompt that stayed text."""
+    if config.kept_text is None:
+        return ""
+    # Longer than any fence in the text itself
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", config.kept_text))])
+    text = f"{fence}text\n{config.kept_text}\n{fence}"
+    return f"\n\nThis part of the prompt stays text, after [BE] in the system turn:\n\n{text}"
 
 
 def training_summary(config) -> str:
@@ -315,7 +326,7 @@ print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
 ```
 
 After `import peft_be`, the loaders of PEFT and transformers work, too. `renderer.be` writes the ids with [BE] (ids {ids}, slot
-`{slot}`) in place of the prompt.
+`{slot}`) in place of the prompt.{kept}
 
 ## Training
 

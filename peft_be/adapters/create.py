@@ -43,11 +43,13 @@ def add_adapter(
     num_be_tokens: int = 1,
     ae_row: torch.Tensor | None = None,
     slot: str = "system",
+    kept_text: str | None = None,
 ) -> PeftModel:
     """Put a new adapter of `num_be_tokens` rows on a model, with an [AE] row if one is given."""
     check_base_model(model)
     vocab_size = model.get_input_embeddings().num_embeddings
-    config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, ae_row is not None, slot=slot)
+    own = {"slot": slot, "kept_text": kept_text}
+    config = BETokenConfig.for_tokenizer(tokenizer, vocab_size, num_be_tokens, ae_row is not None, **own)
     peft_model = get_peft_model(model, config)
     if ae_row is not None:
         peft_model.base_model.set_ae_row("default", ae_row)

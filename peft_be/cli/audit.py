@@ -102,6 +102,7 @@ def leak_table(scores: dict) -> Table:
 
     sides = list(scores["all"])
     tokens = f"{scores['be_tokens']} token{'s' if scores['be_tokens'] > 1 else ''}"
+    tokens += f" and {scores['kept_tokens']} of kept text" if scores["kept_tokens"] else ""
     known = f"{scores['prompt_tokens']} prompt tokens in {tokens}" if scores["prompt_tokens"] else f"[BE] of {tokens}"
     title = f"{known}: {scores['attacks']} attacks, 1 greedy and {scores['sampled_answers']} sampled answers"
     table = Table(title=title)

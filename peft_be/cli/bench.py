@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
+from ..figures import stand_in_length
 from .common import console, say
 from .config_options import with_options_of
 from .figures import Figures
@@ -97,7 +98,7 @@ def show(result: dict) -> None:
 
 def latency_table(result: dict) -> Table:
     table = Table(
-        title=f"{result['prompt_tokens']} prompt tokens in {result['be_tokens']}, answers of {result['new_tokens'] + 1} "
+        title=f"{result['prompt_tokens']} prompt tokens in {stand_in_length(result)}, answers of {result['new_tokens'] + 1} "
         f"tokens, median (quartiles) of {result['repeats']}"
     )
     for column in ("requests", "", "full prompt", "full, cached", "no prompt", "[BE]"):

@@ -35,6 +35,8 @@ def chat(
     dialogues: dict[str, list] = {name: [] for name in forms}
     for render in forms.values():
         check_length(peft_model, len(render("A")) + max_new_tokens, f"an answer of {max_new_tokens} tokens")
+    if config.kept_text is not None:
+        say(Text(f"(after [BE], the model reads the kept text: {config.kept_text})", style="dim"))
     while True:
         try:
             question = console.input(bold("> ")).strip()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.text import Text
 
 from ..runs.config import PAPER, CompressConfig
 from .common import bold, quoted, resumable, say
@@ -63,6 +64,9 @@ def compress(
     seconds = result.report["seconds"]
     say(f"{result.report['steps']} steps{'' if seconds is None else f' in {seconds / 60:.1f} min'}.")
     say(f"{best_sentence(result.report)}.")
+    kept_text = result.model.peft_config["default"].kept_text
+    if kept_text is not None:
+        say(Text(f"Stays text, after [BE]: {' '.join(kept_text.split())}"))
     say("Saved to ", bold(output), f" ({size} bytes).")
     folder = quoted(output)
     say(f"Next: peft-be eval {folder} --prompt {quoted(prompt)} --queries HELD_OUT.jsonl, or peft-be chat {folder}")

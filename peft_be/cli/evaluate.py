@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..figures import stand_in_length
 from .answer_checks import AnswerChecks, add_check_rows, show_lost, warn_of_cuts
 from .common import console, say
 from .config_options import with_options_of
@@ -104,7 +105,7 @@ def show(scores: dict, samples: list[dict]) -> None:
 
 def score_table(scores: dict) -> Table:
     table = Table(
-        title=f"{scores['prompt_tokens']} prompt tokens in {scores['be_tokens']} "
+        title=f"{scores['prompt_tokens']} prompt tokens in {stand_in_length(scores)} "
         f"({scores['compression_ratio']:.0f}x), {scores['num_queries']} held-out queries, "
         f"{scores['num_answer_tokens']} answer tokens"
     )

@@ -93,7 +93,7 @@ def export(
         else:
             tokens = export_lora_gguf(adapters, base, output, **how)
     for name, token in tokens.items():
-        say(bold(name), f": {token.text} {token.place} (ids {token.ids})")
+        say(bold(name), f": {token.told} {token.place} (ids {token.ids})")
     say("Saved to ", bold(output), ".")
     if base is not None and format is Format.lora_gguf:
         say("The model to serve them with: ", bold(served_base(base, output)), ".")

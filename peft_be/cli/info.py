@@ -24,6 +24,8 @@ def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter, o
         {
             "base model": config.base_model_name_or_path,
             "[BE] rows": config.num_be_tokens,
+            "kept text": config.kept_text,
+            "kept text's tokens": provenance.pop("kept_tokens", None),
             "prompt tokens": provenance.pop("prompt_tokens", None),
             "[BE] ids": config.be_token_ids,
             "[AE] row": "yes" if config.use_ae_token else "no",

@@ -145,6 +145,7 @@ def bench_inference(
         "model": adapter.base_model_name_or_path,
         "prompt_tokens": len(renderer.prompt_ids),
         "be_tokens": adapter.num_be_tokens,
+        "kept_tokens": len(renderer.kept_ids),
         "new_tokens": config.new_tokens,
         "repeats": config.repeats,
         "batches": batches,

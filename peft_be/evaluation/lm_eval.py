@@ -242,7 +242,8 @@ def _digest_of_stand_in(form: str, model: PreTrainedModel | PeftModel, prompt: s
     """What tells one stand-in from another in the keys of the harness's caches."""
     content = {"full": json.dumps(prompt).encode(), "no_prompt": b""}.get(form)
     if content is None:
-        content = model.base_model.get_rows("default").float().cpu().numpy().tobytes()
+        rows = model.base_model.get_rows("default").float().cpu().numpy().tobytes()
+        content = rows + json.dumps(model.peft_config["default"].kept_text).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 

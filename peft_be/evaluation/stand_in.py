@@ -27,6 +27,7 @@ class StandIn:
         prompt (`str` or `list[dict]`, *optional*): a prompt, read where P would be.
         rows (`torch.Tensor` of shape `[k, d]`, *optional*): learned input embeddings.
         slot (`str`, *optional*, defaults to `"system"`): where the rows stand, as in [`BETokenConfig`].
+        kept_text (`str`, *optional*): what of P follows the rows as text, as in [`BETokenConfig`].
         prefix ([`SharedPrefix`], *optional*): learned keys and values of everything in front of the user's turn.
         reconstruction (`dict`, *optional*): how much of P the rows bring back with [AE], for methods that learn it; see
             [`reconstruction_scores`].
@@ -36,6 +37,7 @@ class StandIn:
     prompt: Prompt | None = None
     rows: torch.Tensor | None = None
     slot: str = "system"
+    kept_text: str | None = None
     prefix: SharedPrefix | None = None
     reconstruction: dict | None = None
     log: list[dict] = field(default_factory=list)
@@ -49,7 +51,7 @@ class StandIn:
         learned keys and values, the first `prefix.length` ids stand for these.
         """
         if self.rows is not None:
-            peft_model = add_adapter(model, tokenizer, len(self.rows), None, self.slot).eval()
+            peft_model = add_adapter(model, tokenizer, len(self.rows), None, self.slot, self.kept_text).eval()
             peft_model.base_model.set_rows("default", self.rows)
             try:
                 yield PromptRenderer.for_adapter(peft_model.peft_config["default"], tokenizer).be
@@ -67,7 +69,7 @@ class StandIn:
     def num_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Number of positions in the context that stand for P."""
         if self.rows is not None:
-            return len(self.rows)
+            return len(self.rows) + len(PromptRenderer(tokenizer, kept_text=self.kept_text).kept_ids)
         if self.prefix is not None:
             return self.prefix.length
         return 0 if self.prompt is None else len(PromptRenderer(tokenizer, self.prompt).prompt_ids)
@@ -75,7 +77,7 @@ class StandIn:
     def num_bytes(self) -> int:
         """Bytes that have to be kept in addition to the base model: float32 numbers, or UTF-8 text."""
         if self.rows is not None:
-            return 4 * self.rows.numel()
+            return 4 * self.rows.numel() + len((self.kept_text or "").encode())
         if self.prefix is not None:
             return 4 * sum(states.numel() for states in self.prefix.keys + self.prefix.values)
         messages = [{"content": self.prompt}] if isinstance(self.prompt, str) else self.prompt or []

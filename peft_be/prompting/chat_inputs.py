@@ -8,6 +8,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from .kept_text import with_kept_text
 from .skeleton import ChatTemplate
 
 
@@ -18,6 +19,7 @@ class ChatInputs:
     tokenizer: PreTrainedTokenizerBase
     be_token_ids: list[int]
     slot: str
+    kept_text: str | None
     be: Callable[[str | list[dict[str, str]]], list[int]]
     _template: ChatTemplate
 
@@ -72,9 +74,10 @@ class ChatInputs:
     @property
     def chat_template(self) -> str:
         """
-        The tokenizer's chat template with [BE] as the system message, for code that takes a tokenizer, such as a
-        pipeline: `tokenizer.chat_template = be.chat_template`. As with any chat template, a message that spells the
-        special tokens in it becomes them; [`~ChatInputs.apply_chat_template`] has no such hole.
+        The tokenizer's chat template with [BE], and the kept text if there is one, as the system message. It is for
+        code that takes a tokenizer, such as a pipeline: `tokenizer.chat_template = be.chat_template`. As with any chat
+        template, a message that spells the special tokens in it becomes them; [`~ChatInputs.apply_chat_template`] has no
+        such hole.
 
         Raises:
             `ValueError`: no text is read as [BE], since its ids have no special tokens in the tokenizer, or the
@@ -86,11 +89,11 @@ class ChatInputs:
                 f"A chat template cannot write [BE] with token ids {self.be_token_ids} in slot '{self.slot}': it "
                 "needs ids of special tokens and slot 'system'. Use apply_chat_template, which gives ids."
             )
-        text = "".join(token.content for token in tokens).replace("\\", "\\\\").replace("'", "\\'")
+        text = jinja_string(with_kept_text("".join(token.content for token in tokens), self.kept_text))
         template = (
             "{%- if messages and messages[0]['role'] == 'system' -%}"
             "{{- raise_exception('[BE] stands for the system message: leave that out.') -}}{%- endif -%}"
-            f"{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}{self._template.source}"
+            f"{{%- set messages = [{{'role': 'system', 'content': {text}}}] + messages -%}}{self._template.source}"
         )
         for length in (1, 3):
             roles = ("user", "assistant", "user")[:length]
@@ -107,3 +110,10 @@ class ChatInputs:
                     "in it: use apply_chat_template, which gives ids."
                 )
         return template
+
+
+def jinja_string(text: str) -> str:
+    """A text as a string in a chat template, in one line and with escapes that all engines' readers of templates know."""
+    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(character, escape)
+    return f"'{text}'"

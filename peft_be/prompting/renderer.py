@@ -47,10 +47,12 @@ class PromptRenderer(ChatInputs):
         chat_template_kwargs (`dict`, *optional*):
             Further variables for the template, such as `enable_thinking` or `date_string`. Templates that print the
             current date get 26 July 2024 otherwise, so that the same input gives the same ids on every day.
+        kept_text (`str`, *optional*):
+            What of P stays text: it follows [BE] in the system turn, on a line of its own. For slot `"system"` only.
 
     Raises:
-        `ValueError`: if the tokenizer is not fast or has no chat template, if `prompt` or `slot` is invalid, or if the
-            template writes one of the reserved ids itself.
+        `ValueError`: if the tokenizer is not fast or has no chat template, if `prompt` or `slot` is invalid, if the
+            template writes one of the reserved ids itself, or if the kept text spells a special token.
     """
 
     def __init__(
@@ -62,19 +64,23 @@ class PromptRenderer(ChatInputs):
         ae_token_id: int | None = None,
         slot: str = "system",
         chat_template_kwargs: dict[str, Any] | None = None,
+        kept_text: str | None = None,
     ) -> None:
         _check_tokenizer(tokenizer)
         if slot not in ("system", "prefix"):
             raise ValueError(f"slot must be 'system' or 'prefix', not {slot!r}.")
+        if kept_text is not None and slot != "system":
+            raise ValueError("Kept text stands in the system turn, after [BE]: it needs slot='system'.")
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.be_token_ids = [int(token_id) for token_id in be_token_ids]
         self.slot = slot
+        self.kept_text = kept_text
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._prompt_messages = [] if prompt is None else check_prompt(prompt)
         reserved = {*self.be_token_ids, *([] if ae_token_id is None else [int(ae_token_id)])}
         self._encoder = GuardedTokenizer(tokenizer, reserved)
-        self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs)
+        self._template = ChatTemplate(self._encoder, self.be_token_ids, self.chat_template_kwargs, kept_text)
         self._compared = False  # the ends of the full rendering and of the rendering with [BE]
         # Of the full rendering: what stands before the query, with its tokens, and the last one that the template
         # changed
@@ -86,7 +92,7 @@ class PromptRenderer(ChatInputs):
         cls, config, tokenizer, prompt=None, chat_template_kwargs=None, allow_other_prompt=False
     ) -> PromptRenderer:
         """
-        The renderer of an adapter: with its ids, in its slot.
+        The renderer of an adapter: with its ids, in its slot, and with its kept text.
 
         Args:
             config (`BETokenConfig`): The adapter's configuration, for instance `model.peft_config["default"]`.
@@ -105,6 +111,7 @@ class PromptRenderer(ChatInputs):
             ae_token_id=config.ae_token_id,
             slot=config.slot,
             chat_template_kwargs=chat_template_kwargs,
+            kept_text=config.kept_text,
         )
 
     def full(self, query: str | Messages) -> list[int]:
@@ -161,6 +168,11 @@ class PromptRenderer(ChatInputs):
             text (`str`): What the assistant says.
         """
         return self._encoder.answer(text)
+
+    @cached_property
+    def kept_ids(self) -> list[int]:
+        """Ids of what follows [BE] in the system turn: the kept text and the line break before it. Empty without one."""
+        return self.answer(self._template.after_be) if self._template.after_be else []
 
     @cached_property
     def prompt_ids(self) -> list[int]:

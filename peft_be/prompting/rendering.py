@@ -76,8 +76,9 @@ def render(template: ChatTemplate, messages: Messages, slot: str | None = None) 
         slot (`str`, *optional*): Where [BE] goes, in front of the messages.
 
     Raises:
-        `ValueError`: if the template cannot render the conversation, has no place for [BE], or changes the text with
-            the contents so that its special tokens cannot be told from those that a message spells.
+        `ValueError`: if the template cannot render the conversation, has no place for [BE], changes the kept text, or
+            changes the text with the contents so that its special tokens cannot be told from those that a message
+            spells.
     """
     conversation = _Conversation(template, messages, slot == "system")
     expected = None
@@ -93,7 +94,10 @@ def render(template: ChatTemplate, messages: Messages, slot: str | None = None) 
     else:
         rendering = _changed(conversation, own, failure, expected)
         if slot == "system" and {mark.output for mark in rendering.marks}.isdisjoint(template.be_token_ids):
-            raise ValueError("The chat template leaves [BE] out of this conversation: use slot='prefix'.")
+            without = ", without kept text" if template.after_be else ""
+            raise ValueError(f"The chat template leaves [BE] out of this conversation: use slot='prefix'{without}.")
+        if slot == "system" and template.after_be.rstrip() not in rendering.text:
+            raise ValueError("The chat template changes the kept text, which is to be exact: keep other text.")
     if slot != "prefix":
         return rendering
     if isinstance(rendering, ChangedRendering):
@@ -195,7 +199,8 @@ class _Conversation:
     @cached_property
     def asked(self) -> Messages:
         """The messages that the template gets."""
-        be = [{"role": "system", "content": "".join(self._rows)}] if self._rows else []
+        content = "".join(self._rows) + self.template.after_be
+        be = [{"role": "system", "content": content}] if self._rows else []
         return self.template.arrange([*be, *self.messages])
 
     @cached_property
@@ -207,7 +212,7 @@ class _Conversation:
     @cached_property
     def _characters(self) -> list[str]:
         """One in front of special tokens, one after them, and one for each row of [BE]."""
-        used = set().union(*(message["content"] for message in self.messages))
+        used = set(self.template.after_be).union(*(message["content"] for message in self.messages))
         unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
         return list(itertools.islice(unused, 2 + len(self._row_ids)))
 

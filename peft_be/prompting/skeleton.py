@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
+from ..files import shown, well_formed
 from .encoding import GuardedTokenizer, Mark, Span, shift
+from .kept_text import with_kept_text
 
 
 # Placeholders are private-use characters. The padding around them shows how a template strips a content: em spaces go
@@ -116,9 +118,22 @@ class ChatTemplate:
         encoder (`GuardedTokenizer`): The tokenizer. Tokens that open or close turns are guarded from here on.
         be_token_ids (`Sequence[int]`): The ids of [BE].
         variables (`dict`): Further variables for the template.
+        kept_text (`str`, *optional*): What follows [BE] in the system turn.
+
+    Attributes:
+        after_be (`str`): The kept text with what separates it from [BE], or an empty text.
+
+    Raises:
+        `ValueError`: if the kept text spells a special token.
     """
 
-    def __init__(self, encoder: GuardedTokenizer, be_token_ids: Sequence[int], variables: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        encoder: GuardedTokenizer,
+        be_token_ids: Sequence[int],
+        variables: dict[str, Any],
+        kept_text: str | None = None,
+    ) -> None:
         self.tokenizer = encoder.tokenizer
         self.encoder = encoder
         self.be_token_ids = be_token_ids
@@ -128,6 +143,13 @@ class ChatTemplate:
             self.source = _DATE_MACRO + self.source
         self._skeletons: dict[tuple, Skeleton] = {}
         encoder.guarded |= self._turn_markers()
+        self.after_be = well_formed(with_kept_text("", kept_text))
+        for token in encoder.tokenize(self.after_be) if self.after_be else ():
+            if token.guarded:
+                raise ValueError(
+                    f"The kept text spells {shown(self.after_be[token.start : token.end])}, which engines read as a "
+                    "special token: keep text without it."
+                )
 
     @cached_property
     def spellings(self) -> dict[str, int]:
@@ -215,7 +237,7 @@ class ChatTemplate:
         strips = self._strips(shape, segments)
         slots = [Slot(content, *strip) for content, strip in zip(contents, strips, strict=True)]
 
-        # [BE] becomes a part of the template's text: one special token for each of its rows.
+        # [BE] becomes a part of the template's text, with the kept text: one special token for each of its rows.
         stand_ins = [self.encoder.stand_in(token_id) for token_id in self.be_token_ids] if slot else []
         be = "".join(stand_ins)
         be_at = []  # (segment, character) of each time [BE] stands in the text
@@ -223,7 +245,8 @@ class ChatTemplate:
             while 0 in contents:
                 i = contents.index(0)
                 be_at.append((i, len(segments[i])))
-                segments[i : i + 2] = [segments[i] + be + segments[i + 1]]
+                content = be + self.after_be.rstrip(slots[i].right)
+                segments[i : i + 2] = [segments[i] + content + segments[i + 1]]
                 del contents[i], slots[i]
             slots = [shifted._replace(content=shifted.content - 1) for shifted in slots]
         elif slot == "prefix":

@@ -20,6 +20,7 @@ from ..files import read_json
 from ..models import DEFAULT_MODEL
 from ..progress import OnProgress
 from ..prompting.fingerprints import sha256
+from ..prompting.kept_text import find_kept_text
 from ..prompting.messages import check_prompt
 from ..recipe import recorded
 from ..training import BEDistillConfig, BEDistillTrainer
@@ -28,6 +29,7 @@ from ..training.callbacks import OnPreview
 from ..tuner import BETokenConfig
 from .config import CompressConfig, changed
 from .folder import RunFolder
+from .keep import kept_text_of
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed
 from .report import training_report, warn_of_few_queries
 from .train import report_to, train
@@ -102,14 +104,15 @@ def compress_prompt(
         [`Compression`]
 
     Raises:
-        `ValueError`: an empty prompt, too few queries, a prompt longer than the context, settings out of range, an [AE]
-            row of another backbone, or a resumed run with other settings.
+        `ValueError`: an empty prompt, too few queries, a prompt longer than the context, settings out of range, text to
+            keep that is not the prompt's own, an [AE] row of another backbone, or a resumed run with other settings.
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `FloatingPointError`: the loss is not a finite number.
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
     """
     check_prompt(prompt)
     config = changed(config, CompressConfig, changes)
+    find_kept_text(prompt, config.keep)  # what is not the prompt's own shows before the model is loaded
     splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
     distillation_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
     if config.kd_weight > 0:
@@ -125,7 +128,8 @@ def compress_prompt(
         model, tokenizer = load_confirmed(run, model, tokenizer, config.dtype, config.device)
         budget = Budget(config.max_minutes)
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
-        peft_model = add_adapter(model, tokenizer, config.num_be_tokens, ae_row, config.slot)
+        kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
+        peft_model = add_adapter(model, tokenizer, config.num_be_tokens, ae_row, config.slot, kept_text)
         on_failure.callback(peft_model.unload)  # a model that was passed in can be used again
         if run.is_finished:
             compression = _finished(run, peft_model, tokenizer)

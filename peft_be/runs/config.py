@@ -57,6 +57,12 @@ class CompressConfig(Recipe):
             k, the number of [BE] rows.
         slot (`str`, *optional*, defaults to `"system"`):
             Where [BE] stands: `"system"` in the template's system turn, `"prefix"` in front of the user's turn.
+        keep (`list[str]`, *optional*):
+            Parts of the prompt that must be exact, as they stand there: they stay text, after [BE] in the system turn.
+            The teacher reads the whole prompt. For one prompt alone, and slot `"system"`.
+        keep_tokens (`int`, *optional*):
+            Keep sentences of the prompt, too, of so many tokens at the most: those that alone bring the model nearest to
+            the full prompt's answers to the first validation queries.
         ae (`str` or `os.PathLike`, *optional*):
             Folder of an adapter with the [AE] row, for `kd_weight` below 1 and `reconstruction_steps`. `None` takes the
             one that the package ships for this backbone, if there is one.
@@ -77,6 +83,12 @@ class CompressConfig(Recipe):
 
     num_be_tokens: int = setting(1, "k, the number of [BE] rows.")
     slot: str = setting("system", "system: inside the system turn; prefix: in front of the user's turn.")
+    keep: list[str] | None = setting(
+        None, "A part of the prompt that must be exact: it stays text after [BE]. Repeatable."
+    )
+    keep_tokens: int | None = setting(
+        None, "Keep so many tokens of sentences, chosen by the validation KL that they save."
+    )
     ae: str | None = setting(None, "Folder of the [AE] adapter; the package ships some.")
     reconstruction_steps: int = setting(0, "Steps of stage 1 alone before the rest.")
     max_minutes: float | None = setting(None, "Time for all of it, model loading excluded.")
@@ -94,6 +106,16 @@ class CompressConfig(Recipe):
             )
         check_number("num_be_tokens", self.num_be_tokens, Range(low=1, high=MAX_ROWS), whole=True)
         check_choice("slot", self.slot, SLOTS)
+        if self.keep is not None:
+            if not isinstance(self.keep, list) or not all(isinstance(part, str) for part in self.keep):
+                raise ValueError(f"keep must be a list of texts, got {self.keep!r}.")
+            self.keep = self.keep or None
+        if self.keep_tokens is not None:
+            check_number("keep_tokens", self.keep_tokens, COUNT, whole=True)
+            if self.kd_weight == 0:
+                raise ValueError("keep_tokens measures answers to validation queries: it needs kd_weight above 0.")
+        if (self.keep or self.keep_tokens) and self.slot != "system":
+            raise ValueError("keep and keep_tokens put text after [BE] into the system turn: they need slot 'system'.")
         check_number("reconstruction_steps", self.reconstruction_steps, NOT_NEGATIVE, whole=True)
         check_number("max_steps", self.max_steps, COUNT, whole=True)
         if self.max_minutes is not None:

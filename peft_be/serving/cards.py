@@ -18,7 +18,9 @@ def describe(comparison: PromptComparison, name: str) -> str:
     rows = "1 learned token stands" if config.num_be_tokens == 1 else f"{config.num_be_tokens} learned tokens stand"
     known = "full" in comparison.forms
     prompt = f"a prompt of {len(comparison.renderers[name].prompt_ids):,} tokens" if known else "its prompt"
-    return f"In <b>{html.escape(name)}</b>, {rows} for {prompt}. Model: {html.escape(config.base_model_name_or_path)}."
+    kept = "" if config.kept_text is None else f" The kept text after it: <i>{html.escape(config.kept_text)}</i>."
+    model = html.escape(config.base_model_name_or_path)
+    return f"In <b>{html.escape(name)}</b>, {rows} for {prompt}.{kept} Model: {model}."
 
 
 def status(turn: Turn, forms: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import asdict
@@ -29,7 +30,15 @@ from .gguf_file import (
     write_copy,
 )
 from .gguf_weights import check_base
-from .tokens import MergedToken, check_adapter_names, check_shown, load_rows, never_row, with_default_system
+from .tokens import (
+    MergedToken,
+    check_adapter_names,
+    check_kept_texts,
+    check_shown,
+    load_rows,
+    never_row,
+    with_default_system,
+)
 
 
 if TYPE_CHECKING:
@@ -128,8 +137,11 @@ def export_gguf(
     metadata = _new_metadata(reader, vocab, ids, found.all_texts)
     templates = file_templates(reader, tokenizer)
     check_shown(tokenizer, templates["default"], tokens, default)
+    check_kept_texts(found, tokenizer, tokens, _with_tokens(tokenizer, found.all_texts), templates["default"])
     if default is not None:
-        templates = {name: with_default_system(template, tokens[default].text) for name, template in templates.items()}
+        system_text = tokens[default].system_text
+        assert system_text is not None  # of slot `system`, see load_rows
+        templates = {name: with_default_system(template, system_text) for name, template in templates.items()}
     metadata[TEMPLATE] = templates.pop("default")
     metadata |= {f"{TEMPLATE}.{name}": template for name, template in templates.items()}
     metadata |= {f"{TEMPLATE}s": sorted(templates)} if templates else {}
@@ -143,6 +155,13 @@ def _free_ids(reader: GGUFReader, tokenizer: PreTrainedTokenizerBase, vocab_size
     used = used_ids(reader)
     free = find_unused_token_ids(tokenizer, vocab_size, count, exclude=used)
     return [*free, *range(vocab_size, vocab_size + count - len(free))]
+
+
+def _with_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer that reads the new tokens, as the file does. Their ids are others."""
+    copied = copy.deepcopy(tokenizer)
+    copied.add_special_tokens({"additional_special_tokens": texts}, replace_extra_special_tokens=False)
+    return copied
 
 
 def _new_metadata(reader: GGUFReader, vocab: list[str], ids: list[int], texts: list[str]) -> dict:

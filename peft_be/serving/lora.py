@@ -29,6 +29,7 @@ from .tokens import (
     MergedToken,
     chat_templates,
     check_adapter_names,
+    check_kept_texts,
     check_new_folder,
     check_shown,
     load_rows,
@@ -66,9 +67,9 @@ def export_lora(
 
     A row at token id i is the table's row plus a difference: LoRA with A one-hot at i, B the difference, and rank and alpha
     k. The ids are reserved tokens that the tokenizer reads in a text (`<|reserved_special_token_0|>`, `<repo_name>`). So a
-    request names the LoRA adapter and has the token as its system message. `be_token.json` says which; the chat
-    template in `chat_template.jinja` puts it in front where a chat has no system message. The base model stays as it
-    is, its output embedding too.
+    request names the LoRA adapter and has the token as its system message, followed by the kept text if there is one.
+    `system_text` in `be_token.json` is that message; the chat template in `chat_template.jinja` puts it in front where a
+    chat has none. The base model stays as it is, its output embedding too.
 
     The rows that an engine reads are those of the [BE] adapter in its dtype, see [`differences`]. There is a warning where
     vLLM needs an option to apply LoRA to the embedding of such a model.
@@ -115,6 +116,7 @@ def export_lora(
     tokens = lora_tokens(found, tokenizer, readable_ids(tokenizer, base))
     template = chat_templates(tokenizer)["default"]
     check_shown(tokenizer, template, tokens)
+    check_kept_texts(found, tokenizer, tokens, tokenizer, template)
     model_type = base.config.get_text_config().model_type
     if model_type in NO_LORA_ON_EMBEDDING:
         warnings.warn(refusal_warning(model_type), UserWarning, stacklevel=2)
@@ -158,7 +160,9 @@ def import_lora(
     table = base.get_input_embeddings().weight.detach()
     if len(difference) != table.shape[1] or not all(0 <= i < len(table) for i in token.ids):
         raise ValueError(f"The LoRA adapter in '{directory}' does not fit the base model '{base.name_or_path}'.")
-    config = BETokenConfig.for_tokenizer(tokenizer, len(table), len(token.ids), slot=token.slot)
+    config = BETokenConfig.for_tokenizer(
+        tokenizer, len(table), len(token.ids), slot=token.slot, kept_text=token.kept_text
+    )
     config.provenance = token.provenance
     check_weights(
         Provenance.of(config), weights_fingerprint(base), f"The adapter in '{directory}'", allow_other_weights
@@ -174,7 +178,9 @@ def import_lora(
 def _read(directory: Path) -> tuple[LoraToken, torch.Tensor]:
     """The record of a LoRA adapter, and its B `[d, k]`. Raises as [`import_lora`]."""
     try:
-        token = LoraToken(**read_json(directory / TOKEN_FILE, "record of [BE]", dict))
+        record = read_json(directory / TOKEN_FILE, "record of [BE]", dict)
+        record.pop("system_text", None)  # made of the others
+        token = LoraToken(**record)
         tensors = load_file(directory / WEIGHTS_FILE)
         (difference,) = (tensor for name, tensor in tensors.items() if name.endswith("lora_embedding_B"))
         if not all(isinstance(i, int) for i in token.ids) or difference.shape[1:] != (len(token.ids),):
@@ -209,15 +215,16 @@ def lora_tokens(found: AdapterRows, tokenizer: PreTrainedTokenizerBase, free: li
                 "rows, or export a model in which [BE] is a new token (--format hf or gguf)."
             )
         text = "".join(tokenizer.convert_ids_to_tokens(free[:k]))
-        tokens[name] = LoraToken(text, free[:k], config.slot, config.base_model_name_or_path, config.provenance)
+        own = (config.base_model_name_or_path, config.provenance)
+        tokens[name] = LoraToken(text, free[:k], config.slot, *own, kept_text=config.kept_text)
     return tokens
 
 
 def write_record(token: LoraToken, template: str, directory: Path) -> None:
     """Write `be_token.json`, and for a system message the chat template that has it where a chat has none."""
     (directory / TOKEN_FILE).write_text(json.dumps(asdict(token), indent=2) + "\n", encoding="utf-8")
-    if token.slot == "system":
-        (directory / TEMPLATE_FILE).write_text(with_default_system(template, token.text), encoding="utf-8")
+    if token.system_text is not None:
+        (directory / TEMPLATE_FILE).write_text(with_default_system(template, token.system_text), encoding="utf-8")
 
 
 @torch.no_grad()

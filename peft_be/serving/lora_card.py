@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -37,14 +38,18 @@ def lora_section(repo_id: str, name: str, folder: str, base: str, token: LoraTok
     has_template = (exported / TEMPLATE_FILE).is_file()
     template_option = f" \\\n  --chat-template {shlex.quote(f'{local}/{TEMPLATE_FILE}')}" if has_template else ""
     targets = read_json(exported / CONFIG_FILE, "adapter configuration", dict)["target_modules"]
-    call = _CHAT if token.slot == "system" else _TEXT
+    if token.system_text is None:
+        call = _TEXT.format(text=token.text)
+    else:
+        call = _CHAT.format(content=json.dumps(token.system_text, ensure_ascii=False))
     return _SECTION.format(
         repo=repo_id,
         subfolder=f', subfolder="{path.rstrip("/")}"' if path else "",
         base=base,
         text=token.text,
+        kept=" and, after it, a part of the prompt" if token.kept_text else "",
         place=token.place,
-        call=call.format(text=token.text),
+        call=call,
         download=f"hf download {repo_id}{include} --local-dir {served}",
         modules=shlex.quote(f"{served}={local}"),
         name=served,
@@ -82,7 +87,7 @@ Input embeddings of `{base}`, trained to stand for a system prompt (Behavior-Equ
 
 _SECTION = """## Use as a LoRA adapter
 
-`{text}` {place} stands for the prompt. With PEFT and transformers:
+`{text}`{kept} {place} stands for the prompt. With PEFT and transformers:
 
 ```python
 from peft import PeftModel
@@ -107,10 +112,10 @@ A request names the model `{name}`{template_note}.
 vLLM 0.32 applies LoRA to the input embedding of Llama, Qwen 3, Phi-3 and others. Mistral and Qwen 2 need `--model-impl transformers`.
 Users can write the token too: remove it from their messages."""
 
-_CHAT = """chat = [{{"role": "system", "content": "{text}"}}, {{"role": "user", "content": "A question?"}}]
+_CHAT = """chat = [{{"role": "system", "content": {content}}}, {{"role": "user", "content": "A question?"}}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
 
 _TEXT = """# Put the token in front of the user's turn, where no message of a chat can be
 inputs = tokenizer("{text}" + "A question, as the chat template writes it", return_tensors="pt", add_special_tokens=False)"""
 
-_TEMPLATE_NOTE = ", and the template puts the token in front of chats without a system message"
+_TEMPLATE_NOTE = ", and the template puts the system message in front of chats that have none"

@@ -11,7 +11,7 @@ import numpy as np
 from .gguf_file import ARCHITECTURE, INPUT, OUTPUT, Table, file_templates, read_gguf, special_ids, used_ids, write_copy
 from .gguf_weights import check_base
 from .lora import LoraToken, lora_tokens, readable_ids, write_record
-from .tokens import check_adapter_names, check_new_folder, check_shown, load_rows
+from .tokens import check_adapter_names, check_kept_texts, check_new_folder, check_shown, load_rows
 
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def export_lora_gguf(
     tokens = lora_tokens(found, tokenizer, free)
     template = file_templates(reader, tokenizer)["default"]
     check_shown(tokenizer, template, tokens)
+    check_kept_texts(found, tokenizer, tokens, tokenizer, template)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if OUTPUT not in tensors:
         table = tensors[INPUT]

@@ -16,6 +16,7 @@ from .tokens import (
     MergedToken,
     chat_templates,
     check_adapter_names,
+    check_kept_texts,
     check_new_folder,
     check_shown,
     load_rows,
@@ -84,6 +85,7 @@ def export_merged(
     found.check_texts_are_new(tokenizer.get_vocab())
     untie_output_embedding(base)
     never = never_row(base)
+    trained = tokenizer
     tokenizer, ids = _name_tokens(tokenizer, base.get_input_embeddings().num_embeddings, found.all_texts, output_dir)
     if max(ids) >= base.get_input_embeddings().num_embeddings:
         base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
@@ -97,9 +99,11 @@ def export_merged(
 
     tokens = found.tokens(ids)
     check_shown(tokenizer, tokenizer.get_chat_template(), tokens, default)
+    check_kept_texts(found, trained, tokens, tokenizer, tokenizer.get_chat_template())
     if default is not None:
-        own = chat_templates(tokenizer).items()
-        templates = {name: with_default_system(template, tokens[default].text) for name, template in own}
+        own, system_text = chat_templates(tokenizer).items(), tokens[default].system_text
+        assert system_text is not None  # of slot `system`, see load_rows
+        templates = {name: with_default_system(template, system_text) for name, template in own}
         tokenizer.chat_template = templates if len(templates) > 1 else templates["default"]
     base.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)

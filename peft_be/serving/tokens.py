@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -16,7 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.load import load_adapters
 from ..files import well_formed
+from ..prompting import PromptRenderer
+from ..prompting.chat_inputs import jinja_string
 from ..prompting.encoding import GuardedTokenizer
+from ..prompting.kept_text import with_kept_text
 from ..prompting.skeleton import ChatTemplate
 from ..tuner import BETokenConfig
 
@@ -37,13 +41,25 @@ class MergedToken:
     Attributes:
         text (`str`): what to write where the prompt stood; the tokenizer reads it as the ids below.
         ids (`list[int]`): the ids of its k rows.
-        slot (`str`): `"system"`: the text is the system message; `"prefix"`: it stands in front of the user's turn, where
-            no chat message can be, so that it needs a prompt that is put together by hand.
+        slot (`str`): `"system"`: the text is the system message, or its beginning; `"prefix"`: it stands in front of the
+            user's turn, where no chat message can be, so that it needs a prompt that is put together by hand.
+        kept_text (`str`, *optional*): what of the prompt stays text, after the token in the system message.
+        system_text (`str` or `None`): the whole system message, `None` for slot `"prefix"`.
     """
 
     text: str
     ids: list[int]
     slot: str
+    kept_text: str | None = field(default=None, kw_only=True)
+    system_text: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.system_text = with_kept_text(self.text, self.kept_text) if self.slot == "system" else None
+
+    @property
+    def told(self) -> str:
+        """What to write, in one line: with kept text, as a JSON string."""
+        return self.text if self.kept_text is None else json.dumps(self.system_text, ensure_ascii=False)
 
     @property
     def place(self) -> str:
@@ -90,7 +106,8 @@ class AdapterRows:
         tokens, left = {}, list(ids)
         for name, rows in self.rows.items():
             own, left = left[: len(rows)], left[len(rows) :]
-            tokens[name] = MergedToken("".join(self.texts(name)), own, self.configs[name].slot)
+            config = self.configs[name]
+            tokens[name] = MergedToken("".join(self.texts(name)), own, config.slot, kept_text=config.kept_text)
         return tokens
 
 
@@ -225,7 +242,8 @@ def renders_alike(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 def with_default_system(template: str, text: str) -> str:
     """A chat template that puts `text` in front as the system message where a chat has none."""
     first = "{%- if not messages or messages[0]['role'] not in ('system', 'developer') -%}"
-    messages = f"{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages -%}}"
+    message = f"{{'role': 'system', 'content': {jinja_string(text)}}}"
+    messages = f"{{%- set messages = [{message}] + messages -%}}"
     # White space that the template begins with is its own. Engines drop a newline after a block
     end = "{%- endif %}\n" if template[:1].isspace() else "{%- endif -%}"
     return f"{first}{messages}{end}{template}"
@@ -235,30 +253,76 @@ def check_shown(
     tokenizer: PreTrainedTokenizerBase, template: str, tokens: Mapping[str, MergedToken], default: str | None = None
 ) -> None:
     """
-    Check that a chat template shows the tokens as system messages.
+    Check that a chat template shows the tokens, with their kept texts, as system messages.
 
     Raises:
         `ValueError`: if it changes one, as with `| upper`, or leaves out the one that is to be the default.
     """
     for name, token in tokens.items():
-        chat = [{"role": "system", "content": token.text}, {"role": "user", "content": "x"}]
+        if token.system_text is None:
+            continue
+        chat = [{"role": "system", "content": token.system_text}, {"role": "user", "content": "x"}]
         try:
             shown = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
         except jinja2.TemplateError:  # such as: no system messages
             shown = ""
-        if token.slot != "system" or token.text in shown:
+        if token.system_text in shown:
             continue
         if name == default or token.text.strip("<|>[]").lower() in shown.lower():
             raise ValueError(
-                f"The chat template does not show {token.text} in a system message as it is written: serve the "
+                f"The chat template does not show {token.told} in a system message as it is written: serve the "
                 "adapter with PEFT instead."
             )
         warnings.warn(
-            f"The chat template does not show {token.text} as a system message: write it and a blank line in front of "
+            f"The chat template does not show {token.told} as a system message: write it and a blank line in front of "
             "the user's text.",
             UserWarning,
             stacklevel=1,
         )
+
+
+def check_kept_texts(
+    found: AdapterRows,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Mapping[str, MergedToken],
+    served: PreTrainedTokenizerBase,
+    template: str,
+) -> None:
+    """
+    Check that engines read the kept texts after the tokens as the model did in training.
+
+    Args:
+        found ([`AdapterRows`]): the adapters.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the tokenizer of the training.
+        tokens (`Mapping[str, MergedToken]`): the tokens by adapter.
+        served ([`~transformers.PreTrainedTokenizerBase`]): a tokenizer that reads them as the engine does.
+        template (`str`): the chat template of the engine.
+
+    Raises:
+        `ValueError`: if one is read as other ids, since it spells an exported token, or a token takes the line break
+            after it.
+    """
+    for name, token in tokens.items():
+        if token.kept_text is None:
+            continue
+        config = found.configs[name]
+        renderer = PromptRenderer.for_adapter(config, tokenizer)
+        trained = renderer.be("x")
+        start = trained.index(renderer.be_token_ids[-1]) + 1
+        own = served(token.text, add_special_tokens=False)["input_ids"]
+        wanted = own + trained[start : start + len(renderer.kept_ids)]
+        chat = [{"role": "system", "content": token.system_text}, {"role": "user", "content": "x"}]
+        try:
+            ids = served.apply_chat_template(
+                chat, chat_template=template, add_generation_prompt=True, return_dict=False
+            )
+        except jinja2.TemplateError:  # such as: no system messages, of which check_shown warns
+            continue
+        if not any(ids[i : i + len(wanted)] == wanted for i in range(len(ids))):
+            raise ValueError(
+                f"Engines would read the kept text of '{name}' as other tokens than in training: serve the adapter with "
+                "PEFT instead, or compress the prompt with another kept text."
+            )
 
 
 def strip_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -82,7 +82,10 @@ class PromptEmbeds:
 
     def messages(self, query: str | list[dict[str, str]]) -> list[dict]:
         """
-        The messages of a chat request, for `/v1/chat/completions` and for `LLM.chat`: the system message is [BE].
+        The messages of a chat request, for `/v1/chat/completions` and for `LLM.chat`: the system message is [BE], and the
+        kept text if there is one. vLLM joins the two by a line break, as in training, where it passes contents to the
+        chat template as strings: for a template that reads lists of parts, too (vLLM's log says "openai"), start the
+        server with `--chat-template-content-format string`.
 
         Args:
             query (`str` or `list[dict]`): the user's turn, or user and assistant messages that end in it.
@@ -94,8 +97,10 @@ class PromptEmbeds:
             raise ValueError(
                 f"This adapter was trained with slot '{self.config.slot}', where no chat message can be: use prompt_embeds()."
             )
-        part = {"type": "prompt_embeds", "data": encode(self.rows)}
-        return [{"role": "system", "content": [part]}, *check_query(query)]
+        parts = [{"type": "prompt_embeds", "data": encode(self.rows)}]
+        if self.config.kept_text is not None:
+            parts.append({"type": "text", "text": self.config.kept_text})
+        return [{"role": "system", "content": parts}, *check_query(query)]
 
     def prompt_embeds(
         self,

@@ -199,6 +199,8 @@ class BEDistillTrainer(RowTrainer):
             raise ValueError(
                 f"{count} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
             )
+        if self._named and config.kept_text is not None:
+            raise ValueError("kept_text belongs to one prompt, and several learn here: compress each prompt alone.")
         self._rows_per_prompt = k = config.num_be_tokens // count
         renderers = {}
         for i, (name, prompt) in enumerate(self._prompts.items()):
@@ -258,6 +260,7 @@ class BEDistillTrainer(RowTrainer):
             self._origin,
             prompt_sha256=prompt_fingerprint(self._prompts[name]),
             prompt_tokens=len(self.renderers[name].prompt_ids),
+            kept_tokens=len(self.renderers[name].kept_ids) or None,
             stages=list(dict.fromkeys([*self._earlier_stages, stage_name(self.args.kd_weight)])),
             training=dict(training),
         )

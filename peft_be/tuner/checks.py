@@ -53,6 +53,9 @@ def check_fields(config) -> None:
         value = getattr(config, name)
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise ValueError(f"{name} must be a string, got {value!r:.60}.")
+    kept = config.kept_text
+    if kept is not None and (not isinstance(kept, str) or not kept.strip()):
+        raise ValueError(f"kept_text must be text that is not empty, got {kept!r:.60}.")
     targets = config.target_modules
     names = targets if isinstance(targets, (list, tuple, set)) else [targets]
     if targets is not None and not all(isinstance(name, str) for name in names):

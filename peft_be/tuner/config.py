@@ -42,6 +42,9 @@ class BETokenConfig(PeftConfig):
         slot (`str`, *optional*, defaults to `"system"`):
             Where [BE] stands in the prompt: `"system"` inside the system turn of the chat template, `"prefix"` in
             front of the user's text (the paper's `[BE] q`). Recorded for the code that renders prompts.
+        kept_text (`str`, *optional*):
+            What of the prompt stays text, because it must be exact: it follows [BE] in the system turn, on a line of its
+            own. Only for slot `"system"`. Recorded for the code that renders prompts.
         provenance (`dict`, *optional*):
             What the rows were made from and with (base revision, fingerprints, versions, ...), as plain JSON. Written
             by training.
@@ -102,6 +105,10 @@ class BETokenConfig(PeftConfig):
         default="system",
         metadata={"help": "Where [BE] stands in the prompt: 'system' (in the system turn) or 'prefix'."},
     )
+    kept_text: str | None = field(
+        default=None,
+        metadata={"help": "What of the prompt stays text and follows [BE] in the system turn."},
+    )
     provenance: dict | None = field(
         default=None,
         metadata={"help": "What the rows were made from and with, as plain JSON. Written by training."},
@@ -141,6 +148,8 @@ class BETokenConfig(PeftConfig):
             raise ValueError(f"Token ids must differ from each other, got {token_ids} (the [AE] id comes last).")
         if self.slot not in SLOTS:
             raise ValueError(f"slot must be one of {SLOTS}, got {self.slot!r}.")
+        if self.kept_text is not None and (self.slot != "system" or not self.num_be_tokens):
+            raise ValueError("kept_text follows [BE] in the system turn: it needs [BE] rows and slot='system'.")
 
     @classmethod
     def for_tokenizer(

@@ -13,6 +13,7 @@ _KINDS = {
     "versions": dict,
     "prompt_sha256": str,
     "prompt_tokens": int,
+    "kept_tokens": int,
 }
 
 
@@ -30,6 +31,7 @@ class Provenance:
         versions (`dict[str, str]`): the packages used.
         prompt_sha256 (`str`, *optional*): fingerprint of P.
         prompt_tokens (`int`, *optional*): the length of P.
+        kept_tokens (`int`, *optional*): the length of the kept text, if there is one.
         stages (`list[str]`): the paper's names of the trainings, in their order.
         training (`dict[str, float]`): figures for the model card: `steps`, `train_queries`, `validation_queries`, and with
             distillation `validation_kl` and `validation_kl_no_prompt`, in nats a token.
@@ -42,6 +44,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
     prompt_sha256: str | None = None
     prompt_tokens: int | None = None
+    kept_tokens: int | None = None
     stages: list[str] = field(default_factory=list)
     training: dict[str, float | None] = field(default_factory=dict)
 

@@ -57,3 +57,13 @@ def test_what_is_a_loop():
     assert find_loop([5] + verse * 4 + verse[:13]) == 21  # in the middle of a round
     assert find_loop(verse * 5 + [99]) is None  # it got out
     assert find_loop([]) is None
+
+
+def test_kept_text_is_shown_and_read(cli, tiny_dir, tmp_path, monkeypatch, tiny_tokenizer):
+    folder = save_adapter(tiny_dir, tmp_path / "a", kept_text="Never leave [b]the island[/b].")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n\n"))
+    code, out, err = cli("chat", folder, "--max-new-tokens", 4)
+    assert code == 0, err
+    assert "(after [BE], the model reads the kept text: Never leave [b]the island[/b].)" in out
+    renderer = PromptRenderer(tiny_tokenizer, be_token_ids=[3], kept_text="Never leave [b]the island[/b].")
+    assert f"({len(renderer.be('Who are you?'))} input tokens" in out

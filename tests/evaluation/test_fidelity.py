@@ -63,7 +63,7 @@ def test_scores_follow_their_definitions(model, tiny_tokenizer):
 def test_the_keys_are_the_documented_ones(model, tiny_tokenizer):
     scores, _ = evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES, max_answer_length=2)
     assert scores.keys() == {
-        "model", "prompt_tokens", "be_tokens", "compression_ratio", "num_queries", "num_answer_tokens", "kl",
+        "model", "prompt_tokens", "be_tokens", "kept_tokens", "compression_ratio", "num_queries", "num_answer_tokens", "kl",
         "kl_gap_closed", "top1_agreement", "answer_rouge_l", "ttft_ms", "versions", "gap", "copies", "left_out",
     }  # fmt: skip
     assert scores["gap"].keys() == {field.name for field in dataclasses.fields(Gap)}

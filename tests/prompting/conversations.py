@@ -13,6 +13,7 @@ PROMPTS = {
     "examples": EXAMPLES,
     "system_and_examples": [{"role": "system", "content": SYSTEM}, *EXAMPLES],
 }
+KEPT = {"sentence": "You are a pirate.", "lines": "Où est la gare ?\n\n  {\"a\": [1, 'x']} \\n 你好 {{ z }}"}
 QUERIES = {
     "short": "x",
     "sentence": "What's the weather in Paris?",

@@ -58,6 +58,7 @@ CHANGING = {
 }
 FAMILY = {"trim_mistral": "mistral", "upper_llama2": "llama2"}
 
+KEPT = "Answer in one sentence,  and say <b>'Arr'</b> & more first."
 SYSTEM = "You are a pirate.\nAnswer in one sentence,  and say <b>'Arr'</b> & more first. /no_think"
 PROMPTS = {
     "system": SYSTEM,
@@ -171,8 +172,15 @@ def test_be_is_a_special_token_in_the_system_turn(name, k):
     ids = tokenizer.convert_tokens_to_ids(spellings)
     for prompt in (None, "Be brief."):
         renderer = PromptRenderer(tokenizer, prompt, be_token_ids=ids)
+        kept = PromptRenderer(tokenizer, prompt, be_token_ids=ids, kept_text=KEPT)
         for query in QUERIES.values():
             assert renderer.be(query) == own_ids(tokenizer, messages_of("".join(spellings), query))
+            expected = own_ids(tokenizer, messages_of(f"{''.join(spellings)}\n{KEPT}", query))
+            if f"\n{KEPT}" in tokenizer.decode(expected):
+                assert kept.be(query) == expected
+            else:
+                with pytest.raises(ValueError, match="changes the kept text, which is to be exact"):
+                    kept.be(query)
 
 
 def test_be_in_front_keeps_what_the_template_makes_of_a_dialogue():

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from peft_be.prompting import PromptRenderer
 
 from .chat_tokenizers import CHATML, FAMILIES, be_ids, build_tokenizer
-from .conversations import PROMPTS, QUERIES, SYSTEM
+from .conversations import KEPT, PROMPTS, QUERIES, SYSTEM
 
 
 all_families = pytest.mark.parametrize("family", FAMILIES)
@@ -65,6 +65,30 @@ def test_be_in_the_system_slot_is_a_special_token_there(tokenizers, family, k):
         for query in QUERIES.values():
             expected = reference(family, spelled, messages_of("".join(spellings), query))
             assert renderer.be(query) == [rename.get(token_id, token_id) for token_id in expected]
+
+
+@all_families
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("kept", KEPT)
+def test_kept_text_follows_be_in_the_system_turn(tokenizers, family, k, kept):
+    tokenizer, kept = tokenizers(family), KEPT[kept]
+    ids = be_ids(family, tokenizer, k)
+    spelled, spellings, spelled_ids = with_be(family, k)
+    rename = dict(zip(spelled_ids, ids, strict=True))
+    for prompt in (None, PROMPTS["system_and_examples"]):
+        renderer = PromptRenderer(tokenizer, prompt, be_token_ids=ids, kept_text=kept)
+        plain = PromptRenderer(tokenizer, prompt, be_token_ids=ids)
+        for query in QUERIES.values():
+            expected = reference(family, spelled, messages_of("".join(spellings) + "\n" + kept, query))
+            assert renderer.be(query) == [rename.get(token_id, token_id) for token_id in expected]
+            assert renderer.no_prompt(query) == plain.no_prompt(query)
+            assert prompt is None or renderer.full(query) == plain.full(query)
+    if FAMILIES[family].rstrip:  # the line break goes with such a token, and what follows is split otherwise
+        return
+    start = renderer.be("x").index(ids[-1]) + 1
+    after = renderer.be("x")[start : start + len(renderer.kept_ids)]
+    # The last token may have grown together with the template's text after it
+    assert after[:-1] == renderer.kept_ids[:-1] and tokenizer.decode(after).strip().startswith(kept)
 
 
 @all_families

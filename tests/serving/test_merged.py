@@ -50,7 +50,8 @@ def test_the_checkpoint_says_what_the_adapters_say(tiny_tokenizer, tmp_path, pad
         assert ids == [places.get(i, i) for i in expected]
         assert torch.equal(logits(merged, ids)[:, ordinary], logits(model, expected)[:, ordinary])
     assert json.loads((tmp_path / "merged" / "be_tokens.json").read_text()) == {
-        name: {"text": token.text, "ids": token.ids, "slot": "system"} for name, token in tokens.items()
+        name: {"text": token.text, "ids": token.ids, "slot": "system", "kept_text": None, "system_text": token.text}
+        for name, token in tokens.items()
     }
 
 

@@ -39,7 +39,7 @@ def test_bad_values_are_refused(kwargs, message):
 @pytest.mark.parametrize(
     "kwargs, saved_ae",
     [
-        ({"num_be_tokens": 2, "be_token_ids": [3, 4]}, None),
+        ({"num_be_tokens": 2, "be_token_ids": [3, 4], "kept_text": "You are\n Ünï <b>.\n"}, None),
         ({"be_token_ids": [3], "use_ae_token": True, "ae_token_id": 5}, None),
         ({"be_token_ids": [3], "use_ae_token": True, "ae_token_id": 5, "save_ae_token": True}, 5),
         ({"num_be_tokens": 0, "be_token_ids": [], "use_ae_token": True, "ae_token_id": 5}, 5),
@@ -53,7 +53,7 @@ def test_saved_config_describes_the_saved_rows(kwargs, saved_ae, tmp_path):
 
     assert (loaded.use_ae_token, loaded.ae_token_id) == (saved_ae is not None, saved_ae)
     assert config.use_ae_token == kwargs.get("use_ae_token", False)  # saving leaves the object alone
-    for key in ("num_be_tokens", "be_token_ids", "provenance", "hidden_size", "vocab_size", "slot"):
+    for key in ("num_be_tokens", "be_token_ids", "provenance", "hidden_size", "vocab_size", "slot", "kept_text"):
         assert getattr(loaded, key) == getattr(config, key)
 
 

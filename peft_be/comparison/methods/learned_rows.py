@@ -62,4 +62,5 @@ class LearnedRows(Method):
                 reconstruction = reconstruction_scores(job.model, job.tokenizer, *args)
         finally:  # the next method is given the same model
             result.model.unload()
-        return StandIn(rows=rows, slot=config.slot, reconstruction=reconstruction, log=result.report["log"])
+        own = {"slot": config.slot, "kept_text": config.kept_text, "log": result.report["log"]}
+        return StandIn(rows=rows, reconstruction=reconstruction, **own)

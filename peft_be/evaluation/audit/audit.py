@@ -153,6 +153,7 @@ def audit_leakage(
         "model": adapter.base_model_name_or_path,
         "prompt_tokens": len(forms.prompt_ids) or None,
         "be_tokens": len(forms.rows["be"]),
+        "kept_tokens": len(forms.renderer.kept_ids),
         "attacks": len(config.attacks),
         "sampled_answers": config.num_samples,
         "temperature": config.temperature,
