@@ -13,7 +13,7 @@ from .options import Model, Overwrite, Resume
 from .progress import progress_bars
 
 
-@with_options_of(CompressConfig, without=(*ABLATIONS, "max_minutes", "reconstruction_steps", "save_steps"))
+@with_options_of(CompressConfig, without=(*ABLATIONS, "max_minutes", "reconstruction_steps", "save_steps", "target"))
 def compress_many(
     manifest: Annotated[
         Path,

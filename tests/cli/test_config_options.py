@@ -16,7 +16,7 @@ from peft_be.runs.config import PAPER
     "name, config_class, without",
     [
         ("compress", CompressConfig, ABLATIONS),
-        ("compress-many", CompressConfig, (*ABLATIONS, "max_minutes", "reconstruction_steps", "save_steps")),
+        ("compress-many", CompressConfig, (*ABLATIONS, "max_minutes", "reconstruction_steps", "save_steps", "target")),
         ("pretrain-ae", PretrainAEConfig, ()),
     ],
 )
