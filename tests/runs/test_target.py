@@ -7,9 +7,10 @@ import warnings
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
-from peft_be import BEDistillConfig, CompressConfig, PromptRenderer, compress_prompt, load_adapter
+from peft_be import BEDistillConfig, CompressConfig, PromptRenderer, compress_prompt
 from peft_be.adapters.create import add_adapter
 from peft_be.data import split_queries
 from peft_be.evaluation.fidelity import FidelityScorer
@@ -264,7 +265,7 @@ def test_a_run_with_a_target(run, model, tiny_tokenizer):
     assert not (run.folder / "out" / "training").exists()
     # The rows are those of the last training, and say where they are from
     assert search["curve"][-1]["kl_gap_closed"] == best["kl_gap_closed"]
-    loaded, _ = load_adapter(run.folder / "out", model, tiny_tokenizer)
+    loaded = PeftModel.from_pretrained(model, run.folder / "out")
     config = loaded.peft_config["default"]
     assert len(run.rows("out")) == config.num_be_tokens == search["k"]
     assert config.provenance["training"]["validation_kl"] == pytest.approx(best["kl"])
