@@ -26,7 +26,7 @@ from ..training.teaching import Teaching
 from ..tuner.checks import read_rows
 from .prepare import distillation_args, load_rows
 from .report import kept_figures
-from .target import MAX_SHARE, PROBE_SHARE, Trained, candidates, chosen, next_training, starts_from
+from .target import FEWEST_STEPS, MAX_SHARE, PROBE_SHARE, Trained, candidates, chosen, next_training, starts_from
 from .train import report_to, train
 
 
@@ -60,7 +60,7 @@ class Search:
         target, done, late = cast(float, self._config.target), self._done(), False
         prompt_ids = PromptRenderer(self._training.tokenizer, self._training.prompt).prompt_ids
         ks = candidates(self._config.num_be_tokens, len(prompt_ids))
-        while (training := next_training(done, ks, target, self._budget.used < self._probes_end)) is not None:
+        while (training := self._next(done, ks, target)) is not None:
             late = self._is_too_late(done)
             if late:
                 break
@@ -75,6 +75,10 @@ class Search:
         load_rows(self._training.model, self._folder(best.k, True) / ROWS)
         log = [entry for trained in done for entry in trained.log]
         return {**self._training.report(best.steps, best.best, log), "search": _report(done, best, target)}
+
+    def _next(self, done: list[Trained], ks: list[int], target: float) -> tuple[int, bool] | None:
+        steps = min(self._config.max_steps, self._run.settings.get("fitting_steps", {}).get("probes", math.inf))
+        return next_training(done, ks, target, steps, self._budget.used < self._probes_end)
 
     def _train(self, k: int, full: bool, done: list[Trained], number: int, on_preview: OnPreview | None) -> Trained:
         """Train k rows, the candidate of this number, in full or for a probe."""
@@ -98,7 +102,9 @@ class Search:
         log, best = train(trainer, what), kept_figures(trainer)
         self._training.model.save_pretrained(self._folder(k, full) / ROWS)
         seconds = round(time.perf_counter() - start, 1)
-        trained = Trained(k, best["kl_gap_closed"], full, trainer.state.global_step, best, log, seconds)
+        steps = trainer.state.global_step
+        taught = steps + (earlier.taught if earlier else 0)
+        trained = Trained(k, best["kl_gap_closed"], full, steps, taught, best, log, seconds)
         append_record(self._run.work / "search.jsonl", asdict(trained))
         return trained
 
@@ -119,7 +125,7 @@ class Search:
         if full:
             trainer.args.max_steps = steps
         else:
-            _shorten(trainer.args, max(1, round(PROBE_SHARE * steps)))
+            _shorten(trainer.args, min(steps, max(FEWEST_STEPS, round(PROBE_SHARE * steps))))
 
     def _is_too_late(self, done: list[Trained]) -> bool:
         """Whether a k has been trained in full, and there is no time for another."""

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 
 # The largest k that is tried
 MOST_ROWS = 64
-# A probe's share of the steps of a full training. The search is to cost at most 0.6 of one, its validations included: five
-# probes are the most that it takes until a k is trained in full
+# A probe's share of the steps of a full training, and its fewest steps. The search is to cost at most 0.6 of a training, with its
+# validations: five probes are the most that it takes until a k is trained in full
 PROBE_SHARE = 0.1
+FEWEST_STEPS = 10
 MAX_SHARE = 0.6
-# A full training from the rows of a probe leaves at most this share of the KL that the probe left
-# (research/log.md). Where it leaves less, a k may be chosen that is one doubling too large
-LEFT = 0.75
 # Seeds differ by as much in the gap closed
 NOISE = 0.01
 # Doublings between two probes: what lies between them is looked at only where the larger k does
@@ -37,6 +35,7 @@ class Trained:
         gap (`float`): the share of the KL gap that its best rows closed on the validation queries.
         full (`bool`): whether it had all steps; a probe had a share of them.
         steps (`int`): how many it had.
+        taught (`int`): how many its rows have had, with those of the smaller k that they grew from.
         best (`dict`): the figures of its best rows, as in a report.
         log (`list[dict]`): its log.
         seconds (`float`): the time it took.
@@ -45,7 +44,8 @@ class Trained:
     k: int
     gap: float
     full: bool
-    steps: int = 0
+    steps: int
+    taught: int
     best: dict = field(default_factory=dict)
     log: list[dict] = field(default_factory=list)
     seconds: float = 0.0
@@ -60,7 +60,7 @@ def candidates(first: int, prompt_tokens: int) -> list[int]:
 
 
 def next_training(
-    done: Sequence[Trained], ks: Sequence[int], target: float, may_probe: bool = True
+    done: Sequence[Trained], ks: Sequence[int], target: float, steps: int, may_probe: bool = True
 ) -> tuple[int, bool] | None:
     """
     The training that comes next.
@@ -69,6 +69,7 @@ def next_training(
         done (`Sequence[Trained]`): the trainings so far, in order.
         ks (`Sequence[int]`): the k that may be tried, in rising order.
         target (`float`): the share of the gap that is to be closed.
+        steps (`int`): those of a full training.
         may_probe (`bool`, *optional*, defaults to `True`): whether there is time for another probe.
 
     Returns:
@@ -79,9 +80,10 @@ def next_training(
         return None
     if len(ks) == 1:
         return None if full else (ks[0], True)
-    probes = {trained.k: trained.gap for trained in done if not trained.full}
-    left = _share_left(done)
-    fails = [k for k in ks if k in full or k in probes and not _promises(probes[k], left, target)]
+    probes = {trained.k: trained for trained in done if not trained.full}
+    speed = _speed(done, steps)
+    hoped = {k: expected(probe, steps, speed) for k, probe in probes.items()}
+    fails = [k for k in ks if k in full or k in hoped and hoped[k] < target]
     # Of a curve that is not monotone, what lies above the largest k that fails
     low = ks.index(fails[-1]) if fails else -1
     high = next((i for i in range(low + 1, len(ks)) if ks[i] in probes), None)
@@ -95,10 +97,10 @@ def next_training(
     if high is not None:
         return ks[high], True
     # None promises to do. The best one is trained in full, unless that would bring nothing
-    top = max(trained.gap for trained in done)
+    top = max([*full.values(), *hoped.values()])
     if max(full.values(), default=-math.inf) >= top - NOISE:
         return None
-    level = [k for k, gap in probes.items() if gap >= top - NOISE and k not in full]
+    level = [k for k, gap in hoped.items() if gap >= top - NOISE and k not in full]
     return (min(level), True) if level else None
 
 
@@ -116,15 +118,28 @@ def starts_from(done: Sequence[Trained], k: int) -> Trained | None:
     )
 
 
-def _share_left(done: Sequence[Trained]) -> float:
-    """The share of the KL after a probe that a full training is expected to leave: as the last one did, if there is one."""
-    probes = {trained.k: trained.gap for trained in done if not trained.full}
-    left = LEFT
+def expected(probe: Trained, steps: int, speed: float = 1.0) -> float:
+    """
+    The gap that is closed after so many `steps` more than a probe had. What is left of the KL falls as a power of the steps:
+    after n of them it is n^-b, so that after N it is the power `log N / log n` of what it was after n (research/log.md).
+
+    Args:
+        probe ([`Trained`]): the probe.
+        steps (`int`): those of a full training from its rows.
+        speed (`float`, *optional*, defaults to `1.0`): how many times as fast the logarithm falls as it should.
+    """
+    if not 0 < probe.gap < 1 or probe.taught < 2:
+        return probe.gap
+    power = math.log(probe.taught + steps) / math.log(probe.taught)
+    return 1 - (1 - probe.gap) ** max(1.0, speed * power)
+
+
+def _speed(done: Sequence[Trained], steps: int) -> float:
+    """How fast the last full training was that had a probe, next to what was expected of it."""
+    probes = {trained.k: trained for trained in done if not trained.full}
+    speed = 1.0
     for trained in done:
-        if trained.full and probes.get(trained.k, 1.0) < 1:
-            left = min(1.0, (1 - trained.gap) / (1 - probes[trained.k]))
-    return left
-
-
-def _promises(gap: float, left: float, target: float) -> bool:
-    return 1 - left * (1 - gap) >= target
+        probe = probes.get(trained.k)
+        if trained.full and probe and 0 < probe.gap < 1 and probe.taught > 1 and trained.gap < 1:
+            speed = math.log(1 - trained.gap) / math.log(1 - expected(probe, steps))
+    return speed
