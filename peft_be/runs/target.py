@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 
 # The largest k that is tried
 MOST_ROWS = 64
-# A probe's share of the steps of a full training, and its fewest steps. The search is to cost at most 0.6 of a training, with its
-# validations: five probes are the most that it takes until a k is trained in full
+# A probe's share of the steps of a full training. The search is to cost at most 0.6 of a training, with its validations: five
+# probes are the most that it takes until a k is trained in full
 PROBE_SHARE = 0.1
-FEWEST_STEPS = 10
 MAX_SHARE = 0.6
+# Steps have a given length, and in the first ones the rows are still on their way: a probe of 12 steps tells nothing
+FIRST_STEPS = 20
+FEWEST_STEPS = 40
 # Seeds differ by as much in the gap closed
 NOISE = 0.01
 # Doublings between two probes: what lies between them is looked at only where the larger k does
@@ -120,17 +122,18 @@ def starts_from(done: Sequence[Trained], k: int) -> Trained | None:
 
 def expected(probe: Trained, steps: int, speed: float = 1.0) -> float:
     """
-    The gap that is closed after so many `steps` more than a probe had. What is left of the KL falls as a power of the steps:
-    after n of them it is n^-b, so that after N it is the power `log N / log n` of what it was after n (research/log.md).
+    The gap that is closed after so many `steps` more than a probe had. What is left of the KL falls as a power of the steps
+    after the first ones: if it is n^-b after n of them, it is the power `log N / log n` of that after N (research/log.md).
 
     Args:
         probe ([`Trained`]): the probe.
         steps (`int`): those of a full training from its rows.
         speed (`float`, *optional*, defaults to `1.0`): how many times as fast the logarithm falls as it should.
     """
-    if not 0 < probe.gap < 1 or probe.taught < 2:
+    before = probe.taught - FIRST_STEPS
+    if not 0 < probe.gap < 1 or before < 2:
         return probe.gap
-    power = math.log(probe.taught + steps) / math.log(probe.taught)
+    power = math.log(before + steps) / math.log(before)
     return 1 - (1 - probe.gap) ** max(1.0, speed * power)
 
 
@@ -140,6 +143,6 @@ def _speed(done: Sequence[Trained], steps: int) -> float:
     speed = 1.0
     for trained in done:
         probe = probes.get(trained.k)
-        if trained.full and probe and 0 < probe.gap < 1 and probe.taught > 1 and trained.gap < 1:
+        if trained.full and probe and 0 < probe.gap < 1 and trained.gap < 1:
             speed = math.log(1 - trained.gap) / math.log(1 - expected(probe, steps))
     return speed

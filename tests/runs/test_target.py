@@ -16,7 +16,7 @@ from peft_be.adapters.create import add_adapter
 from peft_be.data import split_queries
 from peft_be.evaluation.fidelity import FidelityScorer
 from peft_be.runs.target import (
-    FEWEST_STEPS,
+    FIRST_STEPS,
     MAX_SHARE,
     MOST_ROWS,
     PROBE_SHARE,
@@ -55,7 +55,7 @@ def search(gap, target, ks=KS, told=lambda k, probe: probe, may_probe=lambda don
         earlier = starts_from(done, k)
         steps = STEPS if full else STEPS // 10
         taught = steps + (earlier.taught if earlier else 0)
-        power = math.log(taught + STEPS) / math.log(taught)
+        power = math.log(taught - FIRST_STEPS + STEPS) / math.log(taught - FIRST_STEPS)
         probe = told(k, 1 - (1 - gap(k)) ** (1 / power))
         done.append(Trained(k, gap(k) if full else probe, full, steps, taught))
     return done
@@ -183,7 +183,8 @@ def test_rows_grow_from_the_most_that_are_trained():
 
 @pytest.fixture
 def model(tiny_model, monkeypatch, tmp_path):
-    """A random model whose answers depend on the prompt."""
+    """A random model whose answers depend on the prompt. It learns in fewer steps than a real one needs."""
+    monkeypatch.setattr("peft_be.runs.search.FEWEST_STEPS", 10)
     monkeypatch.setenv("PEFT_BE_CACHE", str(tmp_path / "cache"))
     for parameter in tiny_model.parameters():
         parameter.data.mul_(3)
@@ -361,7 +362,7 @@ def test_the_time_is_for_the_whole_search(run):
     report = run("out", max_steps=100_000, max_minutes=0.2).report
     fitting = report["settings"]["fitting_steps"]
     probes = [entry["steps"] for entry in report["search"]["curve"] if not entry["full"]]
-    steps = min(fitting["probes"], max(FEWEST_STEPS, round(PROBE_SHARE * fitting["probes"])))
+    steps = min(fitting["probes"], max(10, round(PROBE_SHARE * fitting["probes"])))
     assert probes == [steps] * len(probes)
     assert report["steps"] <= fitting[str(report["search"]["k"])] < 100_000
 
