@@ -41,3 +41,21 @@ def best_sentence(report: dict) -> str:
     else:
         told = ", ".join(f"best {name} {value:.4f}" for name, value in best.items())
     return f"{told} (step {step})"
+
+
+def rows_in_words(k: int) -> str:
+    return f"{k} row{'' if k == 1 else 's'}"
+
+
+def search_sentences(search: dict) -> str:
+    """What `training.json` says of the search for a k: the gap that each k closed, and which was chosen."""
+
+    def told(full: bool) -> str:
+        own = sorted((entry for entry in search["curve"] if entry["full"] == full), key=lambda entry: entry["k"])
+        return ", ".join(f"{rows_in_words(entry['k'])} {entry['kl_gap_closed']:.2f}" for entry in own)
+
+    steps = [entry["steps"] for entry in search["curve"] if not entry["full"]]
+    probes = f"after {steps[-1]} steps: {told(False)}; " if steps else ""
+    are = f"{rows_in_words(search['k'])} {'is' if search['k'] == 1 else 'are'}"
+    verdict = "the fewest found that reach" if search["reached"] else "the nearest found to"
+    return f"Gap closed {probes}after all: {told(True)}. {are} {verdict} the target of {search['target']:g}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -26,6 +27,7 @@ _REPORT_TYPES: dict[str, type | tuple[type, ...]] = {
     "steps": int,
     "best": dict,
     "seen_queries": list,
+    "search": dict,
 }
 
 
@@ -86,12 +88,31 @@ def read_report(directory: str | os.PathLike) -> dict:
     ]
     if not damaged and not all(isinstance(key, str) for key in report.get("seen_queries", [])):
         damaged = ["seen_queries"]
+    if not damaged and not _is_search(report.get("search")):
+        damaged = ["search"]
     if damaged:
         raise ValueError(
             f"The training report '{path}' is damaged ({damaged[0]}): delete the file, which the adapter can do "
             "without."
         )
     return report
+
+
+def _is_search(search: dict | None) -> bool:
+    """Whether a report's record of a search for a k is one, or there is none."""
+    if search is None:
+        return True
+    curve = search.get("curve")
+    entries = curve if isinstance(curve, list) and all(isinstance(entry, dict) for entry in curve) else []
+    numbers = [search.get("target"), *(entry.get("kl_gap_closed") for entry in entries)]
+    counts = [search.get("k"), *(entry.get(name) for entry in entries for name in ("k", "steps"))]
+    flags = [search.get("reached"), *(entry.get("full") for entry in entries)]
+    return (
+        bool(entries)
+        and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+        and all(type(value) is int for value in counts)
+        and all(isinstance(value, bool) for value in flags)
+    )
 
 
 def _check_files(directory: Path) -> None:

@@ -14,7 +14,8 @@ from .progress import progress_bars
 
 
 @with_options_of(
-    CompressConfig, without=(*ABLATIONS, "max_minutes", "reconstruction_steps", "keep", "keep_tokens", "save_steps")
+    CompressConfig,
+    without=(*ABLATIONS, "max_minutes", "reconstruction_steps", "keep", "keep_tokens", "save_steps", "target"),
 )
 def compress_many(
     manifest: Annotated[

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -51,6 +52,8 @@ def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter, o
     console.print(table)
     if config.num_be_tokens:
         console.print(fidelity_table(fidelity_figures(directory, config)))
+    if "search" in report:
+        console.print(search_table(report["search"]))
 
 
 def training_rows(stages, training, report: dict) -> dict:
@@ -86,6 +89,23 @@ def fidelity_table(figures: dict[str, dict[str, float]]) -> Table:
         table.add_row(Text(name), *("-" if value is None else f"{value:.{digits}f}" for value, digits in cells))
     if not figures:
         table.add_row("not measured: peft-be eval --card does", *"-" * len(columns))
+    return table
+
+
+def search_table(search: dict) -> Table:
+    """What each number of rows closed of the gap, when the rows that a target needs were looked for."""
+    verdict = "reached" if search["reached"] else "not reached"
+    table = Table(
+        title="The gap closed by more rows",
+        caption=f"On validation queries. The target of {search['target']:g} was {verdict}.",
+    )
+    for column in ("[BE] rows", "steps", "gap closed"):
+        table.add_column(column, justify="right")
+    table.add_column("", width=20)
+    for entry in sorted(search["curve"], key=lambda entry: (entry["k"], entry["full"])):
+        gap, kept = entry["kl_gap_closed"], entry["full"] and entry["k"] == search["k"]
+        cells = (str(entry["k"]), str(entry["steps"]), f"{gap:.3f}")
+        table.add_row(*cells, Bar(1, 0, min(1, max(0, gap))), style="bold" if kept else None)
     return table
 
 

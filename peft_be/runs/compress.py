@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from datasets import Dataset
 from peft import PeftModel
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.create import add_adapter
 from ..adapters.load import name_of
-from ..adapters.provenance import best_figures, stage_name
+from ..adapters.provenance import stage_name
 from ..data import QuerySplits, query_column, split_queries
 from ..files import read_json
 from ..models import DEFAULT_MODEL
@@ -30,9 +31,13 @@ from ..tuner import BETokenConfig
 from .config import CompressConfig, changed
 from .folder import RunFolder
 from .keep import kept_text_of
-from .prepare import confirmed_ae_row, distillation_args, load_confirmed
-from .report import training_report, warn_of_few_queries
+from .prepare import confirmed_ae_row, distillation_args, load_confirmed, load_rows
+from .report import kept_figures, training_report, warn_of_few_queries
+from .search import Search
 from .train import report_to, train
+
+
+Distiller = TypeVar("Distiller", bound=BEDistillTrainer)
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Compression:
         model (`PeftModel`): the base model with the adapter.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         report (`dict`): what was done, as in `training.json`: settings, steps, seconds (`None` if it was interrupted), validation
-            KL, log.
+            KL, log, and with a `target` the `search`: the gap that each k closed.
     """
 
     directory: Path
@@ -70,7 +75,7 @@ def compress_prompt(
     **changes,
 ) -> Compression:
     """
-    Compress a prompt into `num_be_tokens` learned rows.
+    Compress a prompt into `num_be_tokens` learned rows, or into as many as it takes to reach a `target`.
 
     Args:
         prompt (`str` or `list[dict]`):
@@ -105,7 +110,8 @@ def compress_prompt(
 
     Raises:
         `ValueError`: an empty prompt, too few queries, a prompt longer than the context, settings out of range, text to
-            keep that is not the prompt's own, an [AE] row of another backbone, or a resumed run with other settings.
+            keep that is not the prompt's own, an [AE] row of another backbone, a target though the prompt changes
+            nothing, or a resumed run with other settings.
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `FloatingPointError`: the loss is not a finite number.
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
@@ -129,16 +135,18 @@ def compress_prompt(
         budget = Budget(config.max_minutes)
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
-        peft_model = add_adapter(model, tokenizer, config.num_be_tokens, ae_row, config.slot, kept_text)
-        on_failure.callback(peft_model.unload)  # a model that was passed in can be used again
+        k = BETokenConfig.from_pretrained(run.directory).num_be_tokens if run.is_finished else config.num_be_tokens
+        peft_model = add_adapter(model, tokenizer, k, ae_row, config.slot, kept_text)
+        training = _Training(run, config, peft_model, tokenizer, prompt, splits, budget, on_progress)
+        on_failure.callback(lambda: training.model.unload())  # a model that was passed in can be used again
         if run.is_finished:
             compression = _finished(run, peft_model, tokenizer)
         else:
-            training = _Training(run, config, peft_model, tokenizer, prompt, splits, budget, on_progress)
-            report = training.run_stages(on_preview)
-            peft_model.save_pretrained(run.directory)
+            work = training if config.target is None else Search(training)
+            report = work.run_stages(on_preview)
+            training.model.save_pretrained(run.directory)
             run.finish(report)
-            compression = Compression(run.directory, peft_model, tokenizer, report)
+            compression = Compression(run.directory, training.model, tokenizer, report)
         on_failure.pop_all()
         return compression
 
@@ -162,22 +170,18 @@ class _Training:
         if self.config.reconstruction_steps:
             log += self._reconstruct()
             changes = {"init": None, "init_text": None}  # go on from there
-        trainer = self._distiller(distillation_args(self.config, self.run.work / "stage2", **changes))
+        trainer = self.distiller(BEDistillTrainer, distillation_args(self.config, self.run.work / "stage2", **changes))
         stage = stage_name(self.config.kd_weight)
         report_to(self.on_progress, trainer, stage)
         if on_preview:
             on_preview(trainer.preview())
         self._fit_steps(trainer)
         log += train(trainer, stage)
-        state = trainer.state
-        best = best_figures(
-            trainer.args.metric_for_best_model,
-            state.best_metric,
-            state.best_global_step,
-            trainer.no_prompt_kl.get("default"),
-        )
+        return self.report(trainer.state.global_step, kept_figures(trainer), log)
+
+    def report(self, steps: int, best: dict, log: list[dict]) -> dict:
         seconds = None if self.run.resumed else self.budget.used
-        return training_report(self.run.settings, self.splits, state.global_step, best, seconds, log)
+        return training_report(self.run.settings, self.splits, steps, best, seconds, log)
 
     def _reconstruct(self) -> list[dict]:
         """Stage 1 alone."""
@@ -187,8 +191,8 @@ class _Training:
         report_to(self.on_progress, trainer, "stage 1")
         return train(trainer, "stage 1")
 
-    def _distiller(self, args: BEDistillConfig) -> BEDistillTrainer:
-        """The trainer of the main training, whose teacher stops when the time is over."""
+    def distiller(self, trainer_class: type[Distiller], args: BEDistillConfig, **more) -> Distiller:
+        """A trainer of the main training, whose teacher stops when the time is over."""
 
         def report(name: str, done: int, total: int) -> None:
             if self.on_progress:
@@ -197,7 +201,7 @@ class _Training:
             if self._measured_steps is None:
                 self.budget.left()
 
-        return BEDistillTrainer(
+        return trainer_class(
             self.model,
             args,
             self.prompt,
@@ -205,6 +209,7 @@ class _Training:
             eval_dataset=Dataset.from_dict({"query": query_column(self.splits.validation)}),
             processing_class=self.tokenizer,
             on_teacher_progress=report,
+            **more,
         )
 
     def _fit_steps(self, trainer: BEDistillTrainer) -> None:
@@ -222,7 +227,6 @@ class _Training:
 
 def _finished(run: RunFolder, peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Compression:
     """What a finished run made; `peft_model` has an adapter like the run's, and gets its rows."""
-    peft_model.load_adapter(run.directory, "default", is_trainable=True)
-    peft_model.peft_config["default"].provenance = BETokenConfig.from_pretrained(run.directory).provenance
+    load_rows(peft_model, run.directory)
     report = read_json(run.directory / run.RESULT, "result", dict)
     return Compression(run.directory, peft_model, tokenizer, report)

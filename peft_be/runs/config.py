@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_names, check_number
 from ..recipe import AERecipe, Recipe, setting
+from .target import MOST_ROWS
 
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ class CompressConfig(Recipe):
 
     Args:
         num_be_tokens (`int`, *optional*, defaults to `1`):
-            k, the number of [BE] rows.
+            k, the number of [BE] rows; with a `target`, the k that the search starts with.
+        target (`float`, *optional*):
+            The share of the KL gap that is to be closed on the validation queries. The run then looks for the smallest k, of
+            `num_be_tokens` doubled up to 64, that closes it. For [`compress_prompt`] alone.
         slot (`str`, *optional*, defaults to `"system"`):
             Where [BE] stands: `"system"` in the template's system turn, `"prefix"` in front of the user's turn.
         keep (`list[str]`, *optional*):
@@ -82,6 +86,9 @@ class CompressConfig(Recipe):
     """
 
     num_be_tokens: int = setting(1, "k, the number of [BE] rows.")
+    target: float | None = setting(
+        None, "Find the smallest k, from --num-be-tokens to 64, that closes this share of the KL gap."
+    )
     slot: str = setting("system", "system: inside the system turn; prefix: in front of the user's turn.")
     keep: list[str] | None = setting(
         None, "A part of the prompt that must be exact: it stays text after [BE]. Repeatable."
@@ -120,10 +127,26 @@ class CompressConfig(Recipe):
         check_number("max_steps", self.max_steps, COUNT, whole=True)
         if self.max_minutes is not None:
             check_number("max_minutes", self.max_minutes, POSITIVE)
+        self._check_target()
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         if self.ae is not None:
             self.ae = os.fspath(self.ae)
+
+    def _check_target(self) -> None:
+        if self.target is None:
+            return
+        check_number("target", self.target, Range(above=0, below=1))
+        if self.num_be_tokens > MOST_ROWS:
+            raise ValueError(
+                f"With a target, the search starts with num_be_tokens rows and ends with {MOST_ROWS}, got "
+                f"num_be_tokens={self.num_be_tokens}: lower it, or leave out target."
+            )
+        if self.kd_weight == 0 or self.reconstruction_steps:
+            raise ValueError(
+                "A target is a share of the KL gap, which the distillation closes: leave it out, or set kd_weight above 0 "
+                "and reconstruction_steps to 0."
+            )
 
     @classmethod
     def paper(cls, **changes) -> CompressConfig:

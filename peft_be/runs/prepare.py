@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.create import find_ae_row
@@ -13,6 +14,7 @@ from ..prompting.context import check_length
 from ..prompting.fingerprints import sha256
 from ..teacher import teacher_cache_dir, weights_sha256
 from ..training import BEDistillConfig
+from ..tuner import BETokenConfig
 from .config import CompressConfig, shared_fields
 from .folder import RunFolder
 
@@ -62,3 +64,9 @@ def confirmed_ae_row(
     if row is not None:
         run.confirm("ae_sha256", sha256(row.tolist()), "[AE] row")
     return row
+
+
+def load_rows(peft_model: PeftModel, directory: str | os.PathLike) -> None:
+    """Give a new adapter the rows of a saved one of the same size, and the record of where they come from."""
+    peft_model.load_adapter(directory, "default", is_trainable=True)
+    peft_model.peft_config["default"].provenance = BETokenConfig.from_pretrained(directory).provenance

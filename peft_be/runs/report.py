@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 
+from ..adapters.provenance import best_figures
 from ..data import QuerySplits, query_key
+from ..training import BEDistillTrainer
 
 
 # With fewer training or validation queries than these there is a warning: nothing was measured with so few
@@ -38,6 +40,12 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
             "they did on other queries (research/log.md). Trust peft-be eval with held-out queries instead.",
             stacklevel=1,
         )
+
+
+def kept_figures(trainer: BEDistillTrainer) -> dict:
+    """The figures of the rows that a training kept. `kl_gap_closed` is the one that a search goes by."""
+    state, kl_no_prompt = trainer.state, trainer.no_prompt_kl.get("default")
+    return best_figures(trainer.args.metric_for_best_model, state.best_metric, state.best_global_step, kl_no_prompt)
 
 
 def training_report(

@@ -184,7 +184,7 @@ class BEDistillTrainer(RowTrainer):
                     "use_ae_token=True and set the row, or train with kd_weight=1."
                 )
             self._reconstruction = reconstruction_batches(base, self.renderers, ae_token_id, self._collator)
-        self._teaching = Teaching(base, self._head, self._tokenizer, args, on_teacher_progress)
+        self._teaching = self._make_teaching(base, self._head, self._tokenizer, args, on_teacher_progress)
         if args.kd_weight == 0:
             # The one training example of stage 1 is in compute_loss: the rows here only count the steps
             dummy = {"input_ids": [[0]], "labels": [[-100]], "length": [1], "prompt": [0]}
@@ -192,6 +192,9 @@ class BEDistillTrainer(RowTrainer):
         datasets = {split: None if given is None else query_dataset(given) for split, given in queries.items()}
         self._num_queries = {split: len(dataset or []) for split, dataset in datasets.items()}
         return self._teaching.rows(self.renderers, datasets, self._named)
+
+    def _make_teaching(self, *args) -> Teaching:
+        return Teaching(*args)
 
     def _make_renderers(self, config: BETokenConfig) -> dict[str, PromptRenderer]:
         count, be_token_ids = len(self._prompts), config.be_token_ids or []

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,24 @@ PREVIEWS = 3
 # A prompt whose absence changes less is hardly there: its own examples or paragraphs in another order changed 0.003 to
 # 0.017 nats a token (`reordered`), and its absence 0.08 and more, for every prompt that was measured (research/log.md)
 LITTLE_KL = 0.02
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """An answer of the teacher: the number of the prompt, the query, the answer's ids, and the index of its hidden states."""
+
+    prompt: int
+    query: str | list[dict]
+    answer: list[int]
+    teacher: int
+
+    def row(self, renderer: PromptRenderer) -> dict:
+        """What the student learns from."""
+        student = renderer.be(self.query)
+        # The last answer token predicts nothing, but is kept: rows stay what the model will see
+        labels = [-100] * len(student) + self.answer
+        row = {"input_ids": student + self.answer, "labels": labels, "length": len(labels)}
+        return {**row, "prompt": self.prompt, "teacher": self.teacher}
 
 
 class Teaching:
@@ -72,12 +90,14 @@ class Teaching:
         self._pad = tokenizer.pad_token_id or 0
         # Queries of the first prompt, and the teacher's answers to them
         self._previews: list[tuple[str | list, list[int]]] = []
+        self._lessons: dict[str, list[_Lesson]] | None = None
 
     def rows(
         self, renderers: dict[str, PromptRenderer], datasets: dict[str, Dataset | None], named: bool
     ) -> dict[str, Dataset]:
         """
-        Have the teacher answer all queries.
+        Have the teacher answer all queries. It does so once: a later call makes rows for other renderers of the same prompts,
+        such as those of an adapter with more [BE] rows.
 
         Args:
             renderers (`dict[str, PromptRenderer]`): for each prompt, how its queries are written.
@@ -91,10 +111,22 @@ class Teaching:
         Raises:
             `ValueError`: a prompt has no queries, or leaves no room in the context for query and answer.
         """
+        if self._lessons is None:
+            self._lessons = self._teach(renderers, datasets, named)
+        students = list(renderers.values())
+        return {
+            split: Dataset.from_list([lesson.row(students[lesson.prompt]) for lesson in lessons])
+            for split, lessons in self._lessons.items()
+        }
+
+    def _teach(
+        self, renderers: dict[str, PromptRenderer], datasets: dict[str, Dataset | None], named: bool
+    ) -> dict[str, list[_Lesson]]:
+        """Have the teacher answer all queries, as in `rows`."""
         if named:
             for split, dataset in datasets.items():
                 _check_owners(dataset, renderers, split)
-        rows: dict[str, list[dict]] = {split: [] for split in datasets}
+        lessons: dict[str, list[_Lesson]] = {split: [] for split in datasets}
         done = dict.fromkeys(datasets, 0)
         totals = {split: len(dataset or []) for split, dataset in datasets.items()}
         training = self._base.training
@@ -117,12 +149,13 @@ class Teaching:
                     firsts = {answer.query: answer.ids for answer in reversed(answers) if answer.query < PREVIEWS}
                     self._previews = [(queries[query], ids) for query, ids in sorted(firsts.items())]
                 for answer in answers:
-                    rows[split].append(self._row(renderer.be(queries[answer.query]), answer, number))
+                    lessons[split].append(_Lesson(number, queries[answer.query], answer.ids, len(self.hidden)))
+                    self.hidden.append(answer.hidden)
                 done[split] += len(dataset)
                 seconds = time.perf_counter() - start
                 logger.info(f"Teacher: {len(dataset)} {split} queries of prompt '{name}' in {seconds:.0f} s.")
         self._base.train(training)
-        return {split: Dataset.from_list(rows[split]) for split in datasets}
+        return lessons
 
     def preview(self, renderer: PromptRenderer) -> list[dict]:
         """The teacher's answers to the first queries, see [`BEDistillTrainer.preview`]."""
@@ -152,13 +185,6 @@ class Teaching:
             batch_size=args.answer_batch_size,
             seed=args.seed,
         )
-
-    def _row(self, student: list[int], answer: Answer, number: int) -> dict:
-        self.hidden.append(answer.hidden)
-        # The last answer token predicts nothing, but is kept: rows stay what the model will see
-        labels = [-100] * len(student) + answer.ids
-        row = {"input_ids": student + answer.ids, "labels": labels, "length": len(labels)}
-        return {**row, "prompt": number, "teacher": len(self.hidden) - 1}
 
     def _report(self, split: str, before: int, total: int) -> Callable[[int], None]:
         def report(done: int) -> None:

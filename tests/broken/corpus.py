@@ -169,6 +169,8 @@ def _adapters(base: Path) -> Iterator[Group]:
         torch.manual_seed(0)
         get_peft_model(model, config).save_pretrained(folder)
         report = {"model": str(base), "steps": 3, "seconds": 1.5, "seen_queries": ["0" * 24], "best": {"kl": 0.5}}
+        curve = [{"k": 1, "full": False, "steps": 3, "kl_gap_closed": 0.25}]
+        report["search"] = {"target": 0.5, "k": 1, "reached": False, "curve": curve}
         (folder / "training.json").write_text(json.dumps(report))
 
     def rows(folder: Path) -> list:

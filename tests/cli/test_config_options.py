@@ -19,7 +19,7 @@ from peft_be.runs.config import PAPER
         (
             "compress-many",
             CompressConfig,
-            (*ABLATIONS, "max_minutes", "reconstruction_steps", "keep", "keep_tokens", "save_steps"),
+            (*ABLATIONS, "max_minutes", "reconstruction_steps", "keep", "keep_tokens", "save_steps", "target"),
         ),
         ("pretrain-ae", PretrainAEConfig, ()),
     ],

@@ -59,9 +59,9 @@ def test_a_run_records_its_configuration(tiny_model, tiny_tokenizer, tmp_path):
 
 
 def test_settings_that_need_a_prompt_alone(tmp_path):
-    for name in ("max_minutes", "reconstruction_steps"):
+    for name, value in (("max_minutes", 3), ("reconstruction_steps", 3), ("target", 0.5)):
         with pytest.raises(ValueError, match=f"{name} is for a prompt that is compressed alone"):
-            compress_prompts([PromptJob("a", PROMPT, QUERIES)], tmp_path / "out", CompressConfig(**{name: 3}))
+            compress_prompts([PromptJob("a", PROMPT, QUERIES)], tmp_path / "out", CompressConfig(**{name: value}))
 
 
 # Of the fields whose default does not tell the type
