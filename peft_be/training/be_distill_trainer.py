@@ -202,8 +202,6 @@ class BEDistillTrainer(RowTrainer):
             raise ValueError(
                 f"{count} prompts cannot share {config.num_be_tokens} [BE] rows: each needs the same number of them."
             )
-        if self._named and config.kept_text is not None:
-            raise ValueError("kept_text belongs to one prompt, and several learn here: compress each prompt alone.")
         self._rows_per_prompt = k = config.num_be_tokens // count
         renderers = {}
         for i, (name, prompt) in enumerate(self._prompts.items()):

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from ..prompting import PromptRenderer
+from ..tuner import BETokenConfig
 from .be_distill_trainer import BEDistillTrainer
 from .row_trainer import EpochLengthSampler
 
@@ -43,6 +45,11 @@ class ManyPromptsTrainer(BEDistillTrainer):
         self.failed: dict[str, str] = {}
         self.stopped: set[str] = set()
         return super()._prepare(*args)
+
+    def _make_renderers(self, config: BETokenConfig) -> dict[str, PromptRenderer]:
+        if config.kept_text is not None:
+            raise ValueError("kept_text belongs to one prompt, and several learn here: compress each prompt alone.")
+        return super()._make_renderers(config)
 
     @property
     def learning(self) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from peft_be import BEDistillConfig, CompressConfig, PromptRenderer, compress_prompt
+from peft_be import BEDistillConfig, BETokenConfig, CompressConfig, PromptRenderer, compress_prompt
 from peft_be.adapters.create import add_adapter
 from peft_be.data import split_queries
 from peft_be.evaluation.fidelity import FidelityScorer
@@ -298,6 +298,14 @@ def test_a_run_with_a_target(run, model, tiny_tokenizer):
     base = loaded.get_base_model()
     scorer = FidelityScorer(base, tiny_tokenizer, [renderer.full(query) for query in queries], 6)
     assert scorer.kl([renderer.be(query) for query in queries]) == pytest.approx(best["kl"], rel=1e-3)
+
+
+def test_kept_text_stays_with_every_number_of_rows(run):
+    kept = PROMPT.partition(".")[0]
+    result = run("out", keep=[kept])
+    assert result.report["search"]["k"] > 1
+    configs = [BETokenConfig.from_pretrained(run.folder / "out"), result.model.peft_config["default"]]
+    assert [config.kept_text for config in configs] == [kept, kept]
 
 
 def test_a_target_that_is_reached_at_once(run):
