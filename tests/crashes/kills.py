@@ -62,10 +62,6 @@ def run_compress(folder: Path, shared: Path, **options) -> None:
     compress_prompt(PROMPT, QUERIES, folder, model=str(shared / "tiny"), **stages, **STEPS, **options)
 
 
-def run_compress_target(folder: Path, shared: Path, **options) -> None:
-    compress_prompt(PROMPT, QUERIES, folder, model=str(shared / "tiny"), target=0.99, **STEPS, **options)
-
-
 def run_compress_many(folder: Path, shared: Path, **options) -> None:
     jobs = [PromptJob(f"day{i}", f"{PROMPT} It is day {i}.", QUERIES[i:]) for i in range(3)]
     jobs.append(PromptJob("long", "word " * 600, QUERIES))
@@ -89,7 +85,6 @@ def run_compare(folder: Path, shared: Path, **options) -> None:
 COMMANDS = {
     "pretrain-ae": run_pretrain_ae,
     "compress": run_compress,
-    "compress-target": run_compress_target,
     "compress-many": run_compress_many,
     "compare": run_compare,
 }

@@ -27,6 +27,6 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     commands = json.loads(record.read_text())
-    assert commands.keys() == {"pretrain-ae", "compress", "compress-target", "compress-many", "compare"}
+    assert commands.keys() == {"pretrain-ae", "compress", "compress-many", "compare"}
     for table in commands.values():
         assert table["runs"] == table["resumed"] == table["bit_equal"] == 3
