@@ -114,7 +114,9 @@ def test_prompts_are_known_in_every_form(tokenizers):
             check_adapter_prompt(config, other, allow_other_prompt=True)
     for provenance in (None, {}):
         check_adapter_prompt(SimpleNamespace(provenance=provenance), text)
-    config = SimpleNamespace(provenance={"prompt_sha256": old[0]}, be_token_ids=[5], ae_token_id=None, slot="system")
+    config = SimpleNamespace(
+        provenance={"prompt_sha256": old[0]}, be_token_ids=[5], ae_token_id=None, slot="system", kept_text=None
+    )
     tokenizer = tokenizers("smollm2")
     assert PromptRenderer.for_adapter(config, tokenizer, text).full("Hi")
     with pytest.raises(ValueError, match="another prompt"):

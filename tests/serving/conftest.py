@@ -20,7 +20,7 @@ from .pages import free_port
 @pytest.fixture(scope="module")
 def page_folders(tmp_path_factory, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("page")
-    base = save_tiny_llama(folder / "base", tiny_tokenizer)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer, context=4096)
     return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
 
 

@@ -102,7 +102,14 @@ def test_pass_rates_of_checks_come_first(model, tmp_path):
     config = model.peft_config["default"]
     saved(model, tmp_path)
     both = {"no_prompt": 0.75, "be": 0.25}
-    scores = {"num_queries": 9, "kl": both, "kl_gap_closed": None, "top1_agreement": both, "answer_rouge_l": both}
+    scores = {
+        "num_queries": 9,
+        "kl": both,
+        "kl_gap_closed": None,
+        "gap": {"median": None, "behaviour": None},
+        "top1_agreement": both,
+        "answer_rouge_l": both,
+    }
     scores["checks"] = {"says 'yes': #1": {"full": 1.0, "no_prompt": 0.0, "be": 2 / 3}}
     add_scores(tmp_path, config, scores)
     first, second, *others = ModelCard.load(tmp_path / "README.md").data.eval_results
