@@ -20,7 +20,7 @@ from .pages import free_port
 @pytest.fixture(scope="module")
 def page_folders(tmp_path_factory, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("page")
-    base = save_tiny_llama(folder / "base", tiny_tokenizer, context=4096)
+    base = save_tiny_llama(folder / "base", tiny_tokenizer)
     return [save_adapter(base, folder / "keeper", k=1), save_adapter(base, folder / "seller.v2", k=3)]
 
 
@@ -34,8 +34,8 @@ def serve(page_folders):
 
     def start(prompts):
         comparison = PromptComparison(page_folders, prompts)
-        # No faster than a real model, or long answers would be over before the browser sees them
-        comparison.model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        # No faster than a real model: a browser on a busy machine would see long answers too late, and draw all day
+        comparison.model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(0.25))
         pages.append(launch_page(comparison, port=free_port()))
         return pages[-1].local_url
 
