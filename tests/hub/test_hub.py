@@ -74,7 +74,7 @@ def test_push_list_and_load(hub, adapters, tmp_path):
     card = ModelCard(hub.repos["me/keeper"]["README.md"].decode())
     assert card.data.license == "mit" and card.data.base_model == "org/tiny" and card.data.library_name == "peft"
     assert "peft_be" in card.data.tags and "import peft_be" in card.text and "Not a secret" in card.text
-    assert 'load_adapter("me/keeper")' in card.text and card.data.eval_results[0].metric_type == "kl"
+    assert 'load_adapter("me/keeper")' in card.text and card.data.eval_results[0].metric_type == "kl_gap_closed"
     assert str(base) not in "".join(content.decode(errors="ignore") for content in hub.repos["me/keeper"].values())
 
     # A reader with nothing of ours
