@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -239,7 +239,7 @@ def returns() -> Desk:
     return Desk(prompt, [item["question"] for item in train], distinct(lambda: case(rng, 1), NUM_TEST))
 
 
-def distinct(make: Callable[[], dict], count: int, used: set[str] = frozenset()) -> list[dict]:  # type: ignore[assignment]
+def distinct(make: Callable[[], dict], count: int, used: Collection[str] = ()) -> list[dict]:
     """Items whose questions differ, and are not among `used`."""
     made: dict[str, dict] = {}
     for _ in range(50 * count):

@@ -41,7 +41,9 @@ class AnswerChecks:
         from ..evaluation.answer_checks import check_applies, load_checks
         from ..evaluation.held_out import passages_of
 
-        loaded = load_checks(self.checks) if self.checks else []
+        if self.checks is None:
+            return []
+        loaded = load_checks(self.checks)
         # Queries that stand in the prompt are not scored
         scored = [query for query, passage in zip(queries, passages_of(prompt, queries)) if passage is None]
         check_applies(loaded, scored or queries)

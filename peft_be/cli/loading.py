@@ -31,7 +31,7 @@ class Loading:
     allow_other_prompt: bool = setting(False, "Accept a prompt other than the one of the training.")
 
     def find(self, directory: Path, prompt: str | list[dict] | None) -> Path:
-        """The adapter's folder. A prompt other than that of its training is refused before anything is loaded."""
+        """The adapter's folder. If the adapter was trained on another prompt, it is refused before the model is loaded."""
         from ..adapters.load import read_adapter
         from ..prompting import check_adapter_prompt
 

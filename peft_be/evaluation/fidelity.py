@@ -125,7 +125,7 @@ class FidelityScorer:
 
     @torch.no_grad()
     def answer_kl(self, prompts: list[list[int]]) -> AnswerKL:
-        """The KL of each answer alone, where `kl` gives that of all: what a [`Gap`] is computed from."""
+        """The KL of each answer, from which a [`Gap`] is computed. It needs no answers of the stand-in."""
         return self._of_answers(self._follow(prompts, None, "stand-in")[1])
 
     def _of_answers(self, per_token: list[torch.Tensor]) -> AnswerKL:

@@ -109,7 +109,7 @@ class Search:
         return trained
 
     def _fit_training(self, trainer: BEDistillTrainer, k: int, full: bool) -> None:
-        """Lower the number of steps to what fits into the time, and that of a probe to its share."""
+        """Lower the number of steps to what fits into the time. A probe gets a share of that."""
         steps = trainer.args.max_steps
         if self._budget.seconds is not None:
             fitting, name = self._run.settings.get("fitting_steps", {}), str(k) if full else "probes"

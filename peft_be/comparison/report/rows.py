@@ -55,7 +55,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("task", "Task score", "Mean over runs; the standard error is that of the test questions", "high"),
+    Column("task", "Task score", "Mean over runs, with the standard error over the test questions", "high"),
     Column("retention", "Task retention", "Task score divided by the full prompt's", "high"),
     Column(
         "median",
@@ -144,8 +144,8 @@ def report_rows(results: dict) -> list[Row]:
 
 def leading_gap(rows: list[Row]) -> str:
     """
-    The gap that ranks the methods: the median's where there is one, for it is that of most queries, and else the mean's, as
-    in the results of earlier versions.
+    The gap that ranks the methods: the median, which a few queries cannot decide. Results of earlier versions have none, and
+    are ranked by the mean.
     """
     return "median" if any(row.cells["median"].value is not None for row in rows) else "gap"
 
