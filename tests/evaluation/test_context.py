@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from peft_be import BenchConfig, BETokenConfig, bench_inference, evaluate_fidelity
 from peft_be.comparison.compare import compare_methods
@@ -95,44 +95,3 @@ def test_the_page(tiny_tokenizer, tmp_path):
     folders = [save_adapter(base, tmp_path / name) for name in ("keeper", "seller")]
     with pytest.raises(ValueError, match="context is 512"):
         PromptComparison(folders, [PROMPT, LONG])
-
-
-@pytest.mark.parametrize(
-    "changes, longest",
-    [
-        ({}, 512),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 1024),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 2048),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}}, 2048),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
-        (
-            {
-                "rope_scaling": {
-                    "rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 128,
-                    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                }
-            },
-            512,
-        ),
-    ],
-)  # fmt: skip
-def test_scaled_positions(changes, longest):
-    from transformers import LlamaForCausalLM
-
-    sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **changes)).eval()
-    assert len(answer_states(model, [[5] * (longest - 2)], [[5, 5]])) == 1
-    with pytest.raises(ValueError, match=f"context is {longest}"):
-        answer_states(model, [[5] * (longest - 1)], [[5, 5]])
-
-
-def test_a_sliding_window_is_no_limit():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": 8}
-    model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
-    assert len(answer_states(model, [[5] * 60], [[5] * 4])) == 1
-    with pytest.raises(ValueError, match="context is 64"):
-        answer_states(model, [[5] * 60], [[5] * 5])
