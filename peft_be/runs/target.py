@@ -113,6 +113,12 @@ def chosen(done: Sequence[Trained], target: float) -> Trained:
     return min(reached, key=lambda trained: trained.k) if reached else max(full, key=lambda trained: trained.gap)
 
 
+def is_too_late(done: Sequence[Trained], seconds_left: float) -> bool:
+    """Whether a k has been trained in full, and the time that is left is too short for another."""
+    full = [trained.seconds for trained in done if trained.full]
+    return bool(full) and max(full) > seconds_left
+
+
 def starts_from(done: Sequence[Trained], k: int) -> Trained | None:
     """The training whose rows those of a new one with k rows start from: that of the most rows up to k, a full one first."""
     return max(
