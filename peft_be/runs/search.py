@@ -68,8 +68,9 @@ class Search:
     def run_stages(self, on_preview: OnPreview | None) -> dict:
         """Train rows until as many as the target needs are found, and return the report."""
         target, done, late = cast(float, self._config.target), self._done(), False
-        prompt_ids = PromptRenderer(self._training.tokenizer, self._training.prompt).prompt_ids
-        ks = candidates(self._config.num_be_tokens, len(prompt_ids))
+        kept_text = self._training.model.peft_config["default"].kept_text
+        renderer = PromptRenderer(self._training.tokenizer, self._training.prompt, kept_text=kept_text)
+        ks = candidates(self._config.num_be_tokens, len(renderer.prompt_ids) - len(renderer.kept_ids))
         while (training := self._next(done, ks, target)) is not None:
             late = is_too_late(done, self._seconds_left)
             if late:

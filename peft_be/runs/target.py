@@ -53,10 +53,10 @@ class Trained:
     seconds: float = 0.0
 
 
-def candidates(first: int, prompt_tokens: int) -> list[int]:
-    """The k that are tried: `first`, doubled as long as there are fewer rows than P has tokens."""
+def candidates(first: int, replaced_tokens: int) -> list[int]:
+    """The k that are tried: `first`, doubled as long as there are fewer rows than tokens of P that they replace."""
     ks = [first]
-    while 2 * ks[-1] <= MOST_ROWS and 2 * ks[-1] < prompt_tokens:
+    while 2 * ks[-1] <= MOST_ROWS and 2 * ks[-1] < replaced_tokens:
         ks.append(2 * ks[-1])
     return ks
 

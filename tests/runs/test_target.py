@@ -309,12 +309,15 @@ def test_a_run_with_a_target(run, model, tiny_tokenizer):
     assert scorer.kl([renderer.be(query) for query in queries]) == pytest.approx(best["kl"], rel=1e-3)
 
 
-def test_kept_text_stays_with_every_number_of_rows(run):
+def test_kept_text_stays_with_every_number_of_rows(run, tiny_tokenizer):
     kept = PROMPT.partition(".")[0]
     result = run("out", keep=[kept])
     assert result.report["search"]["k"] > 1
     configs = [BETokenConfig.from_pretrained(run.folder / "out"), result.model.peft_config["default"]]
     assert [config.kept_text for config in configs] == [kept, kept]
+    # With the rows, it is shorter than the prompt
+    renderer = PromptRenderer(tiny_tokenizer, PROMPT, kept_text=kept)
+    assert all(k + len(renderer.kept_ids) < len(renderer.prompt_ids) for k, _ in told(result.report))
 
 
 def test_a_target_that_is_reached_at_once(run):
