@@ -38,7 +38,7 @@ def test_the_table_the_figures_and_the_card_have_the_pass_rates(evaluate, job):
     ):
         assert line.strip(" \u2502").startswith(start) and line.count(cell) == 3
     assert "KL" in lines[3]  # after the checks
-    assert "No check is clearly lost" in out and "fewer queries are for 'says [anything]' (2)" in out
+    assert "No check is clearly lost" in out and "there are fewer for 'says [anything]' (2)" in out
     assert "2 of 2 answers of the full prompt are as long as they may be, 4 tokens" in err
     scores = json.loads(figures.read_text())["checks"]
     assert scores["all checks"]["be"] == 0 and scores["says [anything]"]["num_answers"] == 2

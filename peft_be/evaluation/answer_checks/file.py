@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,7 @@ def _check(name: Any, rules: Any, of: str) -> AnswerCheck:
             tests.append(_make(key, where, TEXT_KINDS[key], rules[key], alike))
         else:
             tests.append(_make(key, where, OTHER_KINDS[key], rules[key]))
-    return AnswerCheck(name, tuple(tests), when, min_pass_rate)
+    return AnswerCheck(name, tuple(tests), when, min_pass_rate, json.dumps(rules, sort_keys=True, default=str))
 
 
 def _make(key: str, where: str, make: Callable, *given) -> Any:
