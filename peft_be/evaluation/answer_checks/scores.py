@@ -31,7 +31,7 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
 
     A check is lost if more answers pass it with the full prompt alone than with [BE] alone, and so unevenly that chance would make it
     in less than one of 20 cases: McNemar's exact test, two-sided, p < 0.05, each check by itself. With nothing gained, that takes six
-    lost answers. Of 40 checks that lose nothing, one at most is called lost on average.
+    lost answers. On average, at most one of 40 checks that lose nothing is called lost.
 
     Args:
         checks (`list[AnswerCheck]`): as from [`load_checks`].
