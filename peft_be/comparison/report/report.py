@@ -14,7 +14,7 @@ from markupsafe import Markup
 from ...evaluation.tasks import TASKS
 from .charts import curve_sections, gap_bar, seed_of, trade_off
 from .checks import check_names, check_table
-from .rows import Row, is_number, leading_gap, report_columns, report_notes, report_rows, with_runs
+from .rows import Cell, Row, is_number, leading_gap, report_columns, report_notes, report_rows, with_runs
 from .verdict import verdict
 
 
@@ -40,24 +40,30 @@ def markdown_table(results: dict) -> str:
     table = [["Method", *(_markdown(column.heading) for column in columns)]]
     table.append(["---", *["---:"] * len(columns)])
     for row in shown:
-        cells = [row.cells[column.key] for column in columns]
-        texts = [f"{cell.text} ({cell.spread})" if cell.spread else cell.text for cell in cells]
-        table.append([f"{_markdown(row.label)} {row.mark}".strip(), *texts])
+        cells = [_told(row.cells[column.key]) for column in columns]
+        table.append([f"{_markdown(row.label)} {row.mark}".strip(), *cells])
     lines = _lines(table) if shown else ["No method has a result."]
-    checks = [["Check", *(_markdown(row.label) for row in shown)], ["---", *["---:"] * len(shown)]]
-    for name, cells in zip(check_names(shown), zip(*(cells for _, cells in check_table(shown)))):
-        checks.append(
-            [_markdown(name), *(f"{cell.text} ({cell.spread})" if cell.spread else cell.text for cell in cells)]
-        )
     notes = [f"- {mark} {_markdown(note)}" for mark, note in report_notes(results, rows).items()]
     notes += [f"- Failed: {_markdown(row.label)}: {_markdown(row.error)}" for row in rows if row.error]
     words = _markdown(verdict(shown, _prompt_tokens(results)))
-    parts = ([words], lines, _lines(checks) if len(checks) > 2 else [], notes)
+    parts = ([words], lines, _lines(_checks(shown)), notes)
     return "\n\n".join("\n".join(part) for part in parts if any(part)) + "\n"
+
+
+def _checks(rows: list[Row]) -> list[list[str]]:
+    """The pass rates of all methods, a line for each check; nothing without checks."""
+    methods = check_table(rows)
+    lines = [[_markdown(name), *(_told(cells[i]) for _, cells in methods)] for i, name in enumerate(check_names(rows))]
+    head = [["Check", *(_markdown(row.label) for row in rows)], ["---", *["---:"] * len(rows)]]
+    return [*head, *lines] if lines else []
 
 
 def _lines(table: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
+def _told(cell: Cell) -> str:
+    return f"{cell.text} ({cell.spread})" if cell.spread else cell.text
 
 
 def html_report(results: dict) -> str:

@@ -226,8 +226,9 @@ def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[st
 
 def _passed_all(run: dict) -> float | None:
     """The share of a run's answers that pass all checks. A single check has no sum."""
-    checks = run.get("checks") or {}
-    return (checks.get(ALL_CHECKS) or next(iter(checks.values()), {})).get("be")
+    checks: dict[str, dict] = run.get("checks") or {}
+    single: dict = next(iter(checks.values()), {})
+    return checks.get(ALL_CHECKS, single).get("be")
 
 
 def _add_retention(results: dict, rows: list[Row]) -> None:
