@@ -85,3 +85,16 @@ def test_what_is_lost_is_said_in_answers(capsys):
         "Lost: 'says [goodbye]'. 8 answers pass with the full prompt alone, 1 with [BE] alone "
         "(McNemar's exact test: p = 0.039).\n"
     )
+
+
+def test_a_comparison_counts_them(cli, job, tiny_dir):
+    path = job.folder / "checks.yaml"
+    path.write_text("says [anything]: '^'\nsays goodbye: {ends_with: Goodbye!}\n")
+    arguments = ["--prompt", job.folder / "prompt.txt", "--queries", job.folder / "queries.jsonl", "--model", tiny_dir]
+    arguments += ["--output", job.folder / "compared", "--max-answer-length", 4, "--methods", "truncation:8"]
+    code, out, err = cli("compare", *arguments, "--checks", path)
+    assert code == 0, err
+    assert "pass all checks in 0 % of the answers, the full prompt in 0 %, no prompt in 0 %." in out
+    assert "| says \\[anything\\] | 1.000 | 1.000 | 1.000 |" in out
+    assert "answers of the full prompt are as long as they may be, 4 tokens" in err
+    assert '<section id="checks">' in (job.folder / "compared" / "report.html").read_text()
