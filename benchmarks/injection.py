@@ -160,7 +160,7 @@ def main() -> None:
         spellings = [*spellings_of(tokenizer, be), *spellings_of(base_tokenizer, be), PLACEHOLDER]
         spellings, template = list(dict.fromkeys(spellings)), tokenizer.get_chat_template()
         strings = more_hostile_strings(args.strings, spellings, template, args.seed)
-        before = [{"role": "system", "content": tokens[NAMES[0]].text}]
+        before = [{"role": "system", "content": tokens[NAMES[0]].system_text}]
 
         def of_transformers(messages: list[dict]) -> list[int]:
             return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

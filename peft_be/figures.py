@@ -58,4 +58,4 @@ def search_sentences(search: dict) -> str:
     probes = f"after {steps[-1]} steps: {told(False)}; " if steps else ""
     are = f"{rows_in_words(search['k'])} {'is' if search['k'] == 1 else 'are'}"
     verdict = "the fewest found that reach" if search["reached"] else "the nearest found to"
-    return f"Gap closed {probes}after all: {told(True)}. {are} {verdict} the target of {search['target']:g}."
+    return f"Gap closed {probes}after all steps: {told(True)}. {are} {verdict} the target of {search['target']:g}."

@@ -89,6 +89,7 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
     no_prompt = scorer.answer_kl(without)
     task = cell.get("task") and load_cells_task(cell["task"], manifest)
     result = run_method(cell.get("method", "be"), settings, job, scorer, scored, task)
+    gap = Gap.between(AnswerKL.of_run(result), no_prompt)
     shutil.rmtree(work, ignore_errors=True)
     shown = list(zip(scored, result["answers"]))[:NUM_SHOWN]
     return {
@@ -98,8 +99,8 @@ def run(cell: dict, manifest: Path, folder: Path) -> dict:
         "task": cell.get("task"),
         "task_score": result["task"],
         "kl": {"no_prompt": no_prompt.mean, "be": result["kl"]},
-        "kl_gap_closed": 1 - result["kl"] / no_prompt.mean,
-        "gap": asdict(Gap.between(AnswerKL.of_run(result), no_prompt)),
+        "kl_gap_closed": gap.mean,
+        "gap": asdict(gap),
         "prompt_tokens": len(renderer.prompt_ids),
         "scored_on": scored_on,
         "machine": machine_of(model),

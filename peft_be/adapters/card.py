@@ -176,8 +176,8 @@ def set_metrics(
 
 def _pass_rates(checks: dict[str, dict]) -> Iterator[tuple[str, str, float]]:
     for name, score in checks.items():
-        yield "check_pass_rate", f"Answers that pass the check '{name}'", score["be"]
-        yield "check_pass_rate_full", f"Answers of the full prompt that pass the check '{name}'", score["full"]
+        yield "check_pass_rate", f"Answers that pass: {name}", score["be"]
+        yield "check_pass_rate_full", f"The full prompt's answers that pass: {name}", score["full"]
 
 
 def fidelity_figures(directory: Path, config) -> dict[str, dict[str, float]]:

@@ -15,8 +15,6 @@ from .common import fail, say
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from ..evaluation.answer_checks import AnswerCheck
 
 
@@ -87,15 +85,16 @@ def show_lost(scores: dict) -> None:
         say("No check is clearly lost (McNemar's exact test, p < 0.05).")
     few = [f"'{name}' ({score['num_answers']})" for name, score in scores.items() if score["num_answers"] < MIN_LOST]
     if few:
-        say(f"A loss shows in {MIN_LOST} answers at least, and fewer queries are for {', '.join(few)}: give more.")
+        say(
+            f"It takes {MIN_LOST} lost answers to tell a loss, and there are fewer for {', '.join(few)}: give more queries."
+        )
 
 
-def warn_of_cuts(texts: list[dict], tokenizer: PreTrainedTokenizerBase, max_answer_length: int) -> None:
-    """Warn if answers of the full prompt are as long as they may be: how they would have ended, no check can see."""
-    lengths = (len(tokenizer(answer["full"], add_special_tokens=False).input_ids) for answer in texts)
-    if cut := sum(length >= max_answer_length for length in lengths):
+def warn_of_cuts(cut: int, answers: int, max_answer_length: int) -> None:
+    """Warn if answers of the full prompt were cut: how they would have ended, no check can see."""
+    if cut:
         warnings.warn(
-            f"{cut} of {len(texts)} answers of the full prompt are as long as they may be, {max_answer_length} tokens, and checks see "
+            f"{cut} of {answers} answers of the full prompt are as long as they may be, {max_answer_length} tokens, and checks see "
             "no more of them: raise --max-answer-length.",
             stacklevel=2,
         )

@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..comparison.config import CompareConfig
+from .answer_checks import warn_of_cuts
 from .common import bold, console, resumable, say
 from .config_options import with_options_of
 from .options import QUERY_FILES, Model, Overwrite, QueryField, Resume
@@ -35,6 +36,10 @@ def compare(
         Optional[str], typer.Option(help="A task to score on, too, such as gsm8k: see docs/evaluation.md.")
     ] = None,
     task_items: Annotated[Optional[Path], typer.Option(help="Its items: .jsonl, .json, .csv or .parquet.")] = None,
+    checks: Annotated[
+        Optional[Path],
+        typer.Option(help="Checks of the answers, a .yaml, .yml or .json file: see docs/evaluation.md."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The first of the seeds; the others follow it.")] = 42,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -42,6 +47,7 @@ def compare(
     """Compare ways to replace a prompt: trained, scored and reported under one budget."""
     from ..comparison.compare import compare_methods
     from ..data import load_queries
+    from ..evaluation.answer_checks import load_checks
     from ..evaluation.tasks import load_task
     from ..prompting import load_prompt
 
@@ -52,6 +58,7 @@ def compare(
     if task == "rolebench-judge":
         raise ValueError("rolebench-judge needs a judge: pass load_task(..., judge=...) to compare_methods in Python.")
     scored = load_task(task, task_items) if task and task_items else None
+    counted = load_checks(checks) if checks else None
     with resumable(output), progress_bars() as on_progress:
         results = compare_methods(
             text,
@@ -63,12 +70,15 @@ def compare(
             test_queries=held_out,
             seeds=tuple(range(seed, seed + seeds)),
             task=scored,
+            checks=counted,
             name=prompt.stem,
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
         )
     console.print((output / "table.md").read_text(encoding="utf-8"), soft_wrap=True)
+    if counted:
+        warn_of_cuts(results["cut_answers"], results["num_queries"]["test"], config.max_answer_length)
     say("Report: ", bold(output / "report.html"))
     failed = [method["name"] for method in results["methods"] if method["error"]]
     if failed:

@@ -79,7 +79,7 @@ def evaluate(
         add_scores(directory, peft_model.peft_config["default"], scores)
     show(scores, texts[:samples])
     if checks:
-        warn_of_cuts(texts, tokenizer, max_answer_length)
+        warn_of_cuts(scores["cut_answers"], len(texts), max_answer_length)
     if requests:
         show_refusals(scores["refusals"], refused)
     answer_checks.end(checks, scores)
@@ -120,12 +120,11 @@ def score_table(scores: dict) -> Table:
         of = f"{unchanged} of {scores['num_queries']} queries"
         table.caption = f"Left out of the median: {of}, on which the prompt changes next to nothing."
     table.add_section()
-    for label, name, digits in (
-        ("KL to the full prompt, nats a token", "kl", 4),
-        ("same top token", "top1_agreement", 3),
-        ("ROUGE-L of greedy answers", "answer_rouge_l", 3),
+    for label, name, digits, full in (
+        ("KL to the full prompt, nats a token", "kl", 4, "0"),
+        ("same top token", "top1_agreement", 3, "1"),
+        ("ROUGE-L of greedy answers", "answer_rouge_l", 3, "1"),
     ):
-        full = {"kl": "0"}.get(name, "1")
         table.add_row(label, full, *(f"{scores[name][which]:.{digits}f}" for which in ("no_prompt", "be")))
     table.add_row("time to first token, ms", *(f"{scores['ttft_ms'][w]:.1f}" for w in ("full", "no_prompt", "be")))
     table.add_section()

@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import QuerySplits, as_queries, query_key, split_queries
+from ..evaluation.answer_checks import AnswerCheck, check_applies, check_scores
 from ..evaluation.fidelity import FidelityScorer
 from ..evaluation.gap import AnswerKL, Gap
 from ..evaluation.held_out import outside_the_prompt
@@ -76,6 +77,15 @@ def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
         run["gap"] = zero and asdict(Gap.between(AnswerKL.of_run(run), zero))
         run["kl_gap_closed"] = run["gap"] and run["gap"]["mean"]
     return {"name": spec, "trains": method.trains, **shared, "runs": own, "error": error}
+
+
+def add_check_scores(results: dict, checks: list[AnswerCheck], queries: list) -> None:
+    """Add to each run its [`check_scores`], where the method stands for [BE]; none if no prompt has failed."""
+    runs = {method["name"]: method["runs"] for method in results["methods"]}
+    for run in [run for own in runs.values() for run in own] if runs["none"] else []:
+        texts = zip(queries, results["full_answers"], runs["none"][0]["answers"], run["answers"])
+        answers = [dict(zip(("query", "full", "no_prompt", "be"), own)) for own in texts]
+        run["checks"] = check_scores(checks, answers)
 
 
 def run_method(
@@ -155,6 +165,7 @@ def compare_methods(
     model: str = DEFAULT_MODEL,
     test_queries: Iterable | None = None,
     task: Task | None = None,
+    checks: list[AnswerCheck] | None = None,
     name: str = "prompt",
     resume: bool = False,
     overwrite: bool = False,
@@ -180,6 +191,7 @@ def compare_methods(
         test_queries (`Iterable`, *optional*): held-out queries; `None` takes 24 of `queries`, or a fifth if there are
             fewer.
         task ([`Task`], *optional*): a task to score every method on, too.
+        checks (`list[AnswerCheck]`, *optional*): what to count in the answers of every method, as from [`load_checks`].
         name (`str`, *optional*, defaults to `"prompt"`): what the report calls P.
         resume (`bool`, *optional*, defaults to `False`): go on with the interrupted run in `output_dir`.
         overwrite (`bool`, *optional*, defaults to `False`): replace an earlier run in `output_dir`, as in [`compress_prompt`].
@@ -191,8 +203,8 @@ def compare_methods(
         `dict`: what `results.json` holds. A method that failed has its `error` there; `resume=True` tries it again.
 
     Raises:
-        `ValueError`: an unknown method, no seed, too few queries, no test queries but such that stand in P, or a resumed run
-            with other settings.
+        `ValueError`: an unknown method, no seed, too few queries, no test queries but such that stand in P, a check that applies
+            to none of them, or a resumed run with other settings.
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `KeyboardInterrupt`: Ctrl-C; finished runs are kept, and `resume=True` goes on.
     """
@@ -200,6 +212,7 @@ def compare_methods(
     config = changed(config, CompareConfig, changes)
     splits = _split(as_queries(queries), test_queries)
     splits.test, left_out = outside_the_prompt(prompt, splits.test)
+    check_applies(checks or [], splits.test)
     warn_of_few_queries({name: splits})
     settings = {
         "prompt": sha256(prompt),
@@ -208,8 +221,10 @@ def compare_methods(
         "methods": list(made),
         **recorded(config),
         "task": task and {"name": type(task).__name__, "items": sha256([task.queries, task.references])},
+        "checks": sha256([[check.name, check.rules] for check in checks]) if checks else None,
     }
-    with ComparisonFolder(output_dir, settings, resume, overwrite, recorded(CompareConfig())) as folder:
+    defaults = {**recorded(CompareConfig()), "checks": None}
+    with ComparisonFolder(output_dir, settings, resume, overwrite, defaults) as folder:
         if folder.is_finished:
             return read_json(folder.directory / folder.RESULT, "result", dict)
         base, tokenizer = load_confirmed(folder, model, None, config.dtype, config.device)
@@ -217,6 +232,8 @@ def compare_methods(
         comparison.check_task()
         about = {"left_out": left_out, "machine": machine_of(base), "versions": versions()}
         results = {"model": model, **comparison.run(made, name), **about}
+        if checks:
+            add_check_scores(results, checks, splits.test)
         folder.directory.joinpath("table.md").write_text(markdown_table(results), encoding="utf-8")
         folder.directory.joinpath("report.html").write_text(html_report(results), encoding="utf-8")
         # Failed methods can be tried again, and the results of the others are kept until then
@@ -272,6 +289,7 @@ class _Comparison:
             **_described(self.splits, self.folder.settings, self.task),
             "prompt": {"name": name, "tokens": len(renderer.prompt_ids)},
             "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
+            "cut_answers": scorer.cut_answers,
             "full_answers": scorer.texts,
             "methods": [summary(spec, method, done, errors.get(spec)) for spec, method in made.items()],
         }

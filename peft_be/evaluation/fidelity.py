@@ -17,7 +17,15 @@ from ..progress import OnProgress, counter
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
 from ..prompting.reconstruction import reconstruction_example
-from ..teacher import Answer, AnswerSettings, SharedPrefix, answer_divergences, generate_answers, share_prefix
+from ..teacher import (
+    Answer,
+    AnswerSettings,
+    SharedPrefix,
+    answer_divergences,
+    generate_answers,
+    share_prefix,
+    stop_ids,
+)
 from ..tuner import active_config
 from ..tuner.layer import BETokenEmbedding
 from .gap import AnswerKL, Gap
@@ -42,7 +50,6 @@ class Fidelity(AnswerKL):
     """
 
     kl: float
-    query_kl: list[float]
     top1_agreement: float
     answer_rouge_l: float
     answers: list[str]
@@ -68,6 +75,7 @@ class FidelityScorer:
         teacher (`list[Answer]`): P's answers.
         texts (`list[str]`): the same as text.
         quoted (`list[list[bool]]`, *optional*): which of their tokens are quoted, see [`quoted_tokens`].
+        cut_answers (`int`): answers of P that are as long as they may be and have no end.
 
     Raises:
         `ValueError`: no queries, or one that does not fit into the model's context with P and its answer.
@@ -92,6 +100,8 @@ class FidelityScorer:
         self.teacher = self._generate(prompts, share_prefix(model, prompts), "full prompt")
         self.texts = self._decode(self.teacher)
         ids = [answer.ids for answer in self.teacher]
+        ends = stop_ids(model)
+        self.cut_answers = sum(len(own) >= max_answer_length and own[-1] not in ends for own in ids)
         self.quoted = None if quotable is None else quoted_tokens(tokenizer, *quotable, ids)
         self._top = top_tokens(self.teacher, self.head)
 
@@ -190,8 +200,8 @@ def evaluate_fidelity(
     Returns:
         `tuple[dict, list[dict]]`: the scores, and for each query that was scored the texts `query`, `full`, `be` and
             `no_prompt`. Of the scores, `gap` has the fields of [`Gap`], and `kl_gap_closed` is its `mean`; `copies` are
-            the full prompt's answers that are mostly quoted from P, see [`copies`]; `left_out` are the queries that stand
-            in P.
+            the full prompt's answers that are mostly quoted from P, see [`copies`]; `cut_answers` counts those that
+            `max_answer_length` has cut; `left_out` are the queries that stand in P.
 
     Raises:
         `ValueError`: no queries, none but such that stand in P, something that is no query, another prompt than the
@@ -221,6 +231,7 @@ def evaluate_fidelity(
         "compression_ratio": len(renderer.prompt_ids) / (config.num_be_tokens + len(renderer.kept_ids)),
         "num_queries": len(queries),
         "num_answer_tokens": sum(len(answer.ids) for answer in scorer.teacher),
+        "cut_answers": scorer.cut_answers,
         "gap": asdict(gap),
         "kl": {name: score.kl for name, score in scores.items()},
         "kl_gap_closed": gap.mean,

@@ -54,8 +54,8 @@ class AnswerKL:
 @dataclass
 class Gap:
     """
-    The share of the gap that a stand-in closes, see [`gap_closed`]. Intervals are those of 95 %, of what other such queries
-    would give: from 1,000 samples of the queries, with replacement and a fixed seed.
+    The share of the gap that a stand-in closes, see [`gap_closed`]. Intervals hold 95 % of what other such queries would give,
+    by 1,000 samples of the queries, drawn with replacement from a fixed seed.
 
     Attributes:
         median (`float`, *optional*): of the queries' own shares: no query counts more than another. Queries on which the prompt

@@ -24,7 +24,7 @@ from .prepare import distillation_args
 
 # Enough to rank sentences by, and a third of the work of all
 MAX_QUERIES = 16
-# A sentence has to save this share of the KL of no prompt, or it is not worth its tokens
+# A sentence has to save this share of the KL that is left before any is chosen, or it is not worth its tokens
 LEAST_SAVING = 0.01
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -38,13 +38,35 @@ def kept_text_of(
     splits: QuerySplits,
     on_progress: OnProgress | None,
 ) -> str | None:
-    """The kept text of a run: what `keep` names, and the sentences that `keep_tokens` has room for. A run chooses once."""
+    """
+    The kept text of a run: what `keep` names, and the sentences that `keep_tokens` has room for. A run chooses once.
+
+    Raises:
+        `ValueError`: the whole prompt would be kept.
+    """
+    given = find_kept_text(prompt, config.keep)
+    if given is not None or config.keep_tokens is not None:
+        _check_room(tokenizer, prompt, given, config.keep_tokens or 0)
     if config.keep_tokens is None:
-        return find_kept_text(prompt, config.keep)
+        return given
     if "kept_text" not in run.settings:
-        meter = _Meter(run, config, model, tokenizer, prompt, splits, on_progress)
+        training, meter = model.training, _Meter(run, config, model.eval(), tokenizer, prompt, splits, on_progress)
         run.remember("kept_text", choose(prompt, config.keep or [], config.keep_tokens, meter.length, meter.kl))
+        model.train(training)
     return run.settings["kept_text"]
+
+
+def _check_room(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], given: str | None, budget: int
+) -> None:
+    """Refuse to keep as many tokens as the prompt has: it would be longer with [BE] than without."""
+    renderer = PromptRenderer(tokenizer, prompt, kept_text=given)
+    kept, whole = len(renderer.kept_ids), len(renderer.prompt_ids)
+    if kept + budget >= whole:
+        parts = [f"keep has {kept} tokens"] * (given is not None) + [f"keep_tokens is {budget}"] * (budget > 0)
+        raise ValueError(
+            f"Nothing would be saved: {' and '.join(parts)}, and the whole prompt has {whole} tokens. Keep less of it."
+        )
 
 
 def sentences(prompt: str | list[dict[str, str]]) -> list[str]:

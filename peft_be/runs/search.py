@@ -26,7 +26,17 @@ from ..training.teaching import Teaching
 from ..tuner.checks import read_rows
 from .prepare import distillation_args, load_rows
 from .report import kept_figures
-from .target import FEWEST_STEPS, MAX_SHARE, PROBE_SHARE, Trained, candidates, chosen, next_training, starts_from
+from .target import (
+    FEWEST_STEPS,
+    MAX_SHARE,
+    PROBE_SHARE,
+    Trained,
+    candidates,
+    chosen,
+    is_too_late,
+    next_training,
+    starts_from,
+)
 from .train import report_to, train
 
 
@@ -58,15 +68,19 @@ class Search:
     def run_stages(self, on_preview: OnPreview | None) -> dict:
         """Train rows until as many as the target needs are found, and return the report."""
         target, done, late = cast(float, self._config.target), self._done(), False
-        prompt_ids = PromptRenderer(self._training.tokenizer, self._training.prompt).prompt_ids
-        ks = candidates(self._config.num_be_tokens, len(prompt_ids))
+        kept_text = self._training.model.peft_config["default"].kept_text
+        renderer = PromptRenderer(self._training.tokenizer, self._training.prompt, kept_text=kept_text)
+        ks = candidates(self._config.num_be_tokens, len(renderer.prompt_ids) - len(renderer.kept_ids))
         while (training := self._next(done, ks, target)) is not None:
-            late = self._is_too_late(done)
+            late = is_too_late(done, self._seconds_left)
             if late:
                 break
             if done and done[-1].full:
-                told = f"{rows_in_words(done[-1].k)} closed {done[-1].gap:.3f} of the gap in all steps"
-                warnings.warn(f"With {told}, the target of {target:g} is missed: the search goes on.", stacklevel=1)
+                warnings.warn(
+                    f"After all steps, {rows_in_words(done[-1].k)} closed {done[-1].gap:.3f} of the gap, and the target is "
+                    f"{target:g}: the search goes on.",
+                    stacklevel=1,
+                )
             done.append(self._train(*training, done, ks.index(training[0]), on_preview))
         best = chosen(done, target)
         if best.gap < target:
@@ -114,7 +128,7 @@ class Search:
         if self._budget.seconds is not None:
             fitting, name = self._run.settings.get("fitting_steps", {}), str(k) if full else "probes"
             if name not in fitting:
-                left = max(0.0, self._budget.seconds - self._budget.used)
+                left = self._seconds_left
                 fits = steps_in_time(trainer, left)
                 if not full:
                     fits = int(fits / (1 + MAX_SHARE))
@@ -127,10 +141,9 @@ class Search:
         else:
             _shorten(trainer.args, min(steps, max(FEWEST_STEPS, round(PROBE_SHARE * steps))))
 
-    def _is_too_late(self, done: list[Trained]) -> bool:
-        """Whether a k has been trained in full, and there is no time for another."""
-        last = max((trained.seconds for trained in done if trained.full), default=0.0)
-        return self._budget.seconds is not None and last > self._budget.seconds - self._budget.used
+    @property
+    def _seconds_left(self) -> float:
+        return math.inf if self._budget.seconds is None else max(0.0, self._budget.seconds - self._budget.used)
 
     def _resize(self, k: int) -> None:
         """Put an adapter of k rows on the base model, in place of one that has another number of them."""
@@ -150,13 +163,13 @@ class Search:
         return read_rows(folder / WEIGHTS_FILE, read_config(folder))["be"]
 
     def _done(self) -> list[Trained]:
-        """The finished trainings of an interrupted run, up to the first whose rows are damaged."""
+        """The finished trainings of an interrupted run, up to the first whose record or rows are damaged."""
         done: dict[tuple[int, bool], Trained] = {}
         for record in read_records(self._run.work / "search.jsonl"):
-            trained = Trained(**record)
             try:
+                trained = Trained(**record)
                 self._rows(trained)
-            except (ValueError, FileNotFoundError):
+            except (TypeError, ValueError, FileNotFoundError):  # TypeError: of another version, with other fields
                 break
             done[trained.k, trained.full] = trained
         return list(done.values())

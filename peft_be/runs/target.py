@@ -53,10 +53,10 @@ class Trained:
     seconds: float = 0.0
 
 
-def candidates(first: int, prompt_tokens: int) -> list[int]:
-    """The k that are tried: `first`, doubled as long as there are fewer rows than P has tokens."""
+def candidates(first: int, replaced_tokens: int) -> list[int]:
+    """The k that are tried: `first`, doubled as long as there are fewer rows than tokens of P that they replace."""
     ks = [first]
-    while 2 * ks[-1] <= MOST_ROWS and 2 * ks[-1] < prompt_tokens:
+    while 2 * ks[-1] <= MOST_ROWS and 2 * ks[-1] < replaced_tokens:
         ks.append(2 * ks[-1])
     return ks
 
@@ -111,6 +111,12 @@ def chosen(done: Sequence[Trained], target: float) -> Trained:
     full = [trained for trained in done if trained.full]
     reached = [trained for trained in full if trained.gap >= target]
     return min(reached, key=lambda trained: trained.k) if reached else max(full, key=lambda trained: trained.gap)
+
+
+def is_too_late(done: Sequence[Trained], seconds_left: float) -> bool:
+    """Whether a k has been trained in full, and the time that is left is too short for another."""
+    full = [trained.seconds for trained in done if trained.full]
+    return bool(full) and max(full) > seconds_left
 
 
 def starts_from(done: Sequence[Trained], k: int) -> Trained | None:

@@ -47,7 +47,7 @@ def lora_section(repo_id: str, name: str, folder: str, base: str, token: LoraTok
         subfolder=f', subfolder="{path.rstrip("/")}"' if path else "",
         base=base,
         text=token.text,
-        kept=" and, after it, a part of the prompt" if token.kept_text else "",
+        kept=", followed by a part of the prompt," if token.kept_text else "",
         place=token.place,
         call=call,
         download=f"hf download {repo_id}{include} --local-dir {served}",
@@ -87,7 +87,7 @@ Input embeddings of `{base}`, trained to stand for a system prompt (Behavior-Equ
 
 _SECTION = """## Use as a LoRA adapter
 
-`{text}`{kept} {place} stands for the prompt. With PEFT and transformers:
+`{text}` {place}{kept} stands for the prompt. With PEFT and transformers:
 
 ```python
 from peft import PeftModel

@@ -11,8 +11,8 @@ from .teaching import Teaching
 
 class GrowingTrainer(BEDistillTrainer):
     """
-    Trainer of a prompt's [BE] rows, the first of which were trained before, in an adapter with fewer rows or as many. The rows
-    next to them start where those of a new adapter would.
+    Trainer of a prompt's [BE] rows, the first of which were trained before, in an adapter with as many rows or fewer. The
+    others start as the rows of a new adapter do.
 
     The learning rate is in units of a new adapter's start rows, as in any other training: trained rows are longer, and with
     each time that they grow, the steps would become longer, too.

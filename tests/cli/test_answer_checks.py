@@ -38,13 +38,16 @@ def test_the_table_the_figures_and_the_card_have_the_pass_rates(evaluate, job):
     ):
         assert line.strip(" \u2502").startswith(start) and line.count(cell) == 3
     assert "KL" in lines[3]  # after the checks
-    assert "No check is clearly lost" in out and "fewer queries are for 'says [anything]' (2)" in out
+    assert "No check is clearly lost" in out and "there are fewer for 'says [anything]' (2)" in out
     assert "2 of 2 answers of the full prompt are as long as they may be, 4 tokens" in err
     scores = json.loads(figures.read_text())["checks"]
     assert scores["all checks"]["be"] == 0 and scores["says [anything]"]["num_answers"] == 2
     results = ModelCard.load(job.folder / "out" / "README.md").data.eval_results
     found = {r.metric_name: r.metric_value for r in results if r.metric_type == "check_pass_rate"}
-    assert found["Answers that pass the check 'says [anything]'"] == 1 and len(found) == 3
+    assert (
+        found["Answers that pass: says [anything]"] == 1 == 1 + found["Answers that pass: all checks"]
+        and len(found) == 3
+    )
 
 
 def test_one_check_needs_no_sum(evaluate):
@@ -82,3 +85,16 @@ def test_what_is_lost_is_said_in_answers(capsys):
         "Lost: 'says [goodbye]'. 8 answers pass with the full prompt alone, 1 with [BE] alone "
         "(McNemar's exact test: p = 0.039).\n"
     )
+
+
+def test_a_comparison_counts_them(cli, job, tiny_dir):
+    path = job.folder / "checks.yaml"
+    path.write_text("says [anything]: '^'\nsays goodbye: {ends_with: Goodbye!}\n")
+    arguments = ["--prompt", job.folder / "prompt.txt", "--queries", job.folder / "queries.jsonl", "--model", tiny_dir]
+    arguments += ["--output", job.folder / "compared", "--max-answer-length", 4, "--methods", "truncation:8"]
+    code, out, err = cli("compare", *arguments, "--checks", path)
+    assert code == 0, err
+    assert "pass all checks in 0 % of the answers, the full prompt in 0 %, no prompt in 0 %." in out
+    assert "| says \\[anything\\] | 1.000 | 1.000 | 1.000 |" in out
+    assert "answers of the full prompt are as long as they may be, 4 tokens" in err
+    assert '<section id="checks">' in (job.folder / "compared" / "report.html").read_text()

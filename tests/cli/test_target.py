@@ -10,7 +10,7 @@ def test_the_curve_is_told_and_shown(cli, job):
     search = json.loads((job.folder / "out" / "training.json").read_text())["search"]
     probes = {entry["k"]: entry["kl_gap_closed"] for entry in search["curve"] if not entry["full"]}
     listed = ", ".join(f"{k} row{'' if k == 1 else 's'} {gap:.2f}" for k, gap in sorted(probes.items()))
-    assert f"Gap closed after 20 steps: {listed}; after all: " in out
+    assert f"Gap closed after 20 steps: {listed}; after all steps: " in out
     verdict = "the fewest found that reach" if search["reached"] else "the nearest found to"
     assert re.search(rf"{search['k']} rows? (is|are) {verdict} the target of 0.95\.", out)
     assert "--target 0.9" not in out  # it has been looked for

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from peft_be import load_checks
 from peft_be.comparison.compare import compare_methods
 from peft_be.comparison.methods import SoftPrompt
 
@@ -218,3 +219,32 @@ def test_the_curve_and_its_line_are_of_the_same_queries(compare, tmp_path):
     html = (tmp_path / "out" / "report.html").read_text()
     assert "no prompt, validation" in html and "no prompt, test" not in html
     assert f"of {values[0]:.3f} without a prompt, gap closed" in html
+
+
+CHECKS = {"is short": {"characters": {"max": 1}}, "speaks of a day": {"when": "day", "never_says": "island"}}
+
+
+def test_checks_are_counted(compare, tmp_path):
+    results = compare(["be"], checks=load_checks(CHECKS))
+    runs = [run for method in results["methods"] for run in method["runs"]]
+    answers = {method["name"]: method["runs"][0]["answers"] for method in results["methods"]}
+    assert all(list(run["checks"]) == [*CHECKS, "all checks"] for run in runs)
+    for run in runs:
+        score = run["checks"]["is short"]
+        for side, texts in (("full", results["full_answers"]), ("no_prompt", answers["none"]), ("be", run["answers"])):
+            assert score[side] == sum(len(text.strip()) <= 1 for text in texts) / 3
+    assert results["cut_answers"] <= 3
+    assert "| speaks of a day |" in (tmp_path / "out" / "table.md").read_text()
+    # The same checks are known again, however often they are read
+    assert compare(["be"], checks=load_checks(CHECKS), resume=True)["methods"] == json.loads(
+        json.dumps(results["methods"])
+    )
+    for other in (None, load_checks({**CHECKS, "is short": {"characters": {"max": 2}}})):
+        with pytest.raises(ValueError, match="another checks"):
+            compare(["be"], checks=other, resume=True)
+
+
+def test_a_check_that_no_test_query_asks_for_is_found_before_the_work(compare, tmp_path):
+    with pytest.raises(ValueError, match="No query matches 'when' of the check 'refunds'"):
+        compare(["be"], checks=load_checks({"refunds": {"when": "refund", "contains": "30 days"}}))
+    assert not (tmp_path / "out").exists()

@@ -124,6 +124,61 @@ def test_the_verdict(results):
     assert words(results).startswith("1 token ([BE]) closes 0 % of the gap")
 
 
+def with_checks(results):
+    """Two checks, one of which a single seed of [BE] loses, and the cartridge in its only run."""
+    passed = {"none": (0.1, 0.0), "full": (1.0, 0.9), "be": (1.0, 0.5), "cartridge:4": (0.95, 0.25)}
+    for method in results["methods"]:
+        for number, run in enumerate(method["runs"]):
+            greets, brief = passed[method["name"]]
+            lost = method["name"] == "cartridge:4" or (method["name"] == "be" and number == 0)
+            run["checks"] = {
+                "greets [all]": {"be": greets, "lost": False},
+                "is brief": {"be": brief, "lost": lost},
+                "all checks": {"be": brief - 0.1 * (brief > 0), "lost": lost},
+            }
+
+
+def test_checks_lead(results):
+    with_checks(results)
+    text = markdown_table(results)
+    table = table_of(text.partition("| Check |")[0])
+    assert list(table[r"\[BE\]"])[1:4] == ["All checks", "Quiz", "Task retention"]
+    assert table[r"\[BE\]"]["All checks"] == "0.400" and table["No prompt"]["All checks"] == "0.000"
+    checks = table_of("| Check |" + text.partition("| Check |")[2])
+    assert checks[r"greets \[all\]"][r"\[BE\]"] == "1.000"
+    assert checks["is brief"] == {
+        "Check": "is brief",
+        "Full prompt": "0.900",
+        "cartridge, 4 tokens": "0.250 (lost)",
+        r"\[BE\]": "0.500 (lost in 1 of 3 runs)",
+        "No prompt": "0.000",
+    }
+    assert words(results).startswith(
+        "1 token ([BE]) passes all checks in 40 % of the answers, the full prompt in 80 %, no prompt in 0 %. 1 token ([BE]) "
+        "keeps"
+    )
+    page = Document(html_report(results))
+    assert page.sections()[:2] == ["methods", "checks"]
+    assert "greets [all]" in page.text and "lost in 1 of 3 runs" in page.text
+    # What most runs lose is said, and who passes more
+    for run in method_of(results, "be")["runs"]:
+        run["checks"]["is brief"]["lost"] = True
+    method_of(results, "cartridge:4")["runs"][0]["checks"]["all checks"]["be"] = 0.45
+    assert (
+        "no prompt in 0 %. Lost with 1 token ([BE]): 'is brief'. 4 tokens (cartridge) pass them in 45 %, the most"
+        in (words(results))
+    )
+    # The only one has no sum
+    for method in results["methods"]:
+        for run in method["runs"]:
+            run["checks"] = {"is brief": run["checks"]["is brief"]}
+    assert table_of(markdown_table(results).partition("| Check |")[0])[r"\[BE\]"]["All checks"] == "0.500"
+    results["settings"]["checks"] = "2fd4"
+    assert "--checks CHECKS" in html_report(results)
+    results["methods"] = results["methods"][2:]
+    assert words(results).startswith("1 token ([BE]) passes all checks in 50 % of the answers. Lost")
+
+
 def test_a_verdict_on_a_prompt_without_effect(results):
     for method in results["methods"]:
         for run in method["runs"]:

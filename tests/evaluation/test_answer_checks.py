@@ -52,7 +52,9 @@ def passes(kinds, answer):
         ({"ends_with": "?", "ignore_case": True}, ["Why?"], ["Why."]),
         ({"one_of": ["refund", "other"]}, ["refund\n"], ["refund.", "Refund", "a refund"]),
         ({"one_of": ["yes", "no"], "ignore_case": True}, ["YES"], ["yes!"]),
-        ({"words": {"min": 2, "max": 3}}, ["one two", "one - two three"], ["one", "one two three four", ""]),
+        ({"words": {"min": 2, "max": 3}}, ["one two", "one - two three", "你好"], ["one", "one two three four", "", "你好世界"]),
+        ({"never_regex": "^(?!.*days)"}, ["in days"], ["weeks", ""]),
+        ({"contains": "30 days\n"}, ["30 days."], ["30"]),  # a block of YAML
         ({"sentences": {"max": 1}}, ["One.", "One!", "no end"], ["One. Two.", "One\nTwo"]),
         ({"characters": {"max": 3}}, [" abc "], ["abcd"]),
         ({"json": True}, ['{"a": 1}', " [1, 2]\n", '"text"'], ["```json\n{}\n```", "{'a': 1}", "NaN", "", "[" * 100_000]),
@@ -95,6 +97,7 @@ def test_sentences(text, sentences):
 
 def test_words():
     assert count_words("well-known - it's 3 \u2013 five") == 4
+    assert count_words("用 iPhone15 手机, 好吗？") == 6
 
 
 def test_a_text_language_is_the_same_each_time():
@@ -123,6 +126,11 @@ def test_a_text_language_is_the_same_each_time():
         ({"it": {"never_says": " "}}, "'never_says' of the check 'it' has an empty text"),
         ({"it": ""}, "'regex' of the check 'it' must be a regular expression"),
         ({"it": "(Hello"}, r"'regex' of the check 'it' is not a regular expression: missing \)"),
+        ({"it": "refund|send back|"}, "'regex' of the check 'it' is found in every text, for it may match nothing at all"),
+        ({"it": {"contains": "a", "when": ".*"}}, r"'when' of the check 'it' is found in every text, .*: '\.\*'"),
+        ({"it": {"never_regex": "(?i)(sorry)?"}}, "is found in every text"),
+        ({"it": {"never_says": ["an AI", " AI "]}}, "white space at an end of ' AI ', which is not compared"),
+        ({"it": {"words": {"min": 0}}}, "'words' of the check 'it' has a min of 0, which every answer has"),
         ({"it": {"never_regex": "\bAI\b"}}, "holds a control character: double the backslashes"),
         ({"it": {"contains": "a", "when": "("}}, "'when' of the check 'it' is not a regular expression"),
         ({"it": {"contains": "a", "ignore_case": "yes"}}, "'ignore_case' of the check 'it' must be true or false"),
@@ -156,6 +164,13 @@ def test_checks_that_are_refused(checks, message):
         ("checks.yaml", "it: a\nand: b: c\n", r"cannot be read as YAML \(line 2\)"),
         ("checks.yaml", "it: a\nit: b\n", r"\(line 2\): the key 'it' is there twice"),
         ("checks.yaml", "it:\n  one_of: [2024-13-01]\n", "cannot be read as YAML"),
+        (
+            "checks.yaml",
+            "it:\n  json_schema:\n    properties: {on: {type: string}}\n",
+            r"\(line 3\): the key 'on' is not read as text: put quotes",
+        ),
+        ("checks.yaml", "no: a\n", r"\(line 1\): the key 'no' is not read as text"),
+        ("checks.yaml", "[a, b]: c\n", "is not read as text"),
         ("checks.yaml", "a: &a\n  when: *a\n", "The check 'a' in '.*' checks nothing"),
         ("checks.yml", "it: {words: 1}", "'words' of the check 'it' in '.*checks.yml' takes"),
         ("checks.json", "[]", "must be an object, and is a list"),
@@ -237,6 +252,16 @@ def test_when_limits_a_check_to_the_queries_that_it_is_for():
         check_applies(checks, ["Where are you?"])
     with pytest.raises(ValueError, match="No query matches"):
         check_scores(checks, answers[1:])
+
+
+def test_what_would_be_counted_for_another_is_refused():
+    checks = load_checks({"greets": "^Hello"})
+    with pytest.raises(ValueError, match="2 checks are called 'greets': give each a name of its own"):
+        check_scores([*checks, *load_checks({"greets": "^Hi"})], answers_of(("Hello", "Hello", "Hi")))
+    with pytest.raises(ValueError, match="There are no answers to check"):
+        check_scores(checks, [])
+    with pytest.raises(ValueError, match="There are no checks"):
+        check_scores([], answers_of(("Hello", "Hello", "Hi")))
 
 
 def test_a_check_is_lost_only_where_chance_would_hardly_lose_it():

@@ -64,16 +64,36 @@ def test_the_keys_are_the_documented_ones(model, tiny_tokenizer):
     scores, _ = evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES, max_answer_length=2)
     assert scores.keys() == {
         "model", "prompt_tokens", "be_tokens", "kept_tokens", "compression_ratio", "num_queries", "num_answer_tokens", "kl",
-        "kl_gap_closed", "top1_agreement", "answer_rouge_l", "ttft_ms", "versions", "gap", "copies", "left_out",
+        "kl_gap_closed", "top1_agreement", "answer_rouge_l", "ttft_ms", "versions", "gap", "copies", "cut_answers",
+        "left_out",
     }  # fmt: skip
     assert scores["gap"].keys() == {field.name for field in dataclasses.fields(Gap)}
     pages = "".join(page.read_text() for page in (Path(__file__).parents[2] / "docs").rglob("*.md"))
     told = [f"gap.{name}" for name in ("median", "behaviour", "quoted", "mean")]
-    for name in (*told, "copies", "left_out", "top1_agreement", "answer_rouge_l", "reconstruction", "ttft_ms"):
+    for name in (
+        *told,
+        "copies",
+        "cut_answers",
+        "left_out",
+        "top1_agreement",
+        "answer_rouge_l",
+        "reconstruction",
+        "ttft_ms",
+    ):
         assert f"`{name}`" in pages
     for name in ("kl", "top1_agreement", "answer_rouge_l"):
         assert scores[name].keys() == {"no_prompt", "be"}
     assert scores["ttft_ms"].keys() == {"full", "no_prompt", "be"}
+
+
+def test_answers_without_an_end_are_cut(model, tiny_tokenizer):
+    scores, samples = evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES, max_answer_length=6)
+    full = PromptRenderer(tiny_tokenizer, PROMPT)
+    base, prompts = model.get_base_model(), [full.full(query) for query in QUERIES]
+    assert scores["cut_answers"] == len(QUERIES)
+    # Where any token may end an answer, none is cut, though all are as long as they may be
+    base.generation_config.eos_token_id = list(range(base.config.vocab_size))
+    assert FidelityScorer(base, tiny_tokenizer, prompts, max_answer_length=1).cut_answers == 0
 
 
 def test_the_prompt_itself_as_be_closes_the_whole_gap(tiny_tokenizer, model):

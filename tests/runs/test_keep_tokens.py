@@ -102,7 +102,7 @@ def test_a_run_chooses_by_the_kl_of_the_validation_queries(base, tiny_tokenizer,
 
 
 def test_a_run_chooses_once(base, tmp_path):
-    settings = {"model": base, "keep_tokens": 24, **FAST}
+    settings = {"model": base, "keep_tokens": 12, **FAST}
     first = compress_prompt(PROMPT, QUERIES, tmp_path / "out", keep=["You are a lighthouse keeper."], **settings)
     assert first.report["settings"]["kept_text"].startswith("You are a lighthouse keeper.")
     # What was chosen stands, whatever would be chosen now
@@ -118,3 +118,34 @@ def test_a_run_chooses_once(base, tmp_path):
             PROMPT, QUERIES, tmp_path / "out", keep=["You are a lighthouse keeper."], resume=True,
             **{**settings, "keep_tokens": 8},
         )  # fmt: skip
+
+
+def test_the_teacher_answers_without_dropout(base, tmp_path):
+    """Its answers go into the cache that the training reads."""
+    kept, no_prompt = [], []
+    for training in (False, True):
+        model, tokenizer = load_model(base)
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        settings = {"keep_tokens": 12, "answer_cache_dir": str(tmp_path / f"cache-{training}"), **FAST}
+        model.train(training)
+        result = compress_prompt(
+            PROMPT, QUERIES, tmp_path / f"out-{training}", model=model, tokenizer=tokenizer, **settings
+        )
+        kept.append(result.report["settings"]["kept_text"])
+        no_prompt.append(result.report["best"]["kl_no_prompt"])
+    assert kept[0] == kept[1] and no_prompt[0] == no_prompt[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_tokens": 500}, r"Nothing would be saved: keep_tokens is 500, and the whole prompt has \d+ tokens"),
+        ({"keep": [PROMPT]}, "Nothing would be saved: keep has .* tokens, and the whole prompt"),
+        ({"keep": [PROMPT.partition(",")[0]], "keep_tokens": 20}, "keep has .* tokens and keep_tokens is 20, and the"),
+    ],
+)
+def test_not_the_whole_prompt_is_kept(base, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        compress_prompt(PROMPT, QUERIES, tmp_path / "out", model=base, **settings, **FAST)
+    assert not (tmp_path / "cache" / "teacher").exists()

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from peft_be.runs.target import (
     candidates,
     chosen,
     expected,
+    is_too_late,
     next_training,
     starts_from,
 )
@@ -171,6 +173,13 @@ def test_without_time_for_probes_the_best_so_far_is_trained():
     assert [(trained.k, trained.full) for trained in done] == [(1, False), (1, True)]
 
 
+def test_one_training_is_made_in_full_however_late_it_is():
+    probes = [replace(made(1, 0.3, False), seconds=3.0), replace(made(4, 0.4, False), seconds=3.0)]
+    assert not is_too_late([], 0.0) and not is_too_late(probes, 0.0)
+    done = [*probes, replace(made(4, 0.5, True), seconds=20.0)]
+    assert [is_too_late(done, left) for left in (0.0, 19.0, 21.0, math.inf)] == [True, True, False, False]
+
+
 def test_rows_grow_from_the_most_that_are_trained():
     done = [made(1, 0.3, False), made(4, 0.5, False), made(2, 0.4, False), made(4, 0.6, True)]
     assert starts_from([], 1) is None
@@ -300,12 +309,15 @@ def test_a_run_with_a_target(run, model, tiny_tokenizer):
     assert scorer.kl([renderer.be(query) for query in queries]) == pytest.approx(best["kl"], rel=1e-3)
 
 
-def test_kept_text_stays_with_every_number_of_rows(run):
+def test_kept_text_stays_with_every_number_of_rows(run, tiny_tokenizer):
     kept = PROMPT.partition(".")[0]
     result = run("out", keep=[kept])
     assert result.report["search"]["k"] > 1
     configs = [BETokenConfig.from_pretrained(run.folder / "out"), result.model.peft_config["default"]]
     assert [config.kept_text for config in configs] == [kept, kept]
+    # With the rows, it is shorter than the prompt
+    renderer = PromptRenderer(tiny_tokenizer, PROMPT, kept_text=kept)
+    assert all(k + len(renderer.kept_ids) < len(renderer.prompt_ids) for k, _ in told(result.report))
 
 
 def test_a_target_that_is_reached_at_once(run):
@@ -347,12 +359,18 @@ def test_a_search_that_is_interrupted_goes_on_where_it_was(run, number, at, how)
     assert without_times(again["log"]) == without_times(alone["log"]) or how is ctrl_c  # the checkpoint parts an entry
 
 
-def test_rows_of_a_probe_that_are_damaged_are_trained_again(run):
+@pytest.mark.parametrize("what", ["rows", "record"])
+def test_a_probe_that_is_damaged_is_trained_again(run, what):
     alone = run("alone").report
     k, _ = told(alone)[1]
     run.interrupted("old", f"stage 2, {alone['search']['k']} row{'' if alone['search']['k'] == 1 else 's'}", 5, fail)
-    path = run.folder / "old" / "training" / f"k{k}-probe" / "rows" / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:50])
+    work = run.folder / "old" / "training"
+    if what == "rows":
+        path = work / f"k{k}-probe" / "rows" / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:50])
+    else:  # as another version may have left it
+        first, second, *others = (work / "search.jsonl").read_text().splitlines(keepends=True)
+        (work / "search.jsonl").write_text("".join([first, second.replace('"taught"', '"learned"'), *others]))
     again = run("old", resume=True).report
     assert again["search"] == alone["search"] and torch.equal(run.rows("old"), run.rows("alone"))
 

@@ -188,4 +188,4 @@ def test_what_users_are_told(cli, base, tmp_path):
     told = re.search(r"^chat = .*$", card, re.MULTILINE)[0]
     (chat,) = (ast.literal_eval(node.value) for node in ast.parse(told).body)
     assert chat[0] == {"role": "system", "content": text}
-    assert "`<repo_name>` and, after it, a part of the prompt as the system message stands for the prompt." in card
+    assert "`<repo_name>` as the system message, followed by a part of the prompt, stands for the prompt." in card

@@ -114,5 +114,5 @@ def test_pass_rates_of_checks_come_first(model, tmp_path):
     add_scores(tmp_path, config, scores)
     first, second, *others = ModelCard.load(tmp_path / "README.md").data.eval_results
     assert (first.metric_type, first.metric_value) == ("check_pass_rate", 0.6667)
-    assert first.metric_name == "Answers that pass the check 'says 'yes': #1'"
+    assert first.metric_name == "Answers that pass: says 'yes': #1"
     assert (second.metric_type, second.metric_value) == ("check_pass_rate_full", 1) and others[0].metric_type == "kl"

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from ...evaluation.tasks import TASKS
 from .charts import curve_sections, gap_bar, seed_of, trade_off
-from .rows import Row, is_number, leading_gap, report_columns, report_notes, report_rows, with_runs
+from .checks import check_names, check_table
+from .rows import Cell, Row, is_number, leading_gap, report_columns, report_notes, report_rows, with_runs
 from .verdict import verdict
 
 
@@ -39,14 +40,30 @@ def markdown_table(results: dict) -> str:
     table = [["Method", *(_markdown(column.heading) for column in columns)]]
     table.append(["---", *["---:"] * len(columns)])
     for row in shown:
-        cells = [row.cells[column.key] for column in columns]
-        texts = [f"{cell.text} ({cell.spread})" if cell.spread else cell.text for cell in cells]
-        table.append([f"{_markdown(row.label)} {row.mark}".strip(), *texts])
-    lines = ["| " + " | ".join(cells) + " |" for cells in table] if shown else ["No method has a result."]
+        cells = [_told(row.cells[column.key]) for column in columns]
+        table.append([f"{_markdown(row.label)} {row.mark}".strip(), *cells])
+    lines = _lines(table) if shown else ["No method has a result."]
     notes = [f"- {mark} {_markdown(note)}" for mark, note in report_notes(results, rows).items()]
     notes += [f"- Failed: {_markdown(row.label)}: {_markdown(row.error)}" for row in rows if row.error]
     words = _markdown(verdict(shown, _prompt_tokens(results)))
-    return "\n\n".join("\n".join(part) for part in ([words], lines, notes) if any(part)) + "\n"
+    parts = ([words], lines, _lines(_checks(shown)), notes)
+    return "\n\n".join("\n".join(part) for part in parts if any(part)) + "\n"
+
+
+def _checks(rows: list[Row]) -> list[list[str]]:
+    """The pass rates of all methods, a line for each check; nothing without checks."""
+    methods = check_table(rows)
+    lines = [[_markdown(name), *(_told(cells[i]) for _, cells in methods)] for i, name in enumerate(check_names(rows))]
+    head = [["Check", *(_markdown(row.label) for row in rows)], ["---", *["---:"] * len(rows)]]
+    return [*head, *lines] if lines else []
+
+
+def _lines(table: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
+def _told(cell: Cell) -> str:
+    return f"{cell.text} ({cell.spread})" if cell.spread else cell.text
 
 
 def html_report(results: dict) -> str:
@@ -70,6 +87,8 @@ def html_report(results: dict) -> str:
         facts=_facts(results),
         columns=report_columns(results, rows),
         rows=shown,
+        check_names=check_names(shown),
+        check_table=check_table(shown),
         failed=[row for row in rows if row.error],
         notes=report_notes(results, rows),
         bar=gap_bar,
@@ -153,6 +172,7 @@ def _command(settings: dict) -> str | None:
         "seeds": len(seeds),
         "task": next((name for name, kind in TASKS.items() if kind.__name__ == task), task),
         "task-items": task and "ITEMS",
+        "checks": "CHECKS" if settings.get("checks") else None,
     }
     for name in ("model", "dtype", "max_steps", "max_minutes", "max_answer_length"):
         options[name.replace("_", "-")] = settings.get(name)

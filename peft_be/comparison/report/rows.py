@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
+from ...evaluation.answer_checks import ALL_CHECKS
 from .svg import MINUS
 
 
@@ -55,6 +56,7 @@ class Column:
 
 
 COLUMNS = (
+    Column("checks", "All checks", "Share of the answers that pass all checks that apply to their query", "high"),
     Column("task", "Task score", "Mean over runs, with the standard error over the test questions", "high"),
     Column("retention", "Task retention", "Task score divided by the full prompt's", "high"),
     Column(
@@ -183,7 +185,7 @@ def _row(method: dict, results: dict) -> Row:
 
 
 def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[str, Cell]:
-    figures = [{**(run.get("gap") or {}), **run} for run in runs]
+    figures = [{**(run.get("gap") or {}), **run, "checks": _passed_all(run)} for run in runs]
 
     def over_runs(key: str, show: Callable[[float], str], with_spread: bool = False) -> Cell:
         values = [value for run in figures if is_number(value := run.get(key))]
@@ -203,6 +205,7 @@ def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[st
     error = _standard_error(tasks)
     task = "" if error is None else f"± {fixed(3)(error)}"
     return {
+        "checks": over_runs("checks", fixed(3), with_spread=True),
         "median": over_runs("median", fixed(3)),
         "behaviour": over_runs("behaviour", fixed(3)) if has_quotations else Cell(),
         "gap": over_runs("kl_gap_closed", fixed(3), with_spread=True),
@@ -219,6 +222,13 @@ def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[st
         "steps": over_runs("steps", lambda steps: f"{steps:,.0f}"),
         "fit": over_runs("fit_seconds", _duration, with_spread=True),
     }
+
+
+def _passed_all(run: dict) -> float | None:
+    """The share of a run's answers that pass all checks. A single check has no sum."""
+    checks: dict[str, dict] = run.get("checks") or {}
+    single: dict = next(iter(checks.values()), {})
+    return checks.get(ALL_CHECKS, single).get("be")
 
 
 def _add_retention(results: dict, rows: list[Row]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .checks import lost_checks
 from .rows import Row, count_tokens, leading_gap, query_interval
 
 
@@ -12,8 +13,8 @@ NOISE = "reordered"
 
 def verdict(rows: list[Row], prompt_tokens: float | None = None) -> str:
     """
-    What the fewest tokens keep of the full prompt's task score and of its effect, what the best method keeps, whether another
-    one is as good, how much of it is noise, and what is saved.
+    How many answers of the fewest tokens pass the checks, what these tokens keep of the full prompt's task score and of its
+    effect, what the best method keeps, whether another one is as good, how much of it is noise, and what is saved.
 
     Args:
         rows (`list[Row]`): the methods, the best one first.
@@ -26,7 +27,7 @@ def verdict(rows: list[Row], prompt_tokens: float | None = None) -> str:
     # The prompt in another order shortens nothing: it says how large the noise is
     methods = [row for row in rows if not row.is_bound and row.name != NOISE]
     ranked = [row for row in methods if row.cells[lead].value is not None]
-    sentences = _scores(methods, rows)
+    sentences = _checks(methods, rows) + _scores(methods, rows)
     if ranked:
         sentences += _gaps(ranked, lead, prompt_tokens)
         if equal := [row.label for row in ranked[1:] if _overlap(row, ranked[0], lead)]:
@@ -40,6 +41,30 @@ def verdict(rows: list[Row], prompt_tokens: float | None = None) -> str:
     if ranked and (saved := _saved(_shortest(ranked), rows)):
         sentences.append(saved)
     return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _checks(methods: list[Row], rows: list[Row]) -> list[str]:
+    """How many answers pass all checks, and which checks are lost."""
+    checked = [row for row in methods if row.cells["checks"].value is not None]
+    if not checked:
+        return []
+    shortest, best = _shortest(checked), max(checked, key=lambda row: row.cells["checks"].number)
+    bounds = {row.name: row.cells["checks"].value for row in rows if row.is_bound}
+    parts = [
+        f"{_subject(shortest)} pass{'es' if _s(shortest) else ''} all checks in {_percent(shortest.cells['checks'].number)} "
+        "of the answers"
+    ]
+    for name, told in (("full", "the full prompt"), ("none", "no prompt")):
+        if (share := bounds.get(name)) is not None:
+            parts.append(f"{told} in {_percent(share)}")
+    sentences = [", ".join(parts)]
+    if lost := lost_checks(shortest):
+        names = ", ".join(f"'{name}'" for name in lost)
+        sentences.append(f"Lost with {_subject(shortest)}: {names}")
+    if best.cells["checks"].number > shortest.cells["checks"].number:
+        most = f"{_percent(best.cells['checks'].number)}, the most of {len(checked)} methods"
+        sentences.append(f"{_subject(best)} pass{'es' if _s(best) else ''} them in {most}")
+    return sentences
 
 
 def _scores(methods: list[Row], rows: list[Row]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...files import shown
+from ..words import UNSPACED
 
 
 # The marks that end a sentence, and what may close it. A small letter after them goes on with it ("e.g. sand"); Chinese and Japanese
@@ -19,8 +20,9 @@ _NO_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|e\.g|i\.e)|^\W*\d+)\.\s*$
 
 
 def count_words(text: str) -> int:
-    """The parts between white space that have a letter or a digit."""
-    return sum(any(map(str.isalnum, part)) for part in text.split())
+    """The parts between white space that have a letter or a digit; in scripts without spaces, the characters."""
+    spaced, characters = UNSPACED.subn(" ", text)
+    return characters + sum(any(map(str.isalnum, part)) for part in spaced.split())
 
 
 def count_sentences(text: str) -> int:
@@ -44,6 +46,8 @@ def length_test(measure: Callable[[str], int], limits: Any) -> Callable[[str], b
         if type(number) is not int or number < 0:
             raise ValueError(f"must have a whole number as its {name}, got {shown(number)}.")
     least, most = limits.get("min", 0), limits.get("max")
+    if least == 0 and most is None:
+        raise ValueError("has a min of 0, which every answer has: give a max, or a higher min.")
     if most is not None and most < least:
         raise ValueError(f"has a min of {least} above its max of {most}.")
     return lambda text: least <= measure(text) and (most is None or measure(text) <= most)

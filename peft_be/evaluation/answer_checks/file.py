@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def _read(path: Path) -> Any:
         raise ValueError(f"Cannot read the {WHAT} '{path}': its name must end in .yaml, .yml or .json.")
     text = read_text(path, WHAT)
     try:
-        return yaml.load(text, _DistinctLoader)
+        return yaml.load(text, _TextKeyLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         line = f" (line {mark.line + 1})" if mark else ""
@@ -109,7 +110,7 @@ def _check(name: Any, rules: Any, of: str) -> AnswerCheck:
             tests.append(_make(key, where, TEXT_KINDS[key], rules[key], alike))
         else:
             tests.append(_make(key, where, OTHER_KINDS[key], rules[key]))
-    return AnswerCheck(name, tuple(tests), when, min_pass_rate)
+    return AnswerCheck(name, tuple(tests), when, min_pass_rate, json.dumps(rules, sort_keys=True, default=str))
 
 
 def _make(key: str, where: str, make: Callable, *given) -> Any:
@@ -125,14 +126,21 @@ def _meant(key: Any) -> str:
     return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}."
 
 
-class _DistinctLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+class _TextKeyLoader(yaml.SafeLoader):
+    """
+    Refuses the keys that YAML changes without a word: of one that is there twice it takes the last, and `on` it reads as true.
+    """
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
+        seen, problem = set(), None
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                problem = f"the key {shown(key.value)} is not read as text: put quotes around it"
+            elif key.value in seen:
                 problem = f"the key {shown(key.value)} is there twice"
+            if problem:
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)

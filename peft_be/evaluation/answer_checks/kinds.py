@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ...files import is_blank, shown
@@ -19,6 +20,8 @@ Test = Callable[[str], bool]
 
 # In double quotes, YAML and JSON read \b as a backspace
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+# What a regular expression looks at without taking it. One that has none of it, and matches an empty text, matches any
+_LOOKS_AROUND = re.compile(r"[\^$]|\\[AbBZ]|\(\?<?[=!]")
 
 
 def contains(text: Any, ignore_case: bool) -> Test:
@@ -67,18 +70,6 @@ def never_regex(pattern: Any, ignore_case: bool) -> Test:
     return lambda answer: expression.search(answer) is None
 
 
-def words(limits: Any) -> Test:
-    return length_test(count_words, limits)
-
-
-def sentences(limits: Any) -> Test:
-    return length_test(count_sentences, limits)
-
-
-def characters(limits: Any) -> Test:
-    return length_test(len, limits)
-
-
 def valid_json(wanted: Any) -> Test:
     if wanted is not True:
         raise ValueError(f"must be true, got {shown(wanted)}: leave it out if the answer need not be JSON.")
@@ -98,9 +89,9 @@ TEXT_KINDS: dict[str, Callable[[Any, bool], Test]] = {
     "never_regex": never_regex,
 }
 OTHER_KINDS: dict[str, Callable[[Any], Test]] = {
-    "words": words,
-    "sentences": sentences,
-    "characters": characters,
+    "words": partial(length_test, count_words),
+    "sentences": partial(length_test, count_sentences),
+    "characters": partial(length_test, len),
     "json": valid_json,
     "json_schema": json_test,
     "language": language_test,
@@ -116,9 +107,12 @@ def compiled(pattern: Any, ignore_case: bool) -> re.Pattern:
     if _CONTROL.search(pattern):
         raise ValueError("holds a control character: double the backslashes.")
     try:
-        return re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+        expression = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
     except re.error as error:
         raise ValueError(f"is not a regular expression: {error}.") from None
+    if expression.search("") and not _LOOKS_AROUND.search(pattern):
+        raise ValueError(f"is found in every text, for it may match nothing at all: {shown(pattern)}.")
+    return expression
 
 
 def _texts(value: Any, ignore_case: bool) -> tuple[str, ...]:
@@ -132,6 +126,10 @@ def _texts(value: Any, ignore_case: bool) -> tuple[str, ...]:
             raise ValueError(f"must be a text or a list of texts, got {shown(text)}: put quotes around each text.")
         if is_blank(text):
             raise ValueError("has an empty text: give one that can be seen.")
+        if text.strip("\n") != text.strip():  # YAML may have added a line end
+            raise ValueError(
+                f"has white space at an end of {shown(text)}, which is not compared: leave it out, or write regex or never_regex."
+            )
     return tuple(_plain(text, ignore_case) for text in texts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import comb
 
 from .check import AnswerCheck
@@ -30,7 +31,7 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
 
     A check is lost if more answers pass it with the full prompt alone than with [BE] alone, and so unevenly that chance would make it
     in less than one of 20 cases: McNemar's exact test, two-sided, p < 0.05, each check by itself. With nothing gained, that takes six
-    lost answers. Of 40 checks that lose nothing, one at most is called lost on average.
+    lost answers. On average, at most one of 40 checks that lose nothing is called lost.
 
     Args:
         checks (`list[AnswerCheck]`): as from [`load_checks`].
@@ -43,9 +44,14 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
             the other way round; `p_value`; and `lost`.
 
     Raises:
-        `ValueError`: a check applies to none of the queries.
+        `ValueError`: a check applies to none of the queries, two have the same name, or there are no checks or answers.
     """
+    if not checks or not answers:
+        raise ValueError("There are no answers to check." if checks else "There are no checks.")
     check_applies(checks, [answer["query"] for answer in answers])
+    name, count = Counter(check.name for check in checks).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} checks are called '{name}': give each a name of its own.")
     passed = {side: [[_passes(check, answer, side) for check in checks] for answer in answers] for side in SIDES}
     scores = {}
     for number, check in enumerate(checks):
@@ -93,13 +99,13 @@ def _all(results: list[bool | None]) -> bool | None:
 
 
 def _score(results: dict[str, list[bool | None]]) -> dict:
-    """The score of a check whose results on the sides are those of the same answers."""
-    found = {side: [result for result in of if result is not None] for side, of in results.items()}
+    """The score of a check from its results on each side, of answers to the same queries; `None` where it does not apply."""
+    found = {side: [result for result in own if result is not None] for side, own in results.items()}
     pairs = list(zip(found["full"], found["be"]))
     only_full, only_be = pairs.count((True, False)), pairs.count((False, True))
     p_value = mcnemar_p(only_full, only_be)
     return {
-        **{side: sum(of) / len(of) for side, of in found.items()},
+        **{side: sum(own) / len(own) for side, own in found.items()},
         "num_answers": len(pairs),
         "only_full": only_full,
         "only_be": only_be,
