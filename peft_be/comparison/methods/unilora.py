@@ -15,14 +15,14 @@ class UniLoRA(LearnedWeights):
     Args:
         theta_d_length (`int`, *optional*): the vector's length, as in `UniLoraConfig`. `None` takes d: as many bytes as one row
             of [BE].
-        learning_rate (`float`, *optional*, defaults to `5e-2`): as in [`LearnedAdapter`].
+        learning_rate (`float`, *optional*, defaults to `1e-1`): as in [`LearnedAdapter`].
         **settings: further arguments of [`LearnedAdapter`].
 
     Raises:
         `ValueError`: a number is out of range.
     """
 
-    def __init__(self, theta_d_length: int | None = None, learning_rate: float = 5e-2, **settings):
+    def __init__(self, theta_d_length: int | None = None, learning_rate: float = 1e-1, **settings):
         if theta_d_length is not None:
             check_number("theta_d_length", theta_d_length, COUNT, whole=True)
         super().__init__(learning_rate, **settings)
