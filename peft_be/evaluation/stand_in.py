@@ -1,12 +1,14 @@
-"""What stands in for a prompt: another text, learned rows, or learned keys and values."""
+"""What stands in for a prompt: another text, learned rows, learned keys and values, or learned weights."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.create import add_adapter
@@ -20,8 +22,8 @@ Prompt = str | list[dict[str, str]]
 @dataclass
 class StandIn:
     """
-    What a method puts in place of P: a shorter prompt, learned rows, or learned keys and values. With nothing set, there
-    is no prompt at all.
+    What a method puts in place of P: a shorter prompt, learned rows, learned keys and values, or learned weights. With
+    nothing set, there is no prompt at all.
 
     Attributes:
         prompt (`str` or `list[dict]`, *optional*): a prompt, read where P would be.
@@ -29,6 +31,8 @@ class StandIn:
         slot (`str`, *optional*, defaults to `"system"`): where the rows stand, as in [`BETokenConfig`].
         kept_text (`str`, *optional*): what of P follows the rows as text, as in [`BETokenConfig`].
         prefix ([`SharedPrefix`], *optional*): learned keys and values of everything in front of the user's turn.
+        adapter (`tuple[PeftConfig, dict[str, torch.Tensor]]`, *optional*): another PEFT method's adapter, with which the model
+            reads no prompt: its configuration, and its state dict as [`~peft.get_peft_model_state_dict`] gives it.
         reconstruction (`dict`, *optional*): how much of P the rows bring back with [AE], for methods that learn it; see
             [`reconstruction_scores`].
         log (`list[dict]`, *optional*): the log of the training.
@@ -39,6 +43,7 @@ class StandIn:
     slot: str = "system"
     kept_text: str | None = None
     prefix: SharedPrefix | None = None
+    adapter: tuple[PeftConfig, dict[str, torch.Tensor]] | None = None
     reconstruction: dict | None = None
     log: list[dict] = field(default_factory=list)
 
@@ -61,6 +66,14 @@ class StandIn:
             ids = [tokenizer.pad_token_id or 0] * self.prefix.length
             users_turn = render_users_turn(model, tokenizer)
             yield lambda query: ids + users_turn(query)
+        elif self.adapter is not None:
+            config, weights = self.adapter
+            peft_model = get_peft_model(model, copy.deepcopy(config)).eval()
+            try:
+                set_peft_model_state_dict(peft_model, weights)
+                yield PromptRenderer(tokenizer).no_prompt
+            finally:
+                peft_model.unload()
         elif self.prompt is not None:
             yield PromptRenderer(tokenizer, self.prompt).full
         else:
@@ -80,6 +93,8 @@ class StandIn:
             return 4 * self.rows.numel() + len((self.kept_text or "").encode())
         if self.prefix is not None:
             return 4 * sum(states.numel() for states in self.prefix.keys + self.prefix.values)
+        if self.adapter is not None:
+            return 4 * sum(weight.numel() for weight in self.adapter[1].values())
         messages = [{"content": self.prompt}] if isinstance(self.prompt, str) else self.prompt or []
         return sum(len(message["content"].encode()) for message in messages)
 

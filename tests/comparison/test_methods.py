@@ -141,6 +141,7 @@ def test_papers_learning_rate_is_absolute(job):
         ("nothing", "Unknown method 'nothing': choose one of full, none, "),
         ("full:3", "'full:3' is no method"),
         ("be:x", "'be:x' is no method"),
+        ("lora:16", "'lora:16' is no method: a number after the name, as in 'be:8', is one of tokens"),
         ("be:0", "needs at least one row, got 0"),
         ("cartridge:0", "needs at least one slot, got 0"),
     ],

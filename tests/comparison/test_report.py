@@ -179,6 +179,16 @@ def test_checks_lead(results):
     assert words(results).startswith("1 token ([BE]) passes all checks in 50 % of the answers. Lost")
 
 
+def test_a_method_that_takes_no_tokens(results):
+    lora = results["methods"][4]
+    lora.update(name="lora", tokens=0)
+    lora["runs"] = [make_run(1, 0.04)]
+    assert words(results).endswith("300 tokens. lora closes 90 % of the gap, the most of 2 methods.")
+    table = table_of(markdown_table(results))
+    assert table["lora †"]["Tokens"] == "0 (in the weights)" and table["No prompt"]["Tokens"] == "0"
+    assert "lora" not in html_report(results).partition('<section id="trade-off">')[2].partition("</section>")[0]
+
+
 def test_a_verdict_on_a_prompt_without_effect(results):
     for method in results["methods"]:
         for run in method["runs"]:

@@ -5,6 +5,7 @@ from .bounds import FullPrompt, NoPrompt
 from .cartridge import Cartridge
 from .distillation import Distillation
 from .llmlingua import LLMLingua2
+from .lora import LoRA
 from .method import Job, Method
 from .paper import PaperBE
 from .prune_then_be import PruneThenBE
@@ -15,6 +16,7 @@ from .reordered import Reordered
 from .self_information import SelfInformation
 from .soft_prompt import SoftPrompt
 from .truncation import Truncation
+from .unilora import UniLoRA
 
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "FullPrompt",
     "Job",
     "LLMLingua2",
+    "LoRA",
     "METHODS",
     "MemoryToken",
     "Method",
@@ -38,5 +41,6 @@ __all__ = [
     "SoftPrompt",
     "StandIn",
     "Truncation",
+    "UniLoRA",
     "make_method",
 ]

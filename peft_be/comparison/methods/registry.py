@@ -10,6 +10,7 @@ from .bounds import FullPrompt, NoPrompt
 from .cartridge import Cartridge
 from .distillation import Distillation
 from .llmlingua import LLMLingua2
+from .lora import LoRA
 from .method import Method
 from .paper import PaperBE
 from .prune_then_be import PruneThenBE
@@ -18,6 +19,7 @@ from .reordered import Reordered
 from .self_information import SelfInformation
 from .soft_prompt import SoftPrompt
 from .truncation import Truncation
+from .unilora import UniLoRA
 
 
 METHODS: dict[str, type[Method]] = {
@@ -31,6 +33,8 @@ METHODS: dict[str, type[Method]] = {
     "memory-token": MemoryToken,
     "soft-prompt": SoftPrompt,
     "cartridge": Cartridge,
+    "lora": LoRA,
+    "unilora": UniLoRA,
     "truncation": Truncation,
     "self-information": SelfInformation,
     "attention": AttentionSampling,
@@ -55,6 +59,8 @@ def make_method(spec: str, **settings) -> Method:
         raise ValueError(f"Unknown method '{name}': choose one of {', '.join(METHODS)}.")
     if number:
         if not number.isdecimal() or "num_tokens" not in inspect.signature(METHODS[name]).parameters:
-            raise ValueError(f"'{spec}' is no method: '{name}:8' is for methods with a number of tokens, here 8.")
+            raise ValueError(
+                f"'{spec}' is no method: a number after the name, as in 'be:8', is one of tokens, for methods that have them."
+            )
         settings["num_tokens"] = int(number)
     return METHODS[name](**settings)

@@ -200,6 +200,8 @@ def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[st
     tokens, size = method.get("tokens"), method.get("bytes")
     ratio = prompt_tokens / tokens if is_number(tokens) and is_number(prompt_tokens) and tokens > 0 else None
     times = "" if ratio is None else f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
+    # No prompt has neither tokens nor a size
+    place = "in the weights" if tokens == 0 and size else times
     tasks = [task for run in runs if is_number((task := run.get("task") or {}).get("score"))]
     score = statistics.fmean(task["score"] for task in tasks) if tasks else None
     error = _standard_error(tasks)
@@ -210,7 +212,7 @@ def _cells(runs: list[dict], method: dict, prompt_tokens: int | None) -> dict[st
         "behaviour": over_runs("behaviour", fixed(3)) if has_quotations else Cell(),
         "gap": over_runs("kl_gap_closed", fixed(3), with_spread=True),
         "kl": over_runs("kl", fixed(4)),
-        "tokens": Cell(f"{tokens:,}", tokens, times) if is_number(tokens) else Cell(),
+        "tokens": Cell(f"{tokens:,}", tokens, place) if is_number(tokens) else Cell(),
         "compression": Cell(times, ratio) if ratio else Cell(),
         "task": Cell() if score is None else Cell(fixed(3)(score), score, task),
         "retention": Cell(),

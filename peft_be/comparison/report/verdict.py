@@ -126,12 +126,12 @@ def _shortest(rows: list[Row]) -> Row:
 
 def _subject(row: Row) -> str:
     tokens = row.cells["tokens"].value
-    return row.label if tokens is None else f"{count_tokens(tokens)} ({row.kind})"
+    return f"{count_tokens(tokens)} ({row.kind})" if tokens else row.label
 
 
 def _s(row: Row) -> str:
     """The ending of the verb after a [`_subject`]."""
-    return "s" if row.cells["tokens"].value in (None, 1) else ""
+    return "s" if row.cells["tokens"].value in (None, 0, 1) else ""
 
 
 def _percent(share: float) -> str:
