@@ -93,9 +93,7 @@ class Follower:
                 f"Something else listens at port {port}, which the pages use."
             )
         # What this checkout needs is not the server's
-        others = {
-            name: value for name, value in self.environment.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")
-        }
+        others = {name: value for name, value in self.environment.items() if name != "PYTHONPATH"}
         log = self.workplace / "server.log"
         with open(log, "w") as file:
             self.server = subprocess.Popen(
