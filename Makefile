@@ -40,7 +40,8 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 # Compiled from source, some minutes, for any x86 with AVX2: code for the very processor may use AMX, which not every virtual
 # machine lets it, and without what reads pictures. Not from pip's cache, which may hold what another machine compiled
 llama: install
-	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "llama-cpp-python[server]==$(LLAMA_VERSION)"
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(abspath benchmarks/llama.cmake)" \
+		$(BIN)/pip install --quiet --no-cache-dir "llama-cpp-python[server]==$(LLAMA_VERSION)"
 
 # llama.cpp's own server, compiled from the sources that llama-cpp-python carries, for the same processors: a quarter of an hour of one core
 llama-server: $(LLAMA_SERVER)/llama-server
