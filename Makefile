@@ -40,7 +40,8 @@ $(VLLM_VENV)/.installed: benchmarks/vllm.overrides
 # Compiled from source, some minutes, for any x86 with AVX2: code for the very processor may use AMX, which not every virtual
 # machine lets it, and without what reads pictures. Not from pip's cache, which may hold what another machine compiled
 llama: install
-	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-cache-dir "llama-cpp-python[server]==$(LLAMA_VERSION)"
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(abspath benchmarks/llama.cmake)" \
+		$(BIN)/pip install --quiet --no-cache-dir "llama-cpp-python[server]==$(LLAMA_VERSION)"
 
 # llama.cpp's own server, compiled from the sources that llama-cpp-python carries, for the same processors: a quarter of an hour of one core
 llama-server: $(LLAMA_SERVER)/llama-server
@@ -75,14 +76,14 @@ demo-persona: install
 		--samples 3 --json $(OUT)/scores.json
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 10
 
 # The tests that need vLLM, llama.cpp or a browser run if it is there: `make vllm`, `make llama`, `make llama-server`, Debian's
 # package chromium
 slow: install
 	OMP_NUM_THREADS=1 PEFT_BE_VLLM=$$(test -f $(VLLM_VENV)/.installed && echo $(abspath $(VLLM_VENV))/bin/python) \
 		PEFT_BE_LLAMA_SERVER=$$(ls $(abspath $(LLAMA_SERVER))/llama-server 2>/dev/null) \
-		$(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup --no-loadscope-reorder
+		$(BIN)/python -m pytest -q -m slow -n 2 --dist loadgroup --no-loadscope-reorder --durations 20
 
 # The tests of what PEFT, transformers and TRL drive, with the newest releases, which setup.py may not allow yet: what fails says
 # what holds them back

@@ -86,7 +86,7 @@ def _server(command: list[str], environment: dict[str, str], timeout: float) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The packages of this process are not the server's
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")} | environment
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],

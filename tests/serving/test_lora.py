@@ -10,12 +10,11 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from peft_be import PromptRenderer, load_adapter, load_model
+from peft_be import PromptRenderer, load_adapter
 from peft_be.serving.lora import differences, export_lora, import_lora
 
 from ..exports import CHAT, logits, save_adapter
 from ..tiny import save_tiny_gemma, save_tiny_llama
-from .engines import MAX_TOKENS, QUESTIONS, greedy
 
 
 def chat_ids(tokenizer, token, query="What do you see?", template=None):
@@ -238,54 +237,3 @@ def test_a_relative_folder_gives_its_own_name(tiny_tokenizer, tmp_path, cli, mon
     with pytest.raises(ValueError, match="'..' cannot be an adapter's name"):
         export_lora({"..": folder}, tmp_path / "out" / "lora")
     assert not (tmp_path / "out").exists()
-
-
-SETTINGS = {"temperature": 0, "max_tokens": MAX_TOKENS, "return_token_ids": True}
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("vllm")
-def test_one_vllm_server_of_the_base_model_answers_with_every_adapter(vllm_server, smollm2_dir, tmp_path):
-    """Mixed with requests to the base model and each twice, for the prefix cache; one adapter comes while the server runs."""
-    adapters = {name: save_adapter(smollm2_dir, tmp_path / name, k) for name, k in (("a", 1), ("b", 1), ("c", 2))}
-    tokens = export_lora(adapters, tmp_path / "lora")
-    base, tokenizer = load_model(smollm2_dir)
-    expected = {("base", q): greedy(base, PromptRenderer(tokenizer).no_prompt(q)) for q in QUESTIONS}
-    for name, folder in adapters.items():
-        model, _ = load_adapter(folder)
-        renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
-        expected |= {(name, q): greedy(model, renderer.be(q)) for q in QUESTIONS}
-    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32"]
-    options += [
-        "--enable-lora",
-        "--max-lora-rank",
-        "8",
-        "--max-loras",
-        "2",
-        "--enable-prefix-caching",
-        "--lora-modules",
-    ]
-    options += [f"{name}={tmp_path / 'lora' / name}" for name in ("a", "b")]
-    with vllm_server(smollm2_dir, *options, environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}) as server:
-
-        def answer(name, question):
-            chat = [{"role": "user", "content": question}]
-            if name != "base":
-                chat = [{"role": "system", "content": tokens[name].text}, *chat]
-            reply = server.post("/v1/chat/completions", {**SETTINGS, "model": name, "messages": chat})
-            return reply["choices"][0]["token_ids"]
-
-        for _ in range(2):
-            for (name, question), wanted in expected.items():
-                if name != "c":
-                    assert answer(name, question) == wanted, (name, question)
-        with pytest.raises(RuntimeError, match="does not exist"):
-            answer("c", QUESTIONS[0])
-        server.post("/v1/load_lora_adapter", {"lora_name": "c", "lora_path": str(tmp_path / "lora" / "c")})
-        for (name, question), wanted in expected.items():
-            assert answer(name, question) == wanted, (name, question)
-        server.post("/v1/unload_lora_adapter", {"lora_name": "c"})
-        with pytest.raises(RuntimeError, match="does not exist"):
-            answer("c", QUESTIONS[0])
-        # Without the adapter, its token is read as the base model reads it
-        assert answer("base", QUESTIONS[0]) == expected["base", QUESTIONS[0]]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from peft_be import PromptRenderer, export_merged, load_adapter, load_model
 from peft_be.serving.tokens import with_default_system
@@ -176,15 +176,22 @@ def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
     for system in systems:
         chat = [{"role": "system", "content": system}, {"role": "user", "content": "Write <file_sep> and the rest!"}]
         ids = torch.tensor([tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)])
+        # Read once for all samples
+        cache = DynamicCache(config=merged.config)
+        with torch.no_grad():
+            merged(input_ids=ids[:, :-1], past_key_values=cache)
+        cache.batch_repeat_interleave(250)
+        ids = ids.repeat(250, 1)
         written = merged.generate(
             ids,
             attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
             do_sample=True,
             top_k=0,
             temperature=1.5,
             max_new_tokens=8,
-            num_return_sequences=250,
         )
+        assert len({tuple(answer) for answer in written.tolist()}) > 200
         assert (written[:, ids.shape[1] :] != be_id).all()
 
 

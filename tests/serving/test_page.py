@@ -109,8 +109,8 @@ def test_the_conversation_stays_in_view(visit, address, page_folders):
     assert columns(tab)["[BE]"]["Input tokens"] == answers[0]["[BE]"]["Input tokens"]
 
 
-def test_what_is_computed_is_said(visit, address):
-    tab = visit(address)
+def test_what_is_computed_is_said(visit, slow_address):
+    tab = visit(slow_address)
     tab.evaluate(
         """() => {
             window.said = [];
@@ -120,7 +120,7 @@ def test_what_is_computed_is_said(visit, address):
             }).observe(document.querySelector('#status'), {childList: true, subtree: true, characterData: true});
         }"""
     )
-    ask(tab, "Is it cold?", 20)
+    ask(tab, "Is it cold?", 8)
     tab.get_by_text("Done.").wait_for()
     said = tab.evaluate("window.said")
     expected = [f"{title}, {number} of 3: writing" for number, title in enumerate(TITLES.values(), start=1)]
@@ -162,8 +162,8 @@ def test_what_cannot_be_answered_is_said_on_the_page(visit, address):
     assert tab.get_by_role("alert").count() == 0
 
 
-def test_an_answer_can_be_stopped(visit, address):
-    tab, other = visit(address), visit(address)
+def test_an_answer_can_be_stopped(visit, slow_address):
+    tab, other = visit(slow_address), visit(slow_address)
     ask(tab, "Is it cold?", 200)
     tab.wait_for_function("/Answer tokens\\s+\\d/.test(document.querySelector('#form-full').innerText)")
     assert tab.get_by_role("button", name="Ask").is_disabled()
@@ -179,12 +179,12 @@ def test_an_answer_can_be_stopped(visit, address):
     finished(tab)
 
 
-def test_a_closed_tab_leaves_the_model_to_the_next_one(visit, address):
-    tab = visit(address)
+def test_a_closed_tab_leaves_the_model_to_the_next_one(visit, slow_address):
+    tab = visit(slow_address)
     ask(tab, "Is it cold?", 200)
     tab.wait_for_function("/Answer tokens\\s+\\d/.test(document.querySelector('#form-full').innerText)")
     tab.close()
-    other = visit(address)
+    other = visit(slow_address)
     ask(other, "Is it warm?")
     finished(other)
 

@@ -1,4 +1,4 @@
-"""Adapters come, change and go in a vLLM server that is busy: no wrong answer, and none missing."""
+"""One vLLM server with [BE] as LoRA answers as transformers does, also while adapters come, change and go under load."""
 
 import random
 import shutil
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import servers
 
 from peft_be import PromptRenderer, load_adapter, load_model
 from peft_be.serving.lora import export_lora
 
 from ..exports import save_adapter
 from .engines import MAX_TOKENS, TEXTS, greedy
+from .engines import QUESTIONS as SHORT_QUESTIONS
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
@@ -103,20 +105,38 @@ class Clients:
         return versions
 
 
-def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir, tmp_path):
-    base, tokenizer = load_model(smollm2_dir)
+@dataclass
+class Serving:
+    """A running server, `folder` with the LoRA adapters in `lora`, the plugin's in `served`, and their token."""
+
+    server: servers.Server
+    folder: Path
+    adapters: dict[str, Path]
+    token: str
+
+    def answer(self, name, question, token=None):
+        chat = [{"role": "user", "content": question}]
+        if name != "base":
+            chat = [{"role": "system", "content": token or self.token}, *chat]
+        body = {"model": name, "messages": chat, "temperature": 0, "max_tokens": MAX_TOKENS}
+        reply = self.server.post("/v1/chat/completions", {**body, "return_token_ids": True})
+        return reply["choices"][0]["token_ids"]
+
+    def load(self, name, folder, **options):
+        self.server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder), **options})
+
+    def unload(self, name):
+        self.server.post("/v1/unload_lora_adapter", {"lora_name": name})
+
+
+@pytest.fixture(scope="module")
+def serving(vllm_server, plugin, smollm2_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
     names = ("api-1", "api-2", "folder-1", "folder-2", "steady", "guest")
     texts = dict(zip(names, TEXTS.values()))
-    adapters = {name: save_adapter(smollm2_dir, tmp_path / name, 8, text=text) for name, text in texts.items()}
-    token = export_lora(adapters, tmp_path / "lora")["steady"].text
-    expected = {("base", q): greedy(base, PromptRenderer(tokenizer).no_prompt(q)) for q in QUESTIONS}
-    for version, folder in adapters.items():
-        model, _ = load_adapter(folder)
-        renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
-        expected |= {(version, q): greedy(model, renderer.be(q)) for q in QUESTIONS}
-    for name in ("api", "folder"):
-        assert any(expected[f"{name}-1", q] != expected[f"{name}-2", q] for q in QUESTIONS)
-    lora, served = tmp_path / "lora", tmp_path / "served"
+    adapters = {name: save_adapter(smollm2_dir, folder / name, 8, text=text) for name, text in texts.items()}
+    lora, served = folder / "lora", folder / "served"
+    token = export_lora(adapters, lora)["steady"].text
     served.mkdir()
     shutil.copytree(lora / "folder-1", served / "folder")
     options = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "4", "--max-cpu-loras", "16"]
@@ -126,59 +146,94 @@ def test_adapters_come_change_and_go_under_load(vllm_server, plugin, smollm2_dir
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "PYTHONPATH": str(plugin), "PEFT_BE_LORA_DIR": str(served),
     }  # fmt: skip
     with vllm_server(smollm2_dir, *options, environment=environment) as server:
+        yield Serving(server, folder, adapters, token)
 
-        def answer(name, question):
-            chat = [{"role": "user", "content": question}]
-            if name != "base":
-                chat = [{"role": "system", "content": token}, *chat]
-            body = {"model": name, "messages": chat, "temperature": 0, "max_tokens": MAX_TOKENS}
-            reply = server.post("/v1/chat/completions", {**body, "return_token_ids": True})
-            return reply["choices"][0]["token_ids"]
 
-        def load(name, version, **options):
-            server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(lora / version), **options})
+def of_transformers(smollm2_dir, adapters, questions):
+    """The answers of the base model and of each adapter to each question."""
+    base, tokenizer = load_model(smollm2_dir)
+    answers = {("base", q): greedy(base, PromptRenderer(tokenizer).no_prompt(q)) for q in questions}
+    for name, folder in adapters.items():
+        model, _ = load_adapter(folder)
+        renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
+        answers |= {(name, q): greedy(model, renderer.be(q)) for q in questions}
+    return answers
 
-        clients = Clients(answer, ["base", "steady", "api", "folder"])
+
+def test_it_answers_with_every_adapter(serving, smollm2_dir, tmp_path):
+    """Mixed with requests to the base model and each twice, for the prefix cache; one adapter comes later."""
+    adapters = {name: save_adapter(smollm2_dir, tmp_path / name, k) for name, k in (("a", 1), ("b", 1), ("c", 2))}
+    tokens = export_lora(adapters, tmp_path / "lora")
+    expected = of_transformers(smollm2_dir, adapters, SHORT_QUESTIONS)
+
+    def answer(name, question):
+        return serving.answer(name, question, tokens[name].text if name in tokens else None)
+
+    for name in ("a", "b"):
+        serving.load(name, tmp_path / "lora" / name)
+    for _ in range(2):
+        for (name, question), wanted in expected.items():
+            if name != "c":
+                assert answer(name, question) == wanted, (name, question)
+    with pytest.raises(RuntimeError, match="does not exist"):
+        answer("c", SHORT_QUESTIONS[0])
+    serving.load("c", tmp_path / "lora" / "c")
+    for (name, question), wanted in expected.items():
+        assert answer(name, question) == wanted, (name, question)
+    for name in adapters:
+        serving.unload(name)
+        with pytest.raises(RuntimeError, match="does not exist"):
+            answer(name, SHORT_QUESTIONS[0])
+    # Without the adapters, the base model answers as ever
+    assert answer("base", SHORT_QUESTIONS[0]) == expected["base", SHORT_QUESTIONS[0]]
+
+
+def test_adapters_come_change_and_go_under_load(serving, smollm2_dir):
+    expected = of_transformers(smollm2_dir, serving.adapters, QUESTIONS)
+    for name in ("api", "folder"):
+        assert any(expected[f"{name}-1", q] != expected[f"{name}-2", q] for q in QUESTIONS)
+    lora, served, answer = serving.folder / "lora", serving.folder / "served", serving.answer
+    clients = Clients(answer, ["base", "steady", "api", "folder"])
+    for thread in clients.threads:
+        thread.start()
+    try:
+        clients.wait()
+        serving.load("guest", lora / "guest")
+        clients.names = [*clients.names, "guest"]
+        clients.wait()
+        with clients.change("api", "api-1", "api-2"):
+            serving.load("api", lora / "api-2", load_inplace=True)
+        with clients.change("folder", "folder-1", "folder-2"):
+            shutil.rmtree(served / "folder")
+            shutil.copytree(lora / "folder-2", served / "folder")
+            serving.unload("folder")
+        with clients.change("guest", "guest", None):
+            serving.unload("guest")
+    finally:
+        clients.stop.set()
         for thread in clients.threads:
-            thread.start()
-        try:
-            clients.wait()
-            load("guest", "guest")
-            clients.names = [*clients.names, "guest"]
-            clients.wait()
-            with clients.change("api", "api-1", "api-2"):
-                load("api", "api-2", load_inplace=True)
-            with clients.change("folder", "folder-1", "folder-2"):
-                shutil.rmtree(served / "folder")
-                shutil.copytree(lora / "folder-2", served / "folder")
-                server.post("/v1/unload_lora_adapter", {"lora_name": "folder"})
-            with clients.change("guest", "guest", None):
-                server.post("/v1/unload_lora_adapter", {"lora_name": "guest"})
-        finally:
-            clients.stop.set()
-            for thread in clients.threads:
-                thread.join()
-        first = {"base": "base", "steady": "steady", "guest": "guest", "api": "api-1", "folder": "folder-1"}
-        for reply in clients.replies:
-            versions = clients.allowed(reply, first)
-            if isinstance(reply.tokens, Exception):
-                assert None in versions and "does not exist" in str(reply.tokens), reply
-            else:
-                wanted = [expected[version, reply.question] for version in versions - {None}]
-                assert reply.tokens in wanted, (reply, versions, wanted)
-        assert {reply.name for reply in clients.replies} == {"base", "steady", "api", "folder", "guest"}
-        for name, version in (("api", "api-2"), ("folder", "folder-2")):
-            assert all(answer(name, q) == expected[version, q] for q in QUESTIONS)
-        for name in ("../lora/steady", "folder@1", "nobody"):
-            with pytest.raises(RuntimeError, match="does not exist"):
-                answer(name, QUESTIONS[0])
+            thread.join()
+    first = {"base": "base", "steady": "steady", "guest": "guest", "api": "api-1", "folder": "folder-1"}
+    for reply in clients.replies:
+        versions = clients.allowed(reply, first)
+        if isinstance(reply.tokens, Exception):
+            assert None in versions and "does not exist" in str(reply.tokens), reply
+        else:
+            wanted = [expected[version, reply.question] for version in versions - {None}]
+            assert reply.tokens in wanted, (reply, versions, wanted)
+    assert {reply.name for reply in clients.replies} == {"base", "steady", "api", "folder", "guest"}
+    for name, version in (("api", "api-2"), ("folder", "folder-2")):
+        assert all(answer(name, q) == expected[version, q] for q in QUESTIONS)
+    for name in ("../lora/steady", "folder@1", "nobody"):
+        with pytest.raises(RuntimeError, match="does not exist"):
+            answer(name, QUESTIONS[0])
 
-        # What docs/serve/lora.md warns of: vLLM keeps what the old weights at this path left in its prefix cache
-        shutil.rmtree(lora / "api-2")
-        shutil.copytree(lora / "api-1", lora / "api-2")
-        load("api", "api-2", load_inplace=True)
-        assert all(answer("api", q) == expected["api-2", q] for q in QUESTIONS)
-        # And that it reads the folder of `load_inplace` again for every token
-        shutil.rmtree(lora / "api-2")
-        with pytest.raises((RuntimeError, OSError)):
-            answer("api", QUESTIONS[0])
+    # What docs/serve/lora.md warns of: vLLM keeps what the old weights at this path left in its prefix cache
+    shutil.rmtree(lora / "api-2")
+    shutil.copytree(lora / "api-1", lora / "api-2")
+    serving.load("api", lora / "api-2", load_inplace=True)
+    assert all(answer("api", q) == expected["api-2", q] for q in QUESTIONS)
+    # And that it reads the folder of `load_inplace` again for every token
+    shutil.rmtree(lora / "api-2")
+    with pytest.raises((RuntimeError, OSError)):
+        answer("api", QUESTIONS[0])

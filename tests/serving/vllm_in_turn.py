@@ -8,16 +8,11 @@ are to be sampled. Writes a JSON file with `base` and `lora`, the greedy answers
 
 import gc
 import json
-import os
 import sys
 
-
-# In this process: starting another one takes longer than loading a tiny model
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-
-from vllm import LLM, SamplingParams  # noqa: E402
-from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
-from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.lora.request import LoRARequest
 
 
 # LoRA for the embedding alone: vLLM's experts take none on CPU
