@@ -120,14 +120,17 @@ def of_vllm(asked: Requests) -> Iterator[tuple[str, Answers | str]]:
         yield "vLLM, merged checkpoint", _vllm_answers(server, "/v1/chat/completions", requests, args)
     chats = asked.chats(asked.lora)
     lora = ("--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"a={asked.folder / 'lora' / 'a'}")
-    with ExitStack() as running:
-        try:
-            server = running.enter_context(vllm_server(args.vllm, base, *options, *lora))
-        except RuntimeError as error:  # it refuses LoRA of the embedding of some models
-            yield "vLLM, LoRA", _what_it_says(error)
-        else:
+    # vLLM's own code refuses LoRA of the embedding of some models, for which transformers' code takes it
+    for name, more in (("vLLM, LoRA", ()), ("vLLM, LoRA, transformers' code", ("--model-impl", "transformers"))):
+        with ExitStack() as running:
+            try:
+                server = running.enter_context(vllm_server(args.vllm, base, *options, *lora, *more))
+            except RuntimeError as error:
+                yield name, _what_it_says(error)
+                continue
             requests = ({"model": "a", "messages": chat} for chat in chats)
-            yield "vLLM, LoRA", _vllm_answers(server, "/v1/chat/completions", requests, args)
+            yield name, _vllm_answers(server, "/v1/chat/completions", requests, args)
+            break
     with vllm_server(args.vllm, base, *options, "--enable-prompt-embeds") as server:
         rows = PromptEmbeds.from_pretrained(args.adapter)
         requests = ({"messages": rows.messages(query)} for query in asked.queries)
@@ -190,6 +193,9 @@ def _llama_server_answer(server: Server, chat: list[dict], args: argparse.Namesp
     return [token["id"] for token in reply["choices"][0]["logprobs"]["content"]]
 
 
+ENGINES = {"transformers": of_transformers, "peft": of_plain_peft, "vllm": of_vllm, "llama": of_llama}
+
+
 @torch.no_grad()
 def divergence(model: PreTrainedModel, prompt: list[int], expected: list[int], answer: list[int]) -> dict | None:
     """Where an answer leaves the expected one, and the reference's margin there; `None` where it does not."""
@@ -234,21 +240,21 @@ def main() -> None:
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
     parser.add_argument("--gguf", metavar="FILE", help="GGUF file of the base model, for llama.cpp")
     parser.add_argument("--llama-server", metavar="PROGRAM", help="llama-server, for the GGUF file")
+    parser.add_argument("--only", nargs="+", choices=ENGINES, default=[], help="engines to ask (default: all)")
     parser.add_argument("--json", metavar="OUT", help="write the figures to this file")
     args = parser.parse_args()
     if args.llama_server and not args.gguf:
         parser.error("--llama-server needs the base model's file: give it as --gguf.")
+    absent = {name for name, needs in {"vllm": args.vllm, "llama": args.gguf}.items() if not needs}
+    if absent.intersection(args.only):
+        parser.error("--only vllm needs --vllm, and --only llama needs --gguf.")
 
     model, tokenizer = load_adapter(args.adapter, args.model, dtype=args.dtype)
     queries = [check_query(query) for file in args.queries for query in load_queries(file)][: args.requests]
     renderer = PromptRenderer.for_adapter(model.peft_config["default"], tokenizer)
     prompts = [renderer.be(query) for query in queries]
     expected = greedy(model, prompts, args.max_new_tokens)
-    engines = [of_transformers, of_plain_peft]
-    if args.vllm:
-        engines.append(of_vllm)
-    if args.gguf:
-        engines.append(of_llama)
+    engines = [ENGINES[name] for name in args.only or ENGINES if name not in absent]
     report = {}
     with tempfile.TemporaryDirectory() as folder:
         asked = Requests(args, model, tokenizer, queries, Path(folder))
