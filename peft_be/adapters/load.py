@@ -33,6 +33,14 @@ def read_adapter(directory: str | os.PathLike) -> tuple[Path, BETokenConfig]:
     return directory, read_config(directory)
 
 
+def read_be_adapter(directory: str | os.PathLike) -> tuple[Path, BETokenConfig]:
+    """As [`read_adapter`], and refuses an adapter without [BE] rows with a `ValueError`."""
+    folder, config = read_adapter(directory)
+    if not config.num_be_tokens:
+        raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
+    return folder, config
+
+
 def load_adapter(
     directory: str | os.PathLike,
     model: str | None = None,
