@@ -63,6 +63,7 @@ class FidelityScorer:
             their total.
         quotable (`tuple[Prompt, list]`, *optional*): P and the queries as texts or messages, to tell which tokens of the
             answers are quoted from P. `None` says nothing of quotations.
+        label (`str`, *optional*, defaults to `"full prompt"`): what to call P in the progress.
 
     Attributes:
         teacher (`list[Answer]`): P's answers.
@@ -82,6 +83,7 @@ class FidelityScorer:
         batch_size: int = 32,
         on_progress: OnProgress | None = None,
         quotable: tuple[Prompt, list] | None = None,
+        label: str = "full prompt",
     ):
         if not prompts:
             raise ValueError("There are no queries to evaluate on.")
@@ -89,7 +91,7 @@ class FidelityScorer:
         self._model, self._tokenizer, self._on_progress = model, tokenizer, on_progress
         self._settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
         self.head = OutputHead(model)
-        self.teacher = self._generate(prompts, share_prefix(model, prompts), "full prompt")
+        self.teacher = self._generate(prompts, share_prefix(model, prompts), label)
         self.texts = self._decode(self.teacher)
         ids = [answer.ids for answer in self.teacher]
         self.quoted = None if quotable is None else quoted_tokens(tokenizer, *quotable, ids)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -36,7 +37,6 @@ from .prepare import confirmed_ae_row, distillation_args, load_confirmed, load_r
 from .report import kept_figures, training_report, warn_of_few_queries
 from .search import Search
 from .train import report_to, train
-
 
 
 @dataclass

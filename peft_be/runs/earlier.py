@@ -62,9 +62,7 @@ class EarlierAdapter:
         check_tokenizer(self.config, tokenizer, allow_template_change=True)
         recorded = Provenance.of(self.config).base_weights
         width = model.get_input_embeddings().weight.shape[1]
-        if self.rows.shape[1] != width or not (
-            recorded is None or same_weights(recorded, weights_fingerprint(model))
-        ):
+        if self.rows.shape[1] != width or not (recorded is None or same_weights(recorded, weights_fingerprint(model))):
             raise ValueError(
                 f"'{self.name}' was trained on another base model, or on other weights of this one, and its rows mean "
                 "nothing here: leave out from_adapter, or give the base model that it was trained on."

@@ -116,9 +116,7 @@ class PromptComparison:
         self._warm_up()
 
     def _renderer(self, name: str, prompt: str | list[dict[str, str]] | None, allow_other: bool) -> PromptRenderer:
-        return PromptRenderer.for_adapter(
-            self.config(name), self.tokenizer, prompt, allow_other_prompt=allow_other
-        )
+        return PromptRenderer.for_adapter(self.config(name), self.tokenizer, prompt, allow_other_prompt=allow_other)
 
     def _warm_up(self) -> None:
         """Send a first request: what it costs in addition (memory, kernels, threads) belongs to no prompt."""
