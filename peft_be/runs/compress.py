@@ -109,8 +109,8 @@ def compress_prompt(
 
     Raises:
         `ValueError`: an empty prompt, too few queries, a prompt longer than the context, settings out of range, text to
-            keep that is not the prompt's own, an [AE] row of another backbone, an adapter to start from that does not fit, a target though the prompt changes
-            nothing, or a resumed run with other settings.
+            keep that is not the prompt's own, an [AE] row of another backbone, an adapter to start from that does not fit, a
+            target though the prompt changes nothing, or a resumed run with other settings.
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `FloatingPointError`: the loss is not a finite number.
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
