@@ -34,7 +34,8 @@ class Run:
         return compress_prompt(prompt, QUERIES, self.folder / name, **args).report
 
     def rows(self, name):
-        return load_file(self.folder / name / "adapter_model.safetensors")["base_model.be_token_embedding.weight"]
+        (rows,) = load_file(self.folder / name / "adapter_model.safetensors").values()
+        return rows
 
     def provenance(self, name):
         return BETokenConfig.from_pretrained(self.folder / name).provenance
