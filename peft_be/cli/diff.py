@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .answer_checks import add_check_rows, chance, show_few, warn_of_cuts
-from .common import console, say
+from .common import bold, console, say
 from .config_options import with_options_of
 from .figures import Figures
 from .loading import Loading
@@ -72,7 +72,7 @@ def diff(
         for side in ("a", "b"):
             warn_of_cuts(found, tokenizer, max_answer_length, side, side.upper())
     for sample in found[:samples]:
-        console.print(sample_table(sample))
+        show_sample(sample)
 
 
 @dataclass
@@ -151,10 +151,12 @@ def show_changes(scores: dict) -> None:
     show_few(scores)
 
 
-def sample_table(sample: dict) -> Table:
+def show_sample(sample: dict) -> None:
+    """Print the answers to a query side by side."""
     query = sample["query"] if isinstance(sample["query"], str) else sample["query"][-1]["content"]
-    table = Table(title=query, caption=f"KL {sample['kl']:.4f}", show_lines=True)
+    say(bold(query), f" (KL {sample['kl']:.4f})")
+    table = Table(show_lines=True)
     for column in ("A", "B"):
         table.add_column(column, ratio=1, overflow="fold")
     table.add_row(sample["a"], sample["b"])
-    return table
+    console.print(table)

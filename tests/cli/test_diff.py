@@ -32,7 +32,7 @@ def test_two_adapters(cli, job, adapters):
         assert f"{figures['kl'][name]:.4f}" in out and f"{figures['kl_no_prompt'][name]:.4f}" in out
     # Those that differ most are shown
     shown = [query["query"] in out for query in figures["queries"]]
-    assert shown == [True, True, False] and f"KL {figures['queries'][0]['kl']:.4f}" in out
+    assert shown == [True, True, False] and f"(KL {figures['queries'][0]['kl']:.4f})" in out
     assert "No check is clearly lost or gained" in out and "fewer queries are for 'answers' (3)" in out
     assert "answers of A are as long as they may be, 4 tokens" in err and "answers of B" in err
 

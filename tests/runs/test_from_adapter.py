@@ -147,7 +147,7 @@ def test_rows_that_cannot_be_the_start(run, settings, words):
 
 def test_the_output_folder_is_no_start(run):
     with pytest.raises(ValueError, match="is the output folder, too"):
-        run("old", from_adapter=run.folder / "x" / ".." / "old", num_be_tokens=2, overwrite=True)
+        run("old", from_adapter=run.folder / "old" / ".." / "old", num_be_tokens=2, overwrite=True)
     assert run.rows("old").shape == (2, 32)
 
 
