@@ -74,7 +74,7 @@ def load_adapter(
 
 
 def load_adapters(
-    directories: dict[str, str | os.PathLike],
+    directories: Mapping[str, str | os.PathLike],
     model: str | None = None,
     allow_template_change: bool = False,
     dtype: torch.dtype | str | None = None,
@@ -85,7 +85,7 @@ def load_adapters(
     Load a base model with several adapters on it, and the base model's tokenizer. The first adapter is active.
 
     Args:
-        directories (`dict[str, str | os.PathLike]`):
+        directories (`Mapping[str, str | os.PathLike]`):
             The adapters by the names that they get in the model, each named as in [`load_adapter`].
         model (`str`, *optional*):
             The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.
