@@ -294,6 +294,8 @@ def training_summary(config) -> str:
             sentences[-1] += f", {training['steps']} steps"
         if "train_queries" in training:
             sentences[-1] += f" on {training['train_queries']} queries"
+        if Provenance.of(config).started_from:
+            sentences[-1] += ", from the rows of an earlier adapter"
         sentences[-1] += "."
     if "validation_kl" in training:
         kl, kl_no_prompt = training["validation_kl"], training.get("validation_kl_no_prompt")

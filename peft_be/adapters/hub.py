@@ -59,6 +59,12 @@ def find_adapter(name: str | os.PathLike) -> Path:
     return local.joinpath(*folder)
 
 
+def hub_revision(directory: Path) -> str | None:
+    """The commit of a folder that [`find_adapter`] downloaded, `None` for any other folder."""
+    found = re.search(r"/snapshots/([0-9a-f]{40})(/|$)", directory.as_posix())
+    return found and found[1]
+
+
 @dataclass(frozen=True)
 class PushPlan:
     """

@@ -33,6 +33,14 @@ def read_adapter(directory: str | os.PathLike) -> tuple[Path, BETokenConfig]:
     return directory, read_config(directory)
 
 
+def read_be_adapter(directory: str | os.PathLike) -> tuple[Path, BETokenConfig]:
+    """As [`read_adapter`], and refuses an adapter without [BE] rows with a `ValueError`."""
+    folder, config = read_adapter(directory)
+    if not config.num_be_tokens:
+        raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
+    return folder, config
+
+
 def load_adapter(
     directory: str | os.PathLike,
     model: str | None = None,
@@ -66,7 +74,7 @@ def load_adapter(
 
 
 def load_adapters(
-    directories: dict[str, str | os.PathLike],
+    directories: Mapping[str, str | os.PathLike],
     model: str | None = None,
     allow_template_change: bool = False,
     dtype: torch.dtype | str | None = None,
@@ -77,7 +85,7 @@ def load_adapters(
     Load a base model with several adapters on it, and the base model's tokenizer. The first adapter is active.
 
     Args:
-        directories (`dict[str, str | os.PathLike]`):
+        directories (`Mapping[str, str | os.PathLike]`):
             The adapters by the names that they get in the model, each named as in [`load_adapter`].
         model (`str`, *optional*):
             The base model, as in [`load_model`]. `None` is the one that the first adapter was trained on.

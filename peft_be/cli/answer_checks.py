@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,10 +61,10 @@ class AnswerChecks:
             fail(f"[BE] passes {len(failed)} of {len(loaded)} checks in too few answers: {', '.join(rates)}.")
 
 
-def add_check_rows(table: Table, scores: dict) -> None:
-    """The rows of `peft-be eval`'s table on checks."""
+def add_check_rows(table: Table, scores: dict, sides: Sequence[str] = ("full", "no_prompt", "be")) -> None:
+    """The rows of a table on checks."""
     for name, score in scores.items():
-        table.add_row(name, *(passed(score, side) for side in ("full", "no_prompt", "be")))
+        table.add_row(name, *(passed(score, side) for side in sides))
 
 
 def passed(score: dict, side: str) -> str:
@@ -73,16 +74,26 @@ def passed(score: dict, side: str) -> str:
 
 def show_lost(scores: dict) -> None:
     """Say which checks [BE] has lost, and for which there are too few answers to tell."""
-    from ..evaluation.answer_checks import MIN_LOST
-
     lost = {name: score for name, score in scores.items() if score["lost"]}
     for name, score in lost.items():
         say(
             f"Lost: '{name}'. {score['only_full']} answers pass with the full prompt alone, {score['only_be']} with [BE] alone "
-            f"(McNemar's exact test: p = {score['p_value']:.2g})."
+            f"{chance(score)}."
         )
     if not lost:
         say("No check is clearly lost (McNemar's exact test, p < 0.05).")
+    show_few(scores)
+
+
+def chance(score: dict) -> str:
+    """How often chance would make such a difference."""
+    return f"(McNemar's exact test: p = {score['p_value']:.2g})"
+
+
+def show_few(scores: dict) -> None:
+    """Say for which checks there are too few answers to tell."""
+    from ..evaluation.answer_checks import MIN_LOST
+
     few = [f"'{name}' ({score['num_answers']})" for name, score in scores.items() if score["num_answers"] < MIN_LOST]
     if few:
         say(
@@ -90,11 +101,11 @@ def show_lost(scores: dict) -> None:
         )
 
 
-def warn_of_cuts(cut: int, answers: int, max_answer_length: int) -> None:
-    """Warn if answers of the full prompt were cut: how they would have ended, no check can see."""
+def warn_of_cuts(cut: int, answers: int, max_answer_length: int, whose: str = "the full prompt") -> None:
+    """Warn if answers were cut: how they would have ended, no check can see."""
     if cut:
         warnings.warn(
-            f"{cut} of {answers} answers of the full prompt are as long as they may be, {max_answer_length} tokens, and checks see "
+            f"{cut} of {answers} answers of {whose} are as long as they may be, {max_answer_length} tokens, and checks see "
             "no more of them: raise --max-answer-length.",
             stacklevel=2,
         )

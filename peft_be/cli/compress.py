@@ -47,6 +47,8 @@ def compress(
     text, asked = load_prompt(prompt), load_queries(queries, query_field)
     held_out = load_queries(test_queries, query_field) if test_queries else None
     say("Compressing ", bold(prompt), f" with {len(asked)} queries on ", bold(model))
+    if config.from_adapter is not None:
+        say("The rows start from those of ", bold(config.from_adapter))
     with resumable(output), progress_bars() as on_progress:
         result = compress_prompt(
             text,

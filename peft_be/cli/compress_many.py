@@ -15,7 +15,16 @@ from .progress import progress_bars
 
 @with_options_of(
     CompressConfig,
-    without=(*ABLATIONS, "max_minutes", "reconstruction_steps", "keep", "keep_tokens", "save_steps", "target"),
+    without=(
+        *ABLATIONS,
+        "from_adapter",
+        "keep",
+        "keep_tokens",
+        "max_minutes",
+        "reconstruction_steps",
+        "save_steps",
+        "target",
+    ),
 )
 def compress_many(
     manifest: Annotated[

@@ -12,7 +12,7 @@ import typer
 
 
 # Shorter names of options, besides that of their field
-SHORT = {"per_device_train_batch_size": "--batch-size"}
+SHORT = {"from_adapter": "--from", "per_device_train_batch_size": "--batch-size"}
 # Settings that the comparisons have as methods of their own, and that nobody serves
 ABLATIONS = ("hard_labels", "max_kd_tokens", "scale_by_temperature_squared", "use_ae_token")
 

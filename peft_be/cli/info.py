@@ -37,6 +37,7 @@ def info(directory: Annotated[Path, typer.Argument(help="Folder of an adapter, o
         },
         training_rows(provenance.pop("stages", None), training, report),
         {
+            "started from": started_from(provenance.pop("started_from", None)),
             "base weights": weights(provenance.pop("base_weights", None)),
             **{name.replace("_", " "): value for name, value in provenance.items()},
         },
@@ -115,6 +116,15 @@ def shown(value) -> str:
     return (
         ", ".join(f"{name} {shown(part)}" for name, part in value.items()) if isinstance(value, dict) else str(value)
     )
+
+
+def started_from(record: dict | None) -> str | None:
+    """The adapter whose rows a training started from, with short names of what it was."""
+    if record is None:
+        return None
+    known = {"revision": record.get("revision"), "rows": record.get("rows_sha256")}
+    told = [f"{name} {str(value)[:12]}" for name, value in known.items() if value is not None]
+    return f"{record.get('adapter')} ({', '.join(told)})"
 
 
 def weights(recorded) -> str:

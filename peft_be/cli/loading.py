@@ -41,10 +41,14 @@ class Loading:
 
     def load(self, directory: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         """The base model with the adapter of a folder, and the tokenizer."""
-        from ..adapters.load import load_adapter
+        return self.load_several({"default": directory})
 
-        return load_adapter(
-            directory,
+    def load_several(self, directories: dict[str, Path]) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+        """The base model with the adapters of some folders, by the names that they get, and the tokenizer."""
+        from ..adapters.load import load_adapters
+
+        return load_adapters(
+            directories,
             self.model,
             allow_template_change=self.allow_template_change,
             dtype=self.dtype,

@@ -16,6 +16,7 @@ from .compare import compare
 from .compress import compress
 from .compress_many import compress_many
 from .demo import demo
+from .diff import diff
 from .evaluate import evaluate
 from .export import export
 from .info import info
@@ -51,6 +52,7 @@ def options(
 app.command()(compress)
 app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)
+app.command()(diff)
 app.command("propose-checks")(propose_checks)
 app.command()(audit)
 app.command()(compare)

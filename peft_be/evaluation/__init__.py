@@ -1,5 +1,6 @@
 from .answer_checks import AnswerCheck, check_scores, load_checks
 from .audit import AuditConfig, audit_leakage
+from .difference import check_changes, evaluate_difference
 from .fidelity import Fidelity, FidelityScorer, evaluate_fidelity, evaluate_reconstruction
 from .gap import Gap
 from .held_out import held_out_queries
@@ -19,7 +20,9 @@ __all__ = [
     "StreamedAnswer",
     "audit_leakage",
     "bench_inference",
+    "check_changes",
     "check_scores",
+    "evaluate_difference",
     "evaluate_fidelity",
     "evaluate_reconstruction",
     "evaluate_refusals",

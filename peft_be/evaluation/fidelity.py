@@ -47,12 +47,14 @@ class Fidelity(AnswerKL):
         answer_rouge_l (`float`): ROUGE-L (F-measure) of the stand-in's own greedy answers against the full prompt's, averaged over
             the queries.
         answers (`list[str]`): these greedy answers.
+        cut_answers (`int`): those of them that are as long as they may be and have no end.
     """
 
     kl: float
     top1_agreement: float
     answer_rouge_l: float
     answers: list[str]
+    cut_answers: int
 
 
 class FidelityScorer:
@@ -70,6 +72,7 @@ class FidelityScorer:
             their total.
         quotable (`tuple[Prompt, list]`, *optional*): P and the queries as texts or messages, to tell which tokens of the
             answers are quoted from P. `None` says nothing of quotations.
+        label (`str`, *optional*, defaults to `"full prompt"`): what to call P in the progress.
 
     Attributes:
         teacher (`list[Answer]`): P's answers.
@@ -90,6 +93,7 @@ class FidelityScorer:
         batch_size: int = 32,
         on_progress: OnProgress | None = None,
         quotable: tuple[Prompt, list] | None = None,
+        label: str = "full prompt",
     ):
         if not prompts:
             raise ValueError("There are no queries to evaluate on.")
@@ -97,11 +101,10 @@ class FidelityScorer:
         self._model, self._tokenizer, self._on_progress = model, tokenizer, on_progress
         self._settings = AnswerSettings(max_new_tokens=max_answer_length, batch_size=batch_size)
         self.head = OutputHead(model)
-        self.teacher = self._generate(prompts, share_prefix(model, prompts), "full prompt")
+        self.teacher = self._generate(prompts, share_prefix(model, prompts), label)
         self.texts = self._decode(self.teacher)
         ids = [answer.ids for answer in self.teacher]
-        ends = stop_ids(model)
-        self.cut_answers = sum(len(own) >= max_answer_length and own[-1] not in ends for own in ids)
+        self.cut_answers = self._cut(self.teacher)
         self.quoted = None if quotable is None else quoted_tokens(tokenizer, *quotable, ids)
         self._top = top_tokens(self.teacher, self.head)
 
@@ -127,6 +130,7 @@ class FidelityScorer:
             top1_agreement=(top_tokens(states, self.head) == self._top).cpu().double().mean().item(),
             answer_rouge_l=sum(rouge_l) / len(rouge_l),
             answers=texts,
+            cut_answers=self._cut(answers),
         )
 
     def kl(self, prompts: list[list[int]]) -> float:
@@ -157,6 +161,10 @@ class FidelityScorer:
     def _generate(self, prompts: list[list[int]], prefix: SharedPrefix | None, label: str) -> list[Answer]:
         pad, report = self._tokenizer.pad_token_id or 0, counter(self._on_progress, f"answers, {label}")
         return generate_answers(self._model, prompts, self._settings, pad, prefix=prefix, on_progress=report)
+
+    def _cut(self, answers: list[Answer]) -> int:
+        longest, ends = self._settings.max_new_tokens, stop_ids(self._model)
+        return sum(len(answer.ids) >= longest and answer.ids[-1] not in ends for answer in answers)
 
     def _decode(self, answers: list[Answer]) -> list[str]:
         return [self._tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,17 +27,16 @@ from ..recipe import recorded
 from ..training import BEDistillConfig, BEDistillTrainer
 from ..training.budget import Budget, steps_in_time
 from ..training.callbacks import OnPreview
+from ..training.growing_trainer import GrowingTrainer
 from ..tuner import BETokenConfig
 from .config import CompressConfig, changed
+from .earlier import EarlierAdapter, earlier_adapter
 from .folder import RunFolder
 from .keep import kept_text_of
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed, load_rows
 from .report import kept_figures, training_report, warn_of_few_queries
 from .search import Search
 from .train import report_to, train
-
-
-Distiller = TypeVar("Distiller", bound=BEDistillTrainer)
 
 
 @dataclass
@@ -110,8 +109,8 @@ def compress_prompt(
 
     Raises:
         `ValueError`: an empty prompt, too few queries, a prompt longer than the context, settings out of range, text to
-            keep that is not the prompt's own, an [AE] row of another backbone, a target though the prompt changes
-            nothing, or a resumed run with other settings.
+            keep that is not the prompt's own, an [AE] row of another backbone, an adapter to start from that does not fit, a
+            target though the prompt changes nothing, or a resumed run with other settings.
         `FileExistsError`: `output_dir` is in use, see `resume` and `overwrite`.
         `FloatingPointError`: the loss is not a finite number.
         `KeyboardInterrupt`: Ctrl-C; what was done is kept, and `resume=True` goes on with it.
@@ -121,6 +120,7 @@ def compress_prompt(
     find_kept_text(prompt, config.keep)  # what is not the prompt's own shows before the model is loaded
     splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
     distillation_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
+    start = earlier_adapter(config, output_dir)
     if config.kd_weight > 0:
         warn_of_few_queries({"prompt": splits})
     settings = {
@@ -132,12 +132,14 @@ def compress_prompt(
     defaults = recorded(CompressConfig())
     with RunFolder(output_dir, settings, resume, overwrite, defaults) as run, ExitStack() as on_failure:
         model, tokenizer = load_confirmed(run, model, tokenizer, config.dtype, config.device)
+        if start is not None:
+            start.confirm(run, model, tokenizer)
         budget = Budget(config.max_minutes)
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
         k = BETokenConfig.from_pretrained(run.directory).num_be_tokens if run.is_finished else config.num_be_tokens
         peft_model = add_adapter(model, tokenizer, k, ae_row, config.slot, kept_text)
-        training = _Training(run, config, peft_model, tokenizer, prompt, splits, budget, on_progress)
+        training = _Training(run, config, start, peft_model, tokenizer, prompt, splits, budget, on_progress)
         on_failure.callback(lambda: training.model.unload())  # a model that was passed in can be used again
         if run.is_finished:
             compression = _finished(run, peft_model, tokenizer)
@@ -157,6 +159,7 @@ class _Training:
 
     run: RunFolder
     config: CompressConfig
+    start: EarlierAdapter | None
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     prompt: str | list[dict[str, str]]
@@ -170,7 +173,8 @@ class _Training:
         if self.config.reconstruction_steps:
             log += self._reconstruct()
             changes = {"init": None, "init_text": None}  # go on from there
-        trainer = self.distiller(BEDistillTrainer, distillation_args(self.config, self.run.work / "stage2", **changes))
+        rows = None if self.start is None else self.start.rows
+        trainer = self.distiller(distillation_args(self.config, self.run.work / "stage2", **changes), rows)
         stage = stage_name(self.config.kd_weight)
         report_to(self.on_progress, trainer, stage)
         if on_preview:
@@ -191,8 +195,8 @@ class _Training:
         report_to(self.on_progress, trainer, "stage 1")
         return train(trainer, "stage 1")
 
-    def distiller(self, trainer_class: type[Distiller], args: BEDistillConfig, **more) -> Distiller:
-        """A trainer of the main training, whose teacher stops when the time is over."""
+    def distiller(self, args: BEDistillConfig, rows: torch.Tensor | None, **more) -> GrowingTrainer:
+        """A trainer of the main training, from trained rows if there are some, whose teacher stops when the time is over."""
 
         def report(name: str, done: int, total: int) -> None:
             if self.on_progress:
@@ -201,7 +205,7 @@ class _Training:
             if self._measured_steps is None:
                 self.budget.left()
 
-        return trainer_class(
+        return GrowingTrainer(
             self.model,
             args,
             self.prompt,
@@ -209,6 +213,8 @@ class _Training:
             eval_dataset=Dataset.from_dict({"query": query_column(self.splits.validation)}),
             processing_class=self.tokenizer,
             on_teacher_progress=report,
+            rows=rows,
+            started_from=None if self.start is None else self.start.record,
             **more,
         )
 

@@ -38,7 +38,7 @@ from .train import PATIENCE, report_to, train
 
 
 # What a run of one prompt has, and one of many does not
-_ALONE = ("max_minutes", "reconstruction_steps", "keep", "keep_tokens", "target")
+_ALONE = ("max_minutes", "reconstruction_steps", "keep", "keep_tokens", "target", "from_adapter")
 
 
 @dataclass
@@ -86,7 +86,8 @@ def compress_prompts(
         output_dir (`str` or `os.PathLike`):
             Folder in which each prompt gets a folder of its name, with its adapter. `training.json` in it sums up.
         config ([`CompressConfig`], *optional*):
-            How to compress each of them, without `max_minutes`, `reconstruction_steps`, `keep`, `keep_tokens` and `target`.
+            How to compress each of them, without `max_minutes`, `reconstruction_steps`, `keep`, `keep_tokens`, `target` and
+            `from_adapter`.
             Rows are saved where they are validated: `save_steps` is `eval_steps`.
         group_size (`int`, *optional*, defaults to `8`):
             Prompts that learn together. A step holds the activations of `group_size * per_device_train_batch_size` answers.

@@ -59,6 +59,10 @@ class CompressConfig(Recipe):
         target (`float`, *optional*):
             The share of the KL gap that is to be closed on the validation queries. The run then looks for the smallest k, of
             `num_be_tokens` doubled up to 64, that closes it. For [`compress_prompt`] alone.
+        from_adapter (`str` or `os.PathLike`, *optional*):
+            An adapter to start from, such as that of the prompt's last version: a folder, or a name on the Hub. It belongs to the same
+            base model and slot, and has `num_be_tokens` rows or fewer; `init` is for those that are added. For
+            [`compress_prompt`] alone.
         slot (`str`, *optional*, defaults to `"system"`):
             Where [BE] stands: `"system"` in the template's system turn, `"prefix"` in front of the user's turn.
         keep (`list[str]`, *optional*):
@@ -88,6 +92,9 @@ class CompressConfig(Recipe):
     num_be_tokens: int = setting(1, "k, the number of [BE] rows.")
     target: float | None = setting(
         None, "Find the smallest k, from --num-be-tokens to 64, that closes this share of the KL gap."
+    )
+    from_adapter: str | None = setting(
+        None, "Start from the rows of this adapter, such as that of the prompt's last version."
     )
     slot: str = setting("system", "system: inside the system turn; prefix: in front of the user's turn.")
     keep: list[str] | None = setting(
@@ -128,6 +135,12 @@ class CompressConfig(Recipe):
         if self.max_minutes is not None:
             check_number("max_minutes", self.max_minutes, POSITIVE)
         self._check_target()
+        if self.from_adapter is not None:
+            self.from_adapter = os.fspath(self.from_adapter)
+            if self.reconstruction_steps:
+                raise ValueError(
+                    "reconstruction_steps prepare new rows, and those of from_adapter are trained: leave out one of the two."
+                )
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("device", self.device, DEVICES)
         if self.ae is not None:

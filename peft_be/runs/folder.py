@@ -65,7 +65,7 @@ class RunFolder:
 
     RESULT = REPORT_FILE
     # Recorded on the way, by `remember`
-    FOUND = ("fitting_steps", "base_sha256", "ae_sha256", "kept_text")
+    FOUND = ("fitting_steps", "base_sha256", "ae_sha256", "from_sha256", "kept_text")
 
     def __init__(
         self,

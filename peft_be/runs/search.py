@@ -21,7 +21,6 @@ from ..prompting.context import check_length
 from ..training import BEDistillConfig, BEDistillTrainer
 from ..training.budget import steps_in_time
 from ..training.callbacks import OnPreview
-from ..training.growing_trainer import GrowingTrainer
 from ..training.teaching import Teaching
 from ..tuner.checks import read_rows
 from .prepare import distillation_args, load_rows
@@ -96,12 +95,14 @@ class Search:
 
     def _train(self, k: int, full: bool, done: list[Trained], number: int, on_preview: OnPreview | None) -> Trained:
         """Train k rows, the candidate of this number, in full or for a probe."""
-        start, earlier = time.perf_counter(), starts_from(done, k)
+        begin, earlier, start = time.perf_counter(), starts_from(done, k), self._training.start
+        rows, taught = (start.rows, start.steps) if start else (None, 0)
+        if earlier is not None:
+            rows, taught = self._rows(earlier), earlier.taught
         self._resize(k)
         trainer = self._training.distiller(
-            GrowingTrainer,
             distillation_args(self._config, self._folder(k, full)),
-            rows=None if earlier is None else self._rows(earlier),
+            rows,
             teaching=self._teaching,
             order=0 if full else number,
         )
@@ -115,10 +116,9 @@ class Search:
         self._fit_training(trainer, k, full)
         log, best = train(trainer, what), kept_figures(trainer)
         self._training.model.save_pretrained(self._folder(k, full) / ROWS)
-        seconds = round(time.perf_counter() - start, 1)
+        seconds = round(time.perf_counter() - begin, 1)
         steps = trainer.state.global_step
-        taught = steps + (earlier.taught if earlier else 0)
-        trained = Trained(k, best["kl_gap_closed"], full, steps, taught, best, log, seconds)
+        trained = Trained(k, best["kl_gap_closed"], full, steps, taught + steps, best, log, seconds)
         append_record(self._run.work / "search.jsonl", asdict(trained))
         return trained
 

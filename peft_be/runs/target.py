@@ -37,7 +37,7 @@ class Trained:
         gap (`float`): the share of the KL gap that its best rows closed on the validation queries.
         full (`bool`): whether it had all steps; a probe had a share of them.
         steps (`int`): how many it had.
-        taught (`int`): how many its rows have had, with those of the smaller k that they grew from.
+        taught (`int`): how many its rows have had, with those of the smaller k, or of the earlier run, that they grew from.
         best (`dict`): the figures of its best rows, as in a report.
         log (`list[dict]`): its log.
         seconds (`float`): the time it took.

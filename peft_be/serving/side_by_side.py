@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.load import load_adapters, read_adapter
+from ..adapters.load import load_adapters, read_be_adapter
 from ..evaluation import StreamedAnswer, stream_answer
 from ..evaluation.latency import time_requests
 from ..losses import OutputHead, divergence
@@ -102,7 +102,7 @@ class PromptComparison:
         self.names = _names(directories, len(given))
         self.forms = FORMS if given[0] is not None else FORMS[1:]
         for directory, prompt in zip(directories, given):
-            check_adapter_prompt(read_adapter(directory)[1], prompt, allow_other_prompt)
+            check_adapter_prompt(read_be_adapter(directory)[1], prompt, allow_other_prompt)
         # PEFT allows no dot in a name
         self._adapters = {name: str(number) for number, name in enumerate(self.names)}
         folders = dict(zip(self._adapters.values(), directories))
@@ -116,10 +116,7 @@ class PromptComparison:
         self._warm_up()
 
     def _renderer(self, name: str, prompt: str | list[dict[str, str]] | None, allow_other: bool) -> PromptRenderer:
-        config = self.config(name)
-        if not config.num_be_tokens:
-            raise ValueError(f"'{name}' holds an [AE] row, which is for training only, and no [BE].")
-        return PromptRenderer.for_adapter(config, self.tokenizer, prompt, allow_other_prompt=allow_other)
+        return PromptRenderer.for_adapter(self.config(name), self.tokenizer, prompt, allow_other_prompt=allow_other)
 
     def _warm_up(self) -> None:
         """Send a first request: what it costs in addition (memory, kernels, threads) belongs to no prompt."""

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from ..adapters.load import read_adapter
+from ..adapters.load import read_be_adapter
 from ..prompting import PromptRenderer, check_tokenizer
 from ..prompting.messages import check_query
 from ..tuner import BETokenConfig
@@ -74,10 +74,8 @@ class PromptEmbeds:
             `FileNotFoundError`: there is no adapter.
             `ValueError`: it is damaged, of another method, or holds an [AE] row only.
         """
-        folder, config = read_adapter(directory)
-        rows = read_rows(folder / WEIGHTS_FILE, config).get("be")
-        if rows is None:
-            raise ValueError(f"'{directory}' holds an [AE] row, which is for training only, and no [BE].")
+        folder, config = read_be_adapter(directory)
+        rows = read_rows(folder / WEIGHTS_FILE, config)["be"]
         return cls(config, rows * config.embed_scale)
 
     def messages(self, query: str | list[dict[str, str]]) -> list[dict]:

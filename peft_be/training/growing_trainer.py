@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from peft import PeftModel
 
+from ..tuner.provenance import Provenance
 from .be_distill_config import BEDistillConfig
 from .be_distill_trainer import BEDistillTrainer
 from .row_trainer import EpochLengthSampler
@@ -19,6 +23,8 @@ class GrowingTrainer(BEDistillTrainer):
 
     Args:
         rows (`torch.Tensor` of shape `[j, d]`, *optional*): the trained rows, at most as many as the adapter has.
+        started_from (`dict`, *optional*): what the [`Provenance`] of the new rows says of the adapter of another run that they
+            come from.
         teaching ([`Teaching`], *optional*):
             The teacher's work for an earlier trainer of the same prompt, queries and settings of the teacher. It is not done
             again.
@@ -32,9 +38,16 @@ class GrowingTrainer(BEDistillTrainer):
     """
 
     def __init__(
-        self, *args, rows: torch.Tensor | None = None, teaching: Teaching | None = None, order: int = 0, **kwargs
+        self,
+        *args,
+        rows: torch.Tensor | None = None,
+        started_from: dict | None = None,
+        teaching: Teaching | None = None,
+        order: int = 0,
+        **kwargs,
     ):
-        self._trained_rows, self._earlier_teaching, self._order = rows, teaching, order
+        self._trained_rows, self._started_from = rows, started_from
+        self._earlier_teaching, self._order = teaching, order
         super().__init__(*args, **kwargs)
 
     @property
@@ -51,6 +64,9 @@ class GrowingTrainer(BEDistillTrainer):
             start[: len(self._trained_rows)] = self._trained_rows
             model.base_model.set_rows(self._adapter, start)
         return rms
+
+    def provenance_of(self, name: str, training: Mapping[str, float | None]) -> Provenance:
+        return replace(super().provenance_of(name, training), started_from=self._started_from)
 
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)

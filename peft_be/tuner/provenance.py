@@ -14,6 +14,7 @@ _KINDS = {
     "prompt_sha256": str,
     "prompt_tokens": int,
     "kept_tokens": int,
+    "started_from": dict,
 }
 
 
@@ -32,6 +33,8 @@ class Provenance:
         prompt_sha256 (`str`, *optional*): fingerprint of P.
         prompt_tokens (`int`, *optional*): the length of P.
         kept_tokens (`int`, *optional*): the length of the kept text, if there is one.
+        started_from (`dict`, *optional*): the adapter whose rows the training started from: `adapter`, its folder or name on the
+            Hub, `revision` on the Hub, and `rows_sha256`.
         stages (`list[str]`): the paper's names of the trainings, in their order.
         training (`dict[str, float]`): figures for the model card: `steps`, `train_queries`, `validation_queries`, and with
             distillation `validation_kl` and `validation_kl_no_prompt`, in nats a token.
@@ -45,6 +48,7 @@ class Provenance:
     prompt_sha256: str | None = None
     prompt_tokens: int | None = None
     kept_tokens: int | None = None
+    started_from: dict | None = None
     stages: list[str] = field(default_factory=list)
     training: dict[str, float | None] = field(default_factory=dict)
 

@@ -19,7 +19,16 @@ from peft_be.runs.config import PAPER
         (
             "compress-many",
             CompressConfig,
-            (*ABLATIONS, "max_minutes", "reconstruction_steps", "keep", "keep_tokens", "save_steps", "target"),
+            (
+                *ABLATIONS,
+                "max_minutes",
+                "reconstruction_steps",
+                "keep",
+                "keep_tokens",
+                "save_steps",
+                "target",
+                "from_adapter",
+            ),
         ),
         ("pretrain-ae", PretrainAEConfig, ()),
     ],

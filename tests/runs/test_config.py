@@ -59,7 +59,7 @@ def test_a_run_records_its_configuration(tiny_model, tiny_tokenizer, tmp_path):
 
 
 def test_settings_that_need_a_prompt_alone(tmp_path):
-    for name, value in (("max_minutes", 3), ("reconstruction_steps", 3), ("target", 0.5)):
+    for name, value in (("max_minutes", 3), ("reconstruction_steps", 3), ("target", 0.5), ("from_adapter", "a")):
         with pytest.raises(ValueError, match=f"{name} is for a prompt that is compressed alone"):
             compress_prompts([PromptJob("a", PROMPT, QUERIES)], tmp_path / "out", CompressConfig(**{name: value}))
 

@@ -25,7 +25,7 @@ def check_applies(checks: list[AnswerCheck], queries: list) -> None:
             )
 
 
-def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, dict]:
+def check_scores(checks: list[AnswerCheck], answers: list[dict], sides: tuple[str, ...] = SIDES) -> dict[str, dict]:
     """
     The share of answers that pass each check, and whether [BE] has lost it.
 
@@ -36,6 +36,7 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
     Args:
         checks (`list[AnswerCheck]`): as from [`load_checks`].
         answers (`list[dict]`): the texts `query`, `full`, `no_prompt` and `be` of each query, as from [`evaluate_fidelity`].
+        sides (`tuple[str, ...]`, *optional*): other names of the texts. The first takes the place of `full`, the last that of `be`.
 
     Returns:
         `dict[str, dict]`: for each check, and where there are several for `all checks` together (an answer passes if it passes
@@ -52,7 +53,7 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, di
     name, count = Counter(check.name for check in checks).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} checks are called '{name}': give each a name of its own.")
-    passed = {side: [[_passes(check, answer, side) for check in checks] for answer in answers] for side in SIDES}
+    passed = {side: [[_passes(check, answer, side) for check in checks] for answer in answers] for side in sides}
     scores = {}
     for number, check in enumerate(checks):
         scores[check.name] = _score({side: [row[number] for row in rows] for side, rows in passed.items()})
@@ -99,16 +100,20 @@ def _all(results: list[bool | None]) -> bool | None:
 
 
 def _score(results: dict[str, list[bool | None]]) -> dict:
-    """The score of a check from its results on each side, of answers to the same queries; `None` where it does not apply."""
+    """
+    The score of a check from its results on each side, of answers to the same queries; `None` where it does not apply. It is
+    the last side's, next to the first.
+    """
     found = {side: [result for result in own if result is not None] for side, own in results.items()}
-    pairs = list(zip(found["full"], found["be"]))
-    only_full, only_be = pairs.count((True, False)), pairs.count((False, True))
-    p_value = mcnemar_p(only_full, only_be)
+    first, *_, last = found
+    pairs = list(zip(found[first], found[last]))
+    only_first, only_last = pairs.count((True, False)), pairs.count((False, True))
+    p_value = mcnemar_p(only_first, only_last)
     return {
         **{side: sum(own) / len(own) for side, own in found.items()},
         "num_answers": len(pairs),
-        "only_full": only_full,
-        "only_be": only_be,
+        f"only_{first}": only_first,
+        f"only_{last}": only_last,
         "p_value": p_value,
-        "lost": only_full > only_be and p_value < LOST_BELOW,
+        "lost": only_first > only_last and p_value < LOST_BELOW,
     }
