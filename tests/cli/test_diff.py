@@ -33,7 +33,7 @@ def test_two_adapters(cli, job, adapters):
     # Those that differ most are shown
     shown = [query["query"] in out for query in figures["queries"]]
     assert shown == [True, True, False] and f"(KL {figures['queries'][0]['kl']:.4f})" in out
-    assert "No check is clearly lost or gained" in out and "fewer queries are for 'answers' (3)" in out
+    assert "No check is clearly lost or gained" in out and "there are fewer for 'answers' (3)" in out
     assert "answers of A are as long as they may be, 4 tokens" in err and "answers of B" in err
 
 
