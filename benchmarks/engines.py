@@ -162,7 +162,7 @@ def of_llama(asked: Requests) -> Iterator[tuple[str, Answers]]:
     if args.llama_server:
         options = ("--lora", str(lora), "--cache-ram", "0", "--ctx-size", "2048", "--parallel", "1")
         if args.dtype == "float32":
-            # Its flash attention, on by default, rounds to float16
+            # With its flash attention, chosen by default, scores differ by more than float32 explains
             options = (*options, "--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32")
         with llama_server(args.llama_server, str(base), *options) as server:
             yield "llama-server, LoRA", [_llama_server_answer(server, chat, args) for chat in asked.chats(token)]
