@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import statistics
@@ -82,7 +83,9 @@ def summary(spec: str, method: Method, done: dict, error: str | None) -> dict:
 def add_check_scores(results: dict, checks: list[AnswerCheck], queries: list) -> None:
     """Add to each run its [`check_scores`], where the method stands for [BE]; none if no prompt has failed."""
     runs = {method["name"]: method["runs"] for method in results["methods"]}
-    for run in [run for own in runs.values() for run in own] if runs["none"] else []:
+    if not runs["none"]:
+        return
+    for run in itertools.chain.from_iterable(runs.values()):
         texts = zip(queries, results["full_answers"], runs["none"][0]["answers"], run["answers"])
         answers = [dict(zip(("query", "full", "no_prompt", "be"), own)) for own in texts]
         run["checks"] = check_scores(checks, answers)

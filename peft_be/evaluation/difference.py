@@ -13,7 +13,7 @@ from ..machine.versions import versions
 from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.context import check_prompts
-from .answer_checks import AnswerCheck, check_scores
+from .answer_checks import AnswerCheck, check_scores, is_lost
 from .fidelity import FidelityScorer
 from .stand_in import StandIn
 
@@ -90,5 +90,7 @@ def check_changes(checks: list[AnswerCheck], answers: list[dict]) -> dict[str, d
     Which checks `b` loses and which it gains, from the texts that [`evaluate_difference`] returns: as [`check_scores`], with `a` in
     place of the full prompt and `b` in place of [BE], and `gained`, which is `lost` the other way round.
     """
-    there, back = (check_scores(checks, answers, sides) for sides in (SIDES, SIDES[::-1]))
-    return {name: {**score, "gained": back[name]["lost"]} for name, score in there.items()}
+    scores = check_scores(checks, answers, SIDES)
+    for score in scores.values():
+        score["gained"] = is_lost(score["only_b"], score["only_a"])
+    return scores

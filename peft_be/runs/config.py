@@ -60,7 +60,7 @@ class CompressConfig(Recipe):
             The share of the KL gap that is to be closed on the validation queries. The run then looks for the smallest k, of
             `num_be_tokens` doubled up to 64, that closes it. For [`compress_prompt`] alone.
         from_adapter (`str` or `os.PathLike`, *optional*):
-            An adapter to start from, such as that of the prompt's last version: a folder, or a name on the Hub. It belongs to the same
+            An adapter to start from, such as the one for the prompt's previous version: a folder, or a name on the Hub. It belongs to the same
             base model and slot, and has `num_be_tokens` rows or fewer; `init` is for those that are added. For
             [`compress_prompt`] alone.
         slot (`str`, *optional*, defaults to `"system"`):
@@ -94,7 +94,7 @@ class CompressConfig(Recipe):
         None, "Find the smallest k, from --num-be-tokens to 64, that closes this share of the KL gap."
     )
     from_adapter: str | None = setting(
-        None, "Start from the rows of this adapter, such as that of the prompt's last version."
+        None, "Start from the rows of this adapter, such as the one for the prompt's previous version."
     )
     slot: str = setting("system", "system: inside the system turn; prefix: in front of the user's turn.")
     keep: list[str] | None = setting(

@@ -1,4 +1,4 @@
-"""The adapter that a run starts from, such as that of the prompt's last version."""
+"""The adapter that a run starts from, such as the one for the prompt's previous version."""
 
 from __future__ import annotations
 

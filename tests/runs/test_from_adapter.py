@@ -1,4 +1,4 @@
-"""A run that starts from the rows of an earlier adapter, such as that of the prompt's last version."""
+"""A run that starts from the rows of an earlier adapter, such as the one for the prompt's previous version."""
 
 import json
 import shutil

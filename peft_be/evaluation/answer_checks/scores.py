@@ -36,7 +36,8 @@ def check_scores(checks: list[AnswerCheck], answers: list[dict], sides: tuple[st
     Args:
         checks (`list[AnswerCheck]`): as from [`load_checks`].
         answers (`list[dict]`): the texts `query`, `full`, `no_prompt` and `be` of each query, as from [`evaluate_fidelity`].
-        sides (`tuple[str, ...]`, *optional*): other names of the texts. The first takes the place of `full`, the last that of `be`.
+        sides (`tuple[str, ...]`, *optional*): names of the texts, if others than `full`, `no_prompt` and `be`. The last text is
+            compared with the first.
 
     Returns:
         `dict[str, dict]`: for each check, and where there are several for `all checks` together (an answer passes if it passes
@@ -89,6 +90,11 @@ def mcnemar_p(one: int, other: int) -> float:
     return min(1.0, 2 * tail / 2**pairs)
 
 
+def is_lost(only_first: int, only_last: int) -> bool:
+    """Whether more answers pass on the first side alone than on the last alone, and so unevenly that chance hardly makes it."""
+    return only_first > only_last and mcnemar_p(only_first, only_last) < LOST_BELOW
+
+
 def _passes(check: AnswerCheck, answer: dict, side: str) -> bool | None:
     """`None` where the check does not apply."""
     return check.passes(answer[side]) if check.applies_to(answer["query"]) else None
@@ -108,12 +114,11 @@ def _score(results: dict[str, list[bool | None]]) -> dict:
     first, *_, last = found
     pairs = list(zip(found[first], found[last]))
     only_first, only_last = pairs.count((True, False)), pairs.count((False, True))
-    p_value = mcnemar_p(only_first, only_last)
     return {
         **{side: sum(own) / len(own) for side, own in found.items()},
         "num_answers": len(pairs),
         f"only_{first}": only_first,
         f"only_{last}": only_last,
-        "p_value": p_value,
-        "lost": only_first > only_last and p_value < LOST_BELOW,
+        "p_value": mcnemar_p(only_first, only_last),
+        "lost": is_lost(only_first, only_last),
     }
