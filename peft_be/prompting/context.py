@@ -24,7 +24,7 @@ def context_length(model: PreTrainedModel) -> int | None:
     if not isinstance(context, int) or context < 1:  # ALiBi and recurrent models have none, or -1
         return None
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor") or 1.0
+    kind, factor = scaling.get("rope_type"), scaling.get("factor") or 1.0
     if kind in ("linear", "dynamic"):
         return int(context * factor)
     if kind == "yarn":

@@ -4,8 +4,6 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from .layer import BETokenEmbedding
-
 
 def untie_output_embedding(model: PreTrainedModel | PeftModel) -> bool:
     """
@@ -26,7 +24,6 @@ def untie_output_embedding(model: PreTrainedModel | PeftModel) -> bool:
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    table = table.get_base_layer() if isinstance(table, BETokenEmbedding) else table
     if head is None or table is None or head.weight is not table.weight:
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
