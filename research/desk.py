@@ -1,8 +1,9 @@
 """
-Three tasks of a customer desk, made from phrases: customers' requests sorted under 24 labels that the prompt defines, orders
-turned into JSON, and returns decided by a policy. Their answers can be scored by rule, and without the prompt nobody knows them.
+Three tasks made from phrases, of the kind that people give a small model that can read code: questions turned into SQL over
+tables that the prompt describes, requests turned into commands that only the prompt knows, and bookings turned into JSON.
+Their answers are scored by rule, and without the prompt nobody knows them.
 
-No phrase of a test query is one of the training's. Everything comes from a fixed seed.
+The test's phrases, names and numbers are not the training's. Everything comes from a fixed seed.
 """
 
 from __future__ import annotations
@@ -10,242 +11,303 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import NamedTuple
 
 
-LABELS = json.loads((Path(__file__).parent / "desk" / "labels.json").read_text(encoding="utf-8"))
 NUM_TRAIN, NUM_TEST = 480, 120
-SLOTS = {
-    "time": ("yesterday", "last night", "Monday", "this morning", "last Friday"),
-    "month": ("January", "March", "May", "August", "October", "December"),
-    "city": ("Aldham", "Brixworth", "Corby", "Dunmow", "Elstree", "Fowey"),
-    "device": ("laptop", "tablet", "phone", "television"),
-}
+PEOPLE = (
+    (
+        "Ann Archer",
+        "Ben Boyle",
+        "Carla Cruz",
+        "Dev Das",
+        "Eve Ellis",
+        "Finn Ford",
+        "Gus Gray",
+        "Hana Holt",
+        "Ivo Ibsen",
+    ),
+    ("Jade Jung", "Kurt Keane", "Lena Lund", "Mia Moss", "Ned Noble", "Olga Orr"),
+)
 
 
 class Desk(NamedTuple):
-    """A prompt, training queries, and test items: a `question` and a `label` each."""
+    """A prompt with worked examples as turns, training queries, and test items: a `question` and a `label` each."""
 
-    prompt: str
+    prompt: list[dict]
     train: list[str]
     items: list[dict]
 
 
-def labels() -> Desk:
-    """Requests under 24 labels."""
-    rng = random.Random(0)
-
-    def filled(phrase: str) -> str:
-        return phrase.format(**{name: rng.choice(values) for name, values in SLOTS.items()})
-
-    # The first phrase of each label is its worked example, and no training query
-    phrases = [phrase for entry in LABELS.values() for phrase in entry["train"][1:]]
-    train = sorted({filled(phrase) for phrase in phrases * 8})
-    items = [{"question": filled(text), "label": label} for label, entry in LABELS.items() for text in entry["test"]]
-    rng.shuffle(items)
-
-    defined = "\n".join(f"- {label}: {entry['means']}" for label, entry in LABELS.items())
-    system = (
-        "You sort what customers write to Larch, a provider of internet, telephone and television. Answer with the one label "
-        f"that fits best, as it is written here, and with nothing else.\n\n{defined}\n\nExamples:\n\n"
-    )
-    shots = [f"{filled(entry['train'][0])} -> {label}" for label, entry in LABELS.items()]
-    return Desk(system + "\n".join(rng.sample(shots, len(shots))), train, items)
+def desk(make: Callable[[random.Random, int], dict], system: str, num_examples: int, seed: int) -> Desk:
+    """`make` makes an item, of split 0, training, or 1, test. The worked examples are of the training's phrases."""
+    rng = random.Random(seed)
+    examples = distinct(lambda: make(rng, 0), num_examples, by="kind")
+    turns = [{"role": "system", "content": system}]
+    for item in examples:
+        label = item["label"] if isinstance(item["label"], str) else json.dumps(item["label"])
+        turns += [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": label}]
+    train = distinct(lambda: make(rng, 0), NUM_TRAIN, used={item["question"] for item in examples})
+    items = [{name: item[name] for name in ("question", "label")} for item in distinct(lambda: make(rng, 1), NUM_TEST)]
+    return Desk(turns, [item["question"] for item in train], items)
 
 
-PRODUCTS = {
-    "BK-17": "mountain bike",
-    "HL-02": "bicycle helmet",
-    "TN-40": "two-person tent",
-    "SB-11": "sleeping bag",
-    "ST-33": "camping stove",
-    "LN-08": "lantern",
-    "BT-21": "pair of hiking boots",
-    "RC-19": "rain jacket",
-    "BP-55": "backpack",
-    "WB-03": "water bottle",
-    "MP-70": "map of the lakes",
-    "CP-14": "compass",
-}
-PLURALS = {
-    "pair of hiking boots": "pairs of hiking boots",
-    "map of the lakes": "maps of the lakes",
-    "compass": "compasses",
-}
-NUMBERS = {1: ("a", "one"), 2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4"), 6: ("six", "half a dozen")}
-DELIVERIES = {
-    "pickup": (
-        ("I will collect it myself", "I can come to the shop and fetch it"),
-        ("I'll pick everything up in person", "no need to send it, I come by"),
-    ),
-    "standard": (
-        ("normal post is fine", "there is no hurry"),
-        ("please send it the usual way", "take your time with the delivery"),
-    ),
-    "express": (
-        ("I need it by tomorrow", "it is urgent"),
-        ("please hurry, we leave on Saturday", "send it as fast as you can"),
-    ),
-}
-GIFTS = {
-    True: (
-        ("It is a present, please wrap it.", "Could you gift-wrap it?"),
-        ("It's for my sister's birthday, so wrap it nicely.", "Please pack it as a gift."),
-    ),
-    False: (("", ""), ("", "")),
-}
-ORDERS = (
-    (
-        "Hello, {name} here. I would like {what}; {how}. {gift}",
-        "Please send me {what}. My name is {name}, {how}. {gift}",
-    ),
-    (
-        "{name} writing. Could I order {what}? By the way, {how}. {gift}",
-        "I'd like to buy {what}, {how}. {gift} Regards, {name}",
-    ),
-)
-PEOPLE = (
-    ("Ann Archer", "Ben Boyle", "Carla Cruz", "Dev Das", "Eve Ellis", "Finn Ford"),
-    ("Gus Gray", "Hana Holt", "Ivo Ibsen", "Jade Jung", "Kurt Keane", "Lena Lund"),
-)
-
-
-def order(rng: random.Random, split: int) -> dict:
-    """An order as a customer writes it, and what it comes to; `split` is 0 for training and 1 for test phrases."""
-    chosen = rng.sample(sorted(PRODUCTS), rng.choice((1, 1, 2, 2, 3)))
-    lines, words = [], []
-    for code in chosen:
-        quantity, product = rng.choice(sorted(NUMBERS)), PRODUCTS[code]
-        lines.append({"code": code, "quantity": quantity})
-        words.append(
-            f"{rng.choice(NUMBERS[quantity])} {product if quantity == 1 else PLURALS.get(product, product + 's')}"
-        )
-    name, delivery, gift = rng.choice(PEOPLE[split]), rng.choice(sorted(DELIVERIES)), rng.random() < 0.4
-    text = rng.choice(ORDERS[split]).format(
-        name=name,
-        what=" and ".join(filter(None, [", ".join(words[:-1]), words[-1]])),
-        how=rng.choice(DELIVERIES[delivery][split]),
-        gift=rng.choice(GIFTS[gift][split]),
-    )
-    label = {"name": name, "items": lines, "delivery": delivery, "gift": gift}
-    return {"question": " ".join(text.split()), "label": label}
-
-
-def orders() -> Desk:
-    """Orders as JSON, with codes that the prompt lists."""
-    rng = random.Random(1)
-    examples = distinct(lambda: order(rng, 0), 6)
-    catalogue = "\n".join(f"{code}: {product}" for code, product in PRODUCTS.items())
-    shown = "\n\n".join(f"Order: {item['question']}\n{json.dumps(item['label'])}" for item in examples)
-    prompt = (
-        "You take orders for Cairn Outdoor. Turn each order into one line of JSON and write nothing else. The object has four "
-        "fields, in this order: name, the customer's full name; items, a list of objects with the code of a product and its quantity, "
-        "in the order in which they are asked for; delivery, which is pickup if the customer comes to the shop, express if it is "
-        "urgent, and standard otherwise; gift, which is true if it should be wrapped and false otherwise.\n\n"
-        f"Codes:\n{catalogue}\n\nExamples:\n\n{shown}"
-    )
-    used = {item["question"] for item in examples}
-    train = distinct(lambda: order(rng, 0), NUM_TRAIN, used)
-    return Desk(prompt, [item["question"] for item in train], distinct(lambda: order(rng, 1), NUM_TEST))
-
-
-# Goods, the days within which they come back, the state that they must be in, and that in which they stay with the customer
-GOODS = {
-    "clothes": (
-        30,
-        ("a coat", "a dress", "a pair of trousers"),
-        ("the tags are still on", "I never wore it"),
-        ("I have worn it a few times", "I washed it already"),
-    ),
-    "electronics": (
-        14,
-        ("a camera", "a pair of headphones", "a keyboard"),
-        ("the box is still sealed", "I have not opened it"),
-        ("I opened it and tried it out", "the seal is broken"),
-    ),
-    "furniture": (
-        60,
-        ("a bookshelf", "a desk", "a wardrobe"),
-        ("it is still in its parts", "I have not put it together"),
-        ("it stands assembled in my room", "I already built it up"),
-    ),
-    "games": (
-        30,
-        ("a board game", "a puzzle", "a video game"),
-        ("it is still wrapped in foil", "the foil is intact"),
-        ("I took off the foil", "we played it once"),
-    ),
-}
-NEVER = ("a gift card", "a mug with my name on it", "a pair of earrings", "a box of chocolates")
-AGES = (3, 8, 12, 20, 25, 40, 55, 75)
-RETURNS = (
-    (
-        "I bought {what} {when}, and {state}. Can I return it?",
-        "May I bring back {what}? I got it {when}, and {state}.",
-    ),
-    (
-        "{When} I purchased {what}. I don't want it, {state}. Will you take it back?",
-        "I'd like my money back for {what}: ordered {when}, {state}.",
-    ),
-)
-DEFECTS = (("it does not work", "it was broken when it came"), ("it arrived damaged", "it is faulty"))
-
-
-def case(rng: random.Random, split: int) -> dict:
-    """A request to return something, and the decision."""
-    kind = rng.choice([*GOODS, *GOODS, "never"])
-    days, age = 0, rng.choice(AGES)
-    if kind == "never":
-        what, state, fits = rng.choice(NEVER), rng.choice(("I changed my mind", "I do not like it")), False
-    else:
-        days, things, kept, used = GOODS[kind]
-        fits = rng.random() < 0.6
-        what, state = rng.choice(things), rng.choice(kept if fits else used)
-    defect, dated = rng.random() < 0.2, rng.random() < 0.8
-    if defect:
-        state = rng.choice(DEFECTS[split])
-    when = f"{age} days ago" if dated else "some time ago"
-    if defect:
-        label = "ALLOW"
-    elif kind == "never" or not fits:
-        label = "REFUSE"
-    elif not dated:
-        label = "ASK"
-    else:
-        label = "ALLOW" if age <= days else "REFUSE"
-    text = rng.choice(RETURNS[split]).format(what=what, when=when, When=when[0].upper() + when[1:], state=state)
-    return {"question": text, "label": label}
-
-
-def returns() -> Desk:
-    """Returns decided by a policy, in one word."""
-    rng = random.Random(2)
-    examples = distinct(lambda: case(rng, 0), 16)
-    shown = "\n\n".join(f"Customer: {item['question']}\nDecision: {item['label']}" for item in examples)
-    prompt = (
-        "You decide for the shop Hollin & Daughters whether a customer may return something. Answer with one word, ALLOW, REFUSE "
-        "or ASK, and nothing else. Apply the first of these rules that fits.\n\n"
-        "1. What is broken, faulty or arrived damaged comes back at any time: ALLOW.\n"
-        "2. Gift cards, things made with a name, earrings and food never come back: REFUSE.\n"
-        "3. Clothes must be unworn and unwashed, electronics sealed, furniture not put together, and games in their foil. If they are "
-        "not: REFUSE.\n"
-        "4. If the customer does not say how many days ago it was bought: ASK.\n"
-        "5. Clothes and games come back within 30 days, electronics within 14, furniture within 60: ALLOW, and after that REFUSE.\n\n"
-        f"Examples:\n\n{shown}"
-    )
-    used = {item["question"] for item in examples}
-    train = distinct(lambda: case(rng, 0), NUM_TRAIN, used)
-    return Desk(prompt, [item["question"] for item in train], distinct(lambda: case(rng, 1), NUM_TEST))
-
-
-def distinct(make: Callable[[], dict], count: int, used: Collection[str] = ()) -> list[dict]:
-    """Items whose questions differ, and are not among `used`."""
+def distinct(make: Callable[[], dict], count: int, used: Collection[str] = (), by: str = "question") -> list[dict]:
+    """Items that differ in `by`, and whose questions are not among `used`."""
     made: dict[str, dict] = {}
-    for _ in range(50 * count):
+    for _ in range(100 * count):
         item = make()
         if item["question"] not in used:
-            made.setdefault(item["question"], item)
+            made.setdefault(item[by], item)
         if len(made) == count:
             break
     return list(made.values())
+
+
+class Form(NamedTuple):
+    """What people say, for training and for the test, and what it comes to."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    label: str
+
+
+def filled(form: Form, rng: random.Random, split: int, values: dict[str, object]) -> dict:
+    phrase = rng.choice((form.train, form.test)[split])
+    return {"question": phrase.format(**values), "label": form.label.format(**values), "kind": form.label}
+
+
+TABLES = """You translate questions about the boat hire Fenwick into one line of SQL and write nothing else. The tables:
+
+boats(id, name, kind, seats, price_per_day)
+customers(id, name, city, phone)
+hires(id, boat_id, customer_id, day, days)
+
+kind is one of 'rowing', 'sailing', 'motor'. day is a date such as '2024-06-03'."""
+BOATS = (
+    ("Swan", "Heron", "Otter", "Plover", "Lapwing", "Salmon", "Avocet", "Mallard", "Newt"),
+    ("Teal", "Egret", "Beaver", "Curlew", "Tern"),
+)
+CITIES = (
+    ("Aldham", "Brixworth", "Corby", "Dunmow", "Keswick", "Ludlow", "Malton", "Oakham", "Ripon"),
+    ("Elstree", "Fowey", "Garstang", "Hexham", "Selby"),
+)
+OF_BOAT = "SELECT customers.name FROM customers JOIN hires ON hires.customer_id = customers.id JOIN boats ON boats.id = hires.boat_id"
+OF_CUSTOMER = "SELECT boats.name FROM boats JOIN hires ON hires.boat_id = boats.id JOIN customers ON customers.id = hires.customer_id"
+QUESTIONS = (
+    Form(
+        ("How many {kind} boats do we have?", "Count the {kind} boats."),
+        ("What is the number of our {kind} boats?", "The count of {kind} boats, please."),
+        "SELECT COUNT(*) FROM boats WHERE kind = '{kind}';",
+    ),
+    Form(
+        ("Which boats have {seats} seats or more?", "List the names of boats for at least {seats} people."),
+        ("Name the boats with at least {seats} seats.", "In which boats do {seats} people or more fit?"),
+        "SELECT name FROM boats WHERE seats >= {seats};",
+    ),
+    Form(
+        ("Who lives in {city}?", "List the customers from {city}."),
+        ("Which customers live in {city}?", "Name the customers in {city}."),
+        "SELECT name FROM customers WHERE city = '{city}';",
+    ),
+    Form(
+        ("What does the {boat} cost per day?", "Price of the {boat}?"),
+        ("How much is the {boat} for a day?", "Tell me the daily price of the {boat}."),
+        "SELECT price_per_day FROM boats WHERE name = '{boat}';",
+    ),
+    Form(
+        ("What is the phone number of {person}?", "How can I call {person}?"),
+        ("Give me {person}'s phone number.", "Under which number do I reach {person}?"),
+        "SELECT phone FROM customers WHERE name = '{person}';",
+    ),
+    Form(
+        ("Which boats cost less than {price} a day?", "Boats below {price} per day, please."),
+        ("Name the boats that cost less than {price} per day.", "Show me what is cheaper than {price} a day."),
+        "SELECT name FROM boats WHERE price_per_day < {price};",
+    ),
+    Form(
+        ("How many hires start on {day}?", "Count the hires of {day}."),
+        ("What is the number of hires on {day}?", "How many hires do we have on {day}?"),
+        "SELECT COUNT(*) FROM hires WHERE day = '{day}';",
+    ),
+    Form(
+        ("What is our dearest {kind} boat?", "Which {kind} boat costs most?"),
+        ("Name the most expensive {kind} boat.", "Which of our {kind} boats has the highest price?"),
+        "SELECT name FROM boats WHERE kind = '{kind}' ORDER BY price_per_day DESC LIMIT 1;",
+    ),
+    Form(
+        ("Who has hired the {boat}?", "List everybody who took the {boat}."),
+        ("Which customers hired the {boat}?", "Name everybody who has had the {boat}."),
+        OF_BOAT + " WHERE boats.name = '{boat}';",
+    ),
+    Form(
+        ("Which boats did {person} hire?", "List the boats that {person} took."),
+        ("What boats has {person} hired?", "Name the boats that {person} has had."),
+        OF_CUSTOMER + " WHERE customers.name = '{person}';",
+    ),
+    Form(
+        ("How many customers are from {city}?", "Count the people from {city}."),
+        ("What is the number of customers in {city}?", "How many people from {city} do we know?"),
+        "SELECT COUNT(*) FROM customers WHERE city = '{city}';",
+    ),
+    Form(
+        ("What do {kind} boats cost on average?", "Average price of a {kind} boat?"),
+        ("Tell me the mean price of our {kind} boats.", "What is a {kind} boat per day, on average?"),
+        "SELECT AVG(price_per_day) FROM boats WHERE kind = '{kind}';",
+    ),
+)
+
+
+def question(rng: random.Random, split: int) -> dict:
+    values = {
+        "kind": rng.choice(("rowing", "sailing", "motor")),
+        "boat": rng.choice(BOATS[split]),
+        "city": rng.choice(CITIES[split]),
+        "seats": rng.choice(((2, 3, 4, 5, 6, 11, 14), (7, 8, 9, 10, 12))[split]),
+        "price": rng.choice(((20, 25, 40, 45, 60, 70, 90), (30, 35, 50, 55, 80))[split]),
+        "day": f"2024-0{rng.randint(4, 9)}-{rng.randint(*((10, 19), (20, 28))[split])}",
+        "person": rng.choice(PEOPLE[split]),
+    }
+    return filled(rng.choice(QUESTIONS), rng, split, values)
+
+
+MANUAL = """You turn the requests of operators into one command of fenctl and write nothing else. The commands:
+
+fenctl restart SERVICE --region eu|us|ap
+fenctl scale SERVICE --to NUMBER
+fenctl logs SERVICE --since DURATION
+fenctl deploy SERVICE --tag VERSION
+fenctl rollback SERVICE
+fenctl drain NODE
+fenctl cert renew DOMAIN
+fenctl backup DATABASE --keep DAYS
+fenctl mute ALERT --for DURATION
+fenctl user add NAME --role admin|reader
+fenctl user remove NAME
+fenctl status SERVICE
+
+eu is Europe, us is America, ap is Asia. A DURATION is 30m or 2h."""
+REQUESTS = (
+    Form(
+        ("Restart {service} in {place}.", "{service} hangs in {place}, please start it again."),
+        ("Please give {service} in {place} a restart.", "In {place}, restart {service}."),
+        "fenctl restart {service} --region {region}",
+    ),
+    Form(
+        ("We need {number} copies of {service}.", "Run {service} {number} times."),
+        ("Scale {service} to {number}.", "Make it {number} instances of {service}."),
+        "fenctl scale {service} --to {number}",
+    ),
+    Form(
+        ("What did {service} log in the last {hours} hours?", "Logs of {service} for {hours} hours, please."),
+        ("Show me the last {hours} hours of {service}'s logs.", "I need to see {hours} hours of logs of {service}."),
+        "fenctl logs {service} --since {hours}h",
+    ),
+    Form(
+        ("Put version {version} of {service} online.", "Roll out {service} {version}."),
+        ("Deploy {service} in version {version}.", "{version} of {service} can go live."),
+        "fenctl deploy {service} --tag {version}",
+    ),
+    Form(
+        ("Take back the last release of {service}.", "The new {service} is broken, go back to the old one."),
+        ("Undo the last deploy of {service}.", "Return {service} to the version before."),
+        "fenctl rollback {service}",
+    ),
+    Form(
+        ("Empty {node}, we replace its disk.", "Move everything away from {node}."),
+        ("Please drain {node}.", "Clear {node} for maintenance."),
+        "fenctl drain {node}",
+    ),
+    Form(
+        ("The certificate of {domain} ends soon.", "Get a new certificate for {domain}."),
+        ("Renew the certificate of {domain}.", "{domain} needs a fresh certificate."),
+        "fenctl cert renew {domain}",
+    ),
+    Form(
+        ("Save {database} and keep it for {days} days.", "A copy of {database} for {days} days, please."),
+        ("Back up {database}, to be kept {days} days.", "Make a backup of {database} that stays {days} days."),
+        "fenctl backup {database} --keep {days}",
+    ),
+    Form(
+        ("Silence {alert} for {minutes} minutes.", "{alert} should be quiet for {minutes} minutes."),
+        ("Mute {alert} for the next {minutes} minutes.", "I do not want to hear {alert} for {minutes} minutes."),
+        "fenctl mute {alert} --for {minutes}m",
+    ),
+    Form(
+        ("{person} joins us and may only look.", "Let {person} read everything."),
+        ("Add {person}, with the right to read.", "{person} needs an account for reading."),
+        "fenctl user add {person} --role reader",
+    ),
+    Form(
+        ("{person} left the company.", "Delete the account of {person}."),
+        ("Remove {person}.", "{person} must not have an account any more."),
+        "fenctl user remove {person}",
+    ),
+    Form(
+        ("How is {service} doing?", "Is {service} up?"),
+        ("What is the state of {service}?", "Tell me whether {service} runs."),
+        "fenctl status {service}",
+    ),
+)
+
+
+def request(rng: random.Random, split: int) -> dict:
+    region, place = rng.choice((("eu", "Europe"), ("us", "America"), ("ap", "Asia")))
+    values = {
+        "region": region,
+        "place": place,
+        "service": rng.choice(
+            (("web", "billing", "search", "mailer"), ("login", "images", "reports", "queue"))[split]
+        ),
+        "number": rng.choice(((2, 3, 4, 6), (5, 7, 8, 12))[split]),
+        "hours": rng.choice(((2, 4, 6, 12), (3, 5, 8, 24))[split]),
+        "minutes": rng.choice(((10, 20, 30, 45), (15, 25, 40, 90))[split]),
+        "days": rng.choice(((7, 14, 30), (10, 21, 60))[split]),
+        "version": f"{rng.choice(((1, 2), (3, 4))[split])}.{rng.randint(0, 9)}.{rng.randint(0, 9)}",
+        "node": f"node-{rng.randint(*((1, 20), (21, 40))[split])}",
+        "domain": rng.choice((("shop.fen.example", "api.fen.example"), ("docs.fen.example", "my.fen.example"))[split]),
+        "database": rng.choice((("orders", "stock"), ("people", "prices"))[split]),
+        "alert": rng.choice((("disk-full", "high-load"), ("low-memory", "slow-answers"))[split]),
+        "person": rng.choice((("ann", "ben", "carla", "dev"), ("gus", "hana", "ivo", "jade"))[split]),
+    }
+    return filled(rng.choice(REQUESTS), rng, split, values)
+
+
+FIELDS = """You take bookings for the restaurant Quayside. Turn each message into one line of JSON and write nothing else. The \
+fields, in this order: name; people, a number; day; time, as the guest writes it; note, what else the guest asks for, or null."""
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+TIMES = (("noon", "6 pm", "7 pm", "8 pm", "half past six", "19:30"), ("1 pm", "9 pm", "half past seven", "20:15"))
+NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "eight": 8}
+BOOKINGS = (
+    (
+        "A table for {number} on {day} at {time}. My name is {name}.{note}",
+        "{name} here, can you seat {number} people on {day} at {time}?{note}",
+    ),
+    (
+        "I would like to book for {number}, {day}, {time}, in the name of {name}.{note}",
+        "We are {number} and come on {day} at {time}; {name} is the name.{note}",
+    ),
+)
+NOTES = (
+    ("a high chair", "a quiet corner", "a cake with candles", "a vegan menu", "a seat in the garden"),
+    ("a seat by the window", "room for a pram", "gluten-free bread", "a bowl for the dog"),
+)
+
+
+def booking(rng: random.Random, split: int) -> dict:
+    number, note = rng.choice(sorted(NUMBERS)), rng.choice(NOTES[split]) if rng.random() < 0.5 else None
+    said = {"name": rng.choice(PEOPLE[split]), "day": rng.choice(DAYS), "time": rng.choice(TIMES[split])}
+    text = rng.choice(BOOKINGS[split]).format(number=number, note=f" We need {note}." if note else "", **said)
+    label = {"name": said["name"], "people": NUMBERS[number], "day": said["day"], "time": said["time"], "note": note}
+    return {"question": text, "label": label, "kind": text}
+
+
+DESKS = {
+    "sql": (question, TABLES, len(QUESTIONS)),
+    "commands": (request, MANUAL, len(REQUESTS)),
+    "bookings": (booking, FIELDS, 10),
+}
+
+
+def desks() -> dict[str, Desk]:
+    return {name: desk(*parts, seed=seed) for seed, (name, parts) in enumerate(DESKS.items())}

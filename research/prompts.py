@@ -205,7 +205,7 @@ def rules(data: Path):
 
 def desks(data: Path):
     """Nothing of the data: tasks made for the study."""
-    for name, made in (("labels", desk.labels()), ("orders", desk.orders()), ("returns", desk.returns())):
+    for name, made in desk.desks().items():
         test = [item["question"] for item in made.items]
         yield Source(
             f"desk-{name}", made.prompt, made.train, test, made.items, desk.NUM_TRAIN, num_items=desk.NUM_TEST
