@@ -125,7 +125,7 @@ stage bench 50 "$python" -m peft_be.cli bench "$work/adapter" --model "$model" -
 script many-8 45 many --model "$model" --prompts 8 --alone 2 \
     $(tiny --prompts 2 --alone 1 --queries 4 --answer-length 4 --steps 2)
 script scaling 50 scaling --model "$model" --axes vocab --vocab-values 49152 262144 --rounds 7 \
-    $(tiny --vocab-values 60000 --queries 4 --answer-length 4 --batch-size 2 --rounds 2)
+    $(tiny --vocab-values 8192 --queries 4 --answer-length 4 --batch-size 2 --rounds 2)
 script layer 15 layer --vocab 49152 262144 --dim 576 4096 $(tiny --vocab 512 1024 --dim 16 --rounds 3 --length 16)
 script many-32 70 many --model "$model" --prompts 32 --alone 2 \
     $(tiny --prompts 3 --alone 1 --queries 4 --answer-length 4 --steps 2)
