@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .runs.manifest import PromptJob as PromptJob
     from .runs.pretrain_ae import PretrainedAE as PretrainedAE
     from .runs.pretrain_ae import pretrain_ae as pretrain_ae
+    from .runs.synthesize import SynthesizedQueries as SynthesizedQueries
+    from .runs.synthesize import synthesize_queries as synthesize_queries
     from .serving import PromptDirectory as PromptDirectory
     from .serving import PromptEmbeds as PromptEmbeds
     from .serving import export_gguf as export_gguf
@@ -78,6 +80,7 @@ _LAZY = {
     "PromptJob": "runs.manifest",
     "PromptResult": "runs.compress_many",
     "QuerySplits": "data",
+    "SynthesizedQueries": "runs.synthesize",
     "PromptRenderer": "prompting",
     "as_queries": "data",
     "audit_leakage": "evaluation",
@@ -102,6 +105,7 @@ _LAZY = {
     "pretrain_ae": "runs.pretrain_ae",
     "push_adapters": "adapters.hub",
     "strip_special_tokens": "serving",
+    "synthesize_queries": "runs.synthesize",
 }
 
 __all__ = list(_LAZY)

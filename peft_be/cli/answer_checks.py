@@ -37,8 +37,8 @@ class AnswerChecks:
 
     def load(self, prompt: str | list[dict], queries: list) -> list[AnswerCheck]:
         """The checks, none without a file. What is wrong with them for these queries is said before anything is loaded."""
+        from ..data.repeats import passages_of
         from ..evaluation.answer_checks import check_applies, load_checks
-        from ..evaluation.held_out import passages_of
 
         if self.checks is None:
             return []

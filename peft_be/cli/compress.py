@@ -18,9 +18,11 @@ from .progress import progress_bars
 def compress(
     context: typer.Context,
     prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
-    queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     config: CompressConfig,
+    queries: Annotated[
+        Optional[Path], typer.Option(help=f"What users may ask; without it, the model writes that: {QUERY_FILES}")
+    ] = None,
     model: Model = "smollm2",
     test_queries: Annotated[
         Optional[Path], typer.Option(help="Queries kept for peft-be eval: their duplicates are not trained on.")
@@ -41,12 +43,15 @@ def compress(
     from ..figures import best_sentence, search_sentences
     from ..prompting import load_prompt
     from ..runs.compress import compress_prompt
+    from ..runs.synthesize import QUERY_FILE
 
     if paper:
         config = replace(config, **not_given(context, PAPER))
-    text, asked = load_prompt(prompt), load_queries(queries, query_field)
+    text = load_prompt(prompt)
+    asked = load_queries(queries, query_field) if queries else None
     held_out = load_queries(test_queries, query_field) if test_queries else None
-    say("Compressing ", bold(prompt), f" with {len(asked)} queries on ", bold(model))
+    what = "queries that the model writes" if asked is None else f"{len(asked)} queries"
+    say("Compressing ", bold(prompt), f" with {what} on ", bold(model))
     if config.from_adapter is not None:
         say("The rows start from those of ", bold(config.from_adapter))
     with resumable(output), progress_bars() as on_progress:
@@ -74,6 +79,8 @@ def compress(
     say("Saved to ", bold(output), f" ({size} bytes).")
     folder = quoted(output)
     say(f"Next: peft-be eval {folder} --prompt {quoted(prompt)} --queries HELD_OUT.jsonl, or peft-be chat {folder}")
+    if asked is None:
+        say(f"The model wrote the queries, which {QUERY_FILE} there holds. A score on real ones may be lower.")
     if config.target is None and config.kd_weight > 0:
         say("What more rows would bring: the same command with --target 0.9 and another --output finds out.")
 

@@ -24,6 +24,7 @@ from .lm_eval import lm_eval
 from .pretrain_ae import pretrain_ae
 from .propose_checks import propose_checks
 from .push import push
+from .synthesize import synthesize
 
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ def options(
 app.command()(compress)
 app.command("compress-many")(compress_many)
 app.command("eval")(evaluate)
+app.command()(synthesize)
 app.command()(diff)
 app.command("propose-checks")(propose_checks)
 app.command()(audit)

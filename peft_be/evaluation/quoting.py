@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.words import Word, placed_words
 from ..prompting.messages import check_prompt, check_query
-from .words import Word, placed_words
 
 
 # The fewest that are hardly chance. Of answers written without the demo's prompt, which they cannot quote, runs of 3 words

@@ -36,6 +36,7 @@ from .keep import kept_text_of
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed, load_rows
 from .report import kept_figures, training_report, warn_of_few_queries
 from .search import Search
+from .synthesize import QUERY_FILE, synthesized
 from .train import report_to, train
 
 
@@ -60,7 +61,7 @@ class Compression:
 
 def compress_prompt(
     prompt: str | list[dict[str, str]],
-    queries: Iterable | QuerySplits,
+    queries: Iterable | QuerySplits | None,
     output_dir: str | os.PathLike,
     config: CompressConfig | None = None,
     *,
@@ -79,9 +80,10 @@ def compress_prompt(
     Args:
         prompt (`str` or `list[dict]`):
             P: a system text, or the chat messages in front of the user's turn.
-        queries (`Iterable` or [`QuerySplits`]):
+        queries (`Iterable`, [`QuerySplits`] or `None`):
             What users may ask, in any form that [`as_queries`] takes; no answers needed. A tenth, 48 at most, is held
-            out to choose the checkpoint by.
+            out to choose the checkpoint by. `None` if you have none: the model writes them, as [`synthesize_queries`] does,
+            into `queries.jsonl` of the folder.
         output_dir (`str` or `os.PathLike`):
             Folder of the adapter. An unfinished run keeps its work there.
         config ([`CompressConfig`], *optional*):
@@ -118,14 +120,12 @@ def compress_prompt(
     check_prompt(prompt)
     config = changed(config, CompressConfig, changes)
     find_kept_text(prompt, config.keep)  # what is not the prompt's own shows before the model is loaded
-    splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
+    splits = None if queries is None else _split(queries, test_queries, config)
     distillation_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
     start = earlier_adapter(config, output_dir)
-    if config.kd_weight > 0:
-        warn_of_few_queries({"prompt": splits})
     settings = {
         "prompt": sha256(prompt),
-        "queries": sha256([splits.train, splits.validation]),
+        "queries": "the model's own" if splits is None else sha256([splits.train, splits.validation]),
         "model": name_of(model),
         **recorded(config),
     }
@@ -135,6 +135,11 @@ def compress_prompt(
         if start is not None:
             start.confirm(run, model, tokenizer)
         budget = Budget(config.max_minutes)
+        if splits is None:
+            own = synthesized(run, prompt, config, model, tokenizer, on_progress)
+            splits = _split(own, test_queries, config)
+        if config.kd_weight > 0:
+            warn_of_few_queries({"prompt": splits})
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
         k = BETokenConfig.from_pretrained(run.directory).num_be_tokens if run.is_finished else config.num_be_tokens
@@ -147,10 +152,16 @@ def compress_prompt(
             work = training if config.target is None else Search(training)
             report = work.run_stages(on_preview)
             training.model.save_pretrained(run.directory)
+            if (run.work / QUERY_FILE).is_file():
+                (run.work / QUERY_FILE).replace(run.directory / QUERY_FILE)
             run.finish(report)
             compression = Compression(run.directory, training.model, tokenizer, report)
         on_failure.pop_all()
         return compression
+
+
+def _split(queries: Iterable | QuerySplits, test_queries: Iterable | None, config: CompressConfig) -> QuerySplits:
+    return queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
 
 
 @dataclass

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ...data.words import UNSPACED
 from ...files import shown
-from ..words import UNSPACED
 
 
 # The marks that end a sentence, and what may close it. A small letter after them goes on with it ("e.g. sand"); Chinese and Japanese

@@ -4,9 +4,9 @@ import unicodedata
 
 import pytest
 
-from peft_be.evaluation.held_out import passages_of
+from peft_be.data.repeats import passages_of
 from peft_be.evaluation.quoting import quoted_tokens
-from peft_be.evaluation.words import words
+from peft_be.data.words import words
 
 from ..tiny import TOKENIZER
 

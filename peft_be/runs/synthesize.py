@@ -1,0 +1,197 @@
+"""
+Queries from the prompt alone: the model that reads P goes on where a user would write.
+
+A chat model has learned what users write as well as what it answers. So its own template is left open where the user's turn
+begins, and the model writes the turn, as Magpie (arXiv 2406.08464) does without a prompt. P stands before it: the model writes
+what users of this prompt ask, and after worked examples it writes new inputs of their form.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..adapters.load import load_base
+from ..checks import COUNT, check_number
+from ..data import load_queries
+from ..data.repeats import nearly_same, passages_of
+from ..data.words import words
+from ..models import DEFAULT_MODEL
+from ..progress import OnProgress
+from ..prompting import PromptRenderer
+from ..prompting.messages import check_prompt
+from ..teacher import AnswerSettings, cached_answers, share_prefix, teacher_cache_dir
+from ..teacher.answers import common_prefix_length, stop_ids
+from .config import CompressConfig
+from .folder import RunFolder
+
+
+QUERY_FILE = "queries.jsonl"
+NUM_QUERIES = 480
+BATCH_SIZE = 64
+MAX_LENGTH = 96  # of a query, in tokens
+# After so many samples for each query that is asked for, the model has no more to say
+MAX_SAMPLES = 4
+# They share no token at their ends, and so show where a query stands. A space before it may belong to its first token
+_PROBES = ("Apple", "7 zebras", "Is it?", "what now", "the end.")
+
+
+@dataclass
+class SynthesizedQueries:
+    """
+    What users of a prompt may ask, as the model writes it.
+
+    Attributes:
+        queries (`list[str]`): the queries, in the order in which they were written.
+        num_samples (`int`): how many the model wrote to find them.
+        left_out (`dict[str, int]`): how many of these were left out, by reason.
+    """
+
+    queries: list[str]
+    num_samples: int
+    left_out: dict[str, int]
+
+
+def synthesize_queries(
+    prompt: str | list[dict[str, str]],
+    num_queries: int = NUM_QUERIES,
+    *,
+    model: str | PreTrainedModel = DEFAULT_MODEL,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    temperature: float = 1.0,
+    top_p: float = 0.95,
+    seed: int = 42,
+    on_progress: OnProgress | None = None,
+) -> SynthesizedQueries:
+    """
+    Write what users of a prompt may ask.
+
+    Left out are queries that the model does not end within 96 tokens, that have no words, that stand in the prompt, and that
+    nearly repeat another one. What is written is kept in the teacher's cache: the same call gives the same queries at once.
+
+    Args:
+        prompt (`str` or `list[dict]`): P, as in [`compress_prompt`].
+        num_queries (`int`, *optional*, defaults to `480`): how many to write.
+        model, tokenizer: as in [`compress_prompt`].
+        temperature (`float`, *optional*, defaults to `1.0`): of the sampling. Lower it for a model that rambles.
+        top_p (`float`, *optional*, defaults to `0.95`): nucleus of the sampling.
+        seed (`int`, *optional*, defaults to `42`): of the sampling.
+        on_progress (`Callable`, *optional*): called with the stage, the queries found, and their number.
+
+    Returns:
+        [`SynthesizedQueries`]: with fewer queries and a warning if the model begins to repeat itself.
+
+    Raises:
+        `ValueError`: the prompt is empty or too long, a number is out of range, or the model writes fewer than two queries.
+    """
+    check_number("num_queries", num_queries, COUNT, whole=True)
+    if temperature == 0:
+        raise ValueError("temperature must be above 0: without sampling, the model writes one query again and again.")
+    settings = AnswerSettings(MAX_LENGTH, BATCH_SIZE, temperature, top_p, batch_size=1, seed=seed)
+    check_prompt(prompt)
+    model, tokenizer = load_base(model, tokenizer)
+    turn = UserTurn(model, tokenizer, prompt)
+    queries: list[str] = []
+    left_out: Counter[str] = Counter()
+    num_samples = 0
+    while len(queries) < num_queries and num_samples < MAX_SAMPLES * max(num_queries, BATCH_SIZE):
+        for query in turn.write(replace(settings, seed=seed + num_samples)):
+            reason = _reason_against(query, prompt, queries)
+            if reason is not None:
+                left_out[reason] += 1
+            elif query is not None and len(queries) < num_queries:
+                queries.append(query)
+        num_samples += BATCH_SIZE
+        if on_progress:
+            on_progress("queries", len(queries), num_queries, {})
+    if len(queries) < 2:
+        raise ValueError(
+            "The model wrote no queries that this prompt could be trained with: give some of your own (--queries)."
+        )
+    if len(queries) < num_queries:
+        warnings.warn(
+            f"The model wrote {len(queries)} different queries of {num_samples}, and not {num_queries}: raise the "
+            "temperature, or add queries of your own.",
+            stacklevel=1,
+        )
+    return SynthesizedQueries(queries, num_samples, dict(left_out))
+
+
+def _reason_against(query: str | None, prompt: str | list[dict[str, str]], others: list[str]) -> str | None:
+    if query is None:
+        return "not finished"
+    if not words(query):
+        return "without words"
+    if passages_of(prompt, [query]) != [None]:
+        return "in the prompt"
+    if any(nearly_same(words(query), words(other)) for other in others):
+        return "nearly the same as another"
+    return None
+
+
+class UserTurn:
+    """
+    The place after a prompt where the user's turn begins.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the causal LM.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        prompt (`str` or `list[dict]`): P.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]):
+        renderer = PromptRenderer(tokenizer, prompt)
+        inputs = [renderer.full(probe) for probe in _PROBES]
+        self._model, self._tokenizer = model, tokenizer
+        self.ids = inputs[0][: common_prefix_length(inputs)]
+        after = inputs[0][-common_prefix_length([ids[::-1] for ids in inputs]) :]
+        self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._ends = stop_ids(model) | ({after[0]} & self._special)
+        # Where the template ends the user's turn with plain text, such as [/INST]
+        self._closing = None if after[0] in self._special else tokenizer.decode(after).split()[0]
+
+    def write(self, settings: AnswerSettings) -> list[str | None]:
+        """Samples of the turn, `None` for those that were not ended."""
+        prompts, pad = [self.ids], self._tokenizer.pad_token_id or 0
+        prefix = share_prefix(self._model, prompts)
+        samples = cached_answers(self._model, prompts, settings, pad, teacher_cache_dir(), prefix=prefix)
+        return [self.query(sample.ids) for sample in samples]
+
+    def query(self, ids: list[int]) -> str | None:
+        end = next((i for i, token_id in enumerate(ids) if token_id in self._ends), None)
+        text, closed = self._tokenizer.decode(ids[:end]), end is not None
+        if self._closing is not None:
+            text, found, _ = text.partition(self._closing)
+            closed = closed or bool(found)
+        return text.strip() if closed and not self._special & set(ids[:end]) else None
+
+
+def synthesized(
+    run: RunFolder,
+    prompt: str | list[dict[str, str]],
+    config: CompressConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    on_progress: OnProgress | None,
+) -> list[str]:
+    """The queries that a run writes for itself, once. They are published with its results, for you to read."""
+    for folder in (run.directory, run.work):
+        if (folder / QUERY_FILE).is_file():
+            return load_queries(folder / QUERY_FILE)
+    written = synthesize_queries(
+        prompt, NUM_QUERIES, model=model, tokenizer=tokenizer, seed=config.seed, on_progress=on_progress
+    )
+    write_queries(run.work / QUERY_FILE, written.queries)
+    return written.queries
+
+
+def write_queries(file: Path, queries: list[str]) -> None:
+    """Write queries as [`load_queries`] reads them, all or none."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text("".join(json.dumps({"query": query}) + "\n" for query in queries), encoding="utf-8")
+    part.replace(file)
