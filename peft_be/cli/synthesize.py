@@ -34,10 +34,9 @@ def synthesize(
             text, num_queries, model=model, temperature=temperature, seed=seed, on_progress=on_progress
         )
     write_queries(output, written.queries)
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(written.left_out.items()))
     say(
         f"Wrote {len(written.queries)} queries to ",
         bold(output),
-        f" (left out: {left_out or 'none'}). Read some of them.",
+        f" (left out: {written.reasons()}). Read some of them.",
     )
     say(f"Next: peft-be compress --prompt {quoted(prompt)} --queries {quoted(output)} --output OUT")

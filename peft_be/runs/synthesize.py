@@ -12,6 +12,7 @@ import json
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ from ..models import DEFAULT_MODEL
 from ..progress import OnProgress
 from ..prompting import PromptRenderer
 from ..prompting.messages import check_prompt
-from ..teacher import AnswerSettings, cached_answers, share_prefix, teacher_cache_dir
+from ..teacher import AnswerSettings, SharedPrefix, cached_answers, share_prefix, teacher_cache_dir
 from ..teacher.answers import common_prefix_length, stop_ids
 from .config import CompressConfig
 from .folder import RunFolder
@@ -55,6 +56,10 @@ class SynthesizedQueries:
     queries: list[str]
     num_samples: int
     left_out: dict[str, int]
+
+    def reasons(self) -> str:
+        """Why how many were left out, in words."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items())) or "none"
 
 
 def synthesize_queries(
@@ -109,17 +114,18 @@ def synthesize_queries(
         num_samples += BATCH_SIZE
         if on_progress:
             on_progress("queries", len(queries), num_queries, {})
+    result = SynthesizedQueries(queries, num_samples, dict(left_out))
     if len(queries) < 2:
         raise ValueError(
-            "The model wrote no queries that this prompt could be trained with: give some of your own (--queries)."
+            f"The model wrote no queries to train with (left out: {result.reasons()}): give some of your own (--queries)."
         )
     if len(queries) < num_queries:
         warnings.warn(
-            f"The model wrote {len(queries)} different queries of {num_samples}, and not {num_queries}: raise the "
-            "temperature, or add queries of your own.",
+            f"The model wrote {len(queries)} different queries, and not {num_queries} (left out: {result.reasons()}): add "
+            "queries of your own, or try another temperature.",
             stacklevel=1,
         )
-    return SynthesizedQueries(queries, num_samples, dict(left_out))
+    return result
 
 
 def _reason_against(query: str | None, prompt: str | list[dict[str, str]], others: list[str]) -> str | None:
@@ -155,14 +161,18 @@ class UserTurn:
         # Where the template ends the user's turn with plain text, such as [/INST]
         self._closing = None if after[0] in self._special else tokenizer.decode(after).split()[0]
 
+    @cached_property
+    def _prefix(self) -> SharedPrefix | None:
+        return share_prefix(self._model, [self.ids])
+
     def write(self, settings: AnswerSettings) -> list[str | None]:
         """Samples of the turn, `None` for those that were not ended."""
-        prompts, pad = [self.ids], self._tokenizer.pad_token_id or 0
-        prefix = share_prefix(self._model, prompts)
-        samples = cached_answers(self._model, prompts, settings, pad, teacher_cache_dir(), prefix=prefix)
+        pad, cache = self._tokenizer.pad_token_id or 0, teacher_cache_dir()
+        samples = cached_answers(self._model, [self.ids], settings, pad, cache, prefix=self._prefix)
         return [self.query(sample.ids) for sample in samples]
 
     def query(self, ids: list[int]) -> str | None:
+        """The text of a turn, or `None` if it was not ended or has special tokens."""
         end = next((i for i, token_id in enumerate(ids) if token_id in self._ends), None)
         text, closed = self._tokenizer.decode(ids[:end]), end is not None
         if self._closing is not None:
