@@ -3,6 +3,7 @@ import json
 import pytest
 
 from peft_be.prompting import load_prompt
+from peft_be.prompting.messages import check_prompt
 
 
 MESSAGES = [
@@ -86,3 +87,15 @@ def test_missing_file(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         load_prompt(tmp_path / "folder.txt")
+
+
+def test_a_path_is_no_prompt(tmp_path):
+    path = tmp_path / "P.TXT"
+    text = f"Read {path}"
+    assert check_prompt(str(path)) == [{"role": "system", "content": str(path)}]  # nothing is there: it may be a text
+    path.write_text("Be brief.")
+    for given in (path, str(path)):
+        with pytest.raises(ValueError, match=r"The prompt is the path '.*P\.TXT' .*load_prompt"):
+            check_prompt(given)
+    assert check_prompt(text) == [{"role": "system", "content": text}]
+    assert check_prompt(str(tmp_path))[0]["content"] == str(tmp_path)
