@@ -52,6 +52,7 @@ def _passage(texts: list[tuple[str, list[Word]]], wholes: dict[tuple[str, ...], 
 
 
 def last_turn(query: str | list[dict[str, str]]) -> str:
+    """What the user asks in a query."""
     return check_query(query)[-1]["content"]
 
 
@@ -72,6 +73,7 @@ def _windows(text: Sequence[str], asked: Sequence[str]) -> Iterator[tuple[int, i
 
 
 def nearly_same(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two texts, as words, differ in no more than one word of ten, and in no number."""
     numbers = [sorted(word for word in side if any(map(str.isdigit, word))) for side in (one, other)]
     # "What is 3 plus 4?" is another question than "What is 3 plus 5?"
     return numbers[0] == numbers[1] and difflib.SequenceMatcher(None, one, other, autojunk=False).ratio() >= NEAR

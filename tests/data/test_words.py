@@ -5,8 +5,8 @@ import unicodedata
 import pytest
 
 from peft_be.data.repeats import passages_of
-from peft_be.evaluation.quoting import quoted_tokens
 from peft_be.data.words import words
+from peft_be.evaluation.quoting import quoted_tokens
 
 from ..tiny import TOKENIZER
 
