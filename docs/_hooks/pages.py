@@ -43,6 +43,8 @@ GROUPS = {
         "PromptJob",
         "PromptResult",
         "QuerySplits",
+        "synthesize_queries",
+        "SynthesizedQueries",
         "pretrain_ae",
         "PretrainAEConfig",
         "PretrainedAE",
