@@ -136,10 +136,7 @@ def compress_prompt(
             start.confirm(run, model, tokenizer)
         budget = Budget(config.max_minutes)
         if splits is None:
-            own = synthesized(run, prompt, config, model, tokenizer, on_progress)
-            splits = _split(own, test_queries, config)
-        if config.kd_weight > 0:
-            warn_of_few_queries({"prompt": splits})
+            splits = _split(synthesized(run, prompt, config, model, tokenizer, on_progress), test_queries, config)
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
         k = BETokenConfig.from_pretrained(run.directory).num_be_tokens if run.is_finished else config.num_be_tokens
@@ -161,7 +158,11 @@ def compress_prompt(
 
 
 def _split(queries: Iterable | QuerySplits, test_queries: Iterable | None, config: CompressConfig) -> QuerySplits:
-    return queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
+    """The splits of a run's queries, with a warning if there are too few."""
+    splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
+    if config.kd_weight > 0:
+        warn_of_few_queries({"prompt": splits})
+    return splits
 
 
 @dataclass
