@@ -1,9 +1,10 @@
 """
 Three tasks made from phrases, of the kind that people give a small model that can read code: questions turned into SQL over
 tables that the prompt describes, requests turned into commands that only the prompt knows, and bookings turned into JSON.
-Their answers are scored by rule, and without the prompt nobody knows them.
+A rule scores the answers, and without the prompt the model cannot know their form.
 
-The test's phrases, names and numbers are not the training's. Everything comes from a fixed seed.
+The test's phrases, names, times and notes are not the training's; days of the week, party sizes, kinds of boats and regions are. Everything
+comes from a fixed seed.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def desk(make: Callable[[random.Random, int], dict], system: str, num_examples: 
 
 
 def distinct(make: Callable[[], dict], count: int, used: Collection[str] = (), by: str = "question") -> list[dict]:
-    """Items that differ in `by`, and whose questions are not among `used`."""
+    """Up to `count` items that differ in `by`, and whose questions are not among `used`; fewer where the phrases run out."""
     made: dict[str, dict] = {}
     for _ in range(100 * count):
         item = make()

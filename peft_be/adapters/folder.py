@@ -19,6 +19,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 # Written by the jobs
 REPORT_FILE = "training.json"
+QUERY_FILE = "queries.jsonl"  # where the model wrote them
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 _REPORT_TYPES: dict[str, type | tuple[type, ...]] = {
     "model": str,

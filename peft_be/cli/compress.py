@@ -39,11 +39,11 @@ def compress(
 ) -> None:
     """Compress a prompt into one learned token."""
     # Imported here, so that --help needs no torch
+    from ..adapters.folder import QUERY_FILE
     from ..data import load_queries
     from ..figures import best_sentence, search_sentences
     from ..prompting import load_prompt
     from ..runs.compress import compress_prompt
-    from ..runs.synthesize import QUERY_FILE
 
     if paper:
         config = replace(config, **not_given(context, PAPER))
@@ -80,7 +80,9 @@ def compress(
     folder = quoted(output)
     say(f"Next: peft-be eval {folder} --prompt {quoted(prompt)} --queries HELD_OUT.jsonl, or peft-be chat {folder}")
     if asked is None:
-        say(f"The model wrote the queries, which {QUERY_FILE} there holds. A score on real ones may be lower.")
+        say(
+            f"The model wrote the training queries: read them in {quoted(output / QUERY_FILE)}. On your users' queries, the score may be lower."
+        )
     if config.target is None and config.kd_weight > 0:
         say("What more rows would bring: the same command with --target 0.9 and another --output finds out.")
 

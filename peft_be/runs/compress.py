@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.create import add_adapter
+from ..adapters.folder import QUERY_FILE
 from ..adapters.load import name_of
 from ..adapters.provenance import stage_name
 from ..data import QuerySplits, query_column, split_queries
@@ -36,7 +37,7 @@ from .keep import kept_text_of
 from .prepare import confirmed_ae_row, distillation_args, load_confirmed, load_rows
 from .report import kept_figures, training_report, warn_of_few_queries
 from .search import Search
-from .synthesize import QUERY_FILE, synthesized
+from .synthesize import synthesized
 from .train import report_to, train
 
 
@@ -136,7 +137,14 @@ def compress_prompt(
             start.confirm(run, model, tokenizer)
         budget = Budget(config.max_minutes)
         if splits is None:
-            splits = _split(synthesized(run, prompt, config, model, tokenizer, on_progress), test_queries, config)
+
+            def in_time(*progress) -> None:
+                budget.left()
+                if on_progress:
+                    on_progress(*progress)
+
+            splits = _split(synthesized(run, prompt, config, model, tokenizer, in_time), test_queries, config)
+            run.confirm("queries_sha256", sha256([splits.train, splits.validation]), "list of queries")
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
         k = BETokenConfig.from_pretrained(run.directory).num_be_tokens if run.is_finished else config.num_be_tokens

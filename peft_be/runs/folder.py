@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from ..adapters.folder import REPORT_FILE
+from ..adapters.folder import QUERY_FILE, REPORT_FILE
 from ..files import os_reason, read_json, write_json
 from ..machine.errors import is_out_of_memory
 from .config import as_json
@@ -65,7 +65,7 @@ class RunFolder:
 
     RESULT = REPORT_FILE
     # Recorded on the way, by `remember`
-    FOUND = ("fitting_steps", "base_sha256", "ae_sha256", "from_sha256", "kept_text")
+    FOUND = ("fitting_steps", "base_sha256", "ae_sha256", "from_sha256", "kept_text", "queries_sha256")
 
     def __init__(
         self,
@@ -143,7 +143,9 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, _) -> None:
-        kept = any(path.is_file() and path != self._settings_file for path in self.work.rglob("*"))
+        # Queries are no work to keep: the teacher's cache gives the same ones again
+        cheap = (self._settings_file, self.work / QUERY_FILE)
+        kept = any(path.is_file() and path not in cheap for path in self.work.rglob("*"))
         try:
             if isinstance(error, Exception) and not self.is_finished and not kept:
                 self._clear_work()
@@ -205,8 +207,9 @@ class RunFolder:
         for name, value in as_json(self._asked).items():
             if name not in self.settings or self.settings[name] != value:
                 # Prompts and queries are recorded as hashes, which tell a reader nothing
-                is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-                values = "" if is_hash else f" ({self.settings.get(name)}, now {value})"
+                earlier = self.settings.get(name)
+                is_hash = any(isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) for v in (earlier, value))
+                values = "" if is_hash else f" ({earlier}, now {value})"
                 raise ValueError(
                     f"The run in '{self.directory}' was started with another {name.replace('_', ' ')}{values}: use "
                     "the same settings, or --overwrite."

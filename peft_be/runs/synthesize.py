@@ -17,6 +17,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..adapters.folder import QUERY_FILE
 from ..adapters.load import load_base
 from ..checks import COUNT, check_number
 from ..data import load_queries
@@ -32,11 +33,10 @@ from .config import CompressConfig
 from .folder import RunFolder
 
 
-QUERY_FILE = "queries.jsonl"
 NUM_QUERIES = 480
 BATCH_SIZE = 64
 MAX_LENGTH = 96  # of a query, in tokens
-# After so many samples for each query that is asked for, the model has no more to say
+# Samples for each query: a model that repeats itself would never get there
 MAX_SAMPLES = 4
 # They share no token at their ends, and so show where a query stands. A space before it may belong to its first token
 _PROBES = ("Apple", "7 zebras", "Is it?", "what now", "the end.")
@@ -49,7 +49,7 @@ class SynthesizedQueries:
 
     Attributes:
         queries (`list[str]`): the queries, in the order in which they were written.
-        num_samples (`int`): how many the model wrote to find them.
+        num_samples (`int`): how many the model wrote, with those of the last batch that were not needed.
         left_out (`dict[str, int]`): how many of these were left out, by reason.
     """
 
@@ -58,7 +58,7 @@ class SynthesizedQueries:
     left_out: dict[str, int]
 
     def reasons(self) -> str:
-        """Why how many were left out, in words."""
+        """The counts of `left_out`, in words."""
         return ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items())) or "none"
 
 
@@ -76,8 +76,8 @@ def synthesize_queries(
     """
     Write what users of a prompt may ask.
 
-    Left out are queries that the model does not end within 96 tokens, that have no words, that stand in the prompt, and that
-    nearly repeat another one. What is written is kept in the teacher's cache: the same call gives the same queries at once.
+    Queries are left out if the model does not end them within 96 tokens, if they have no words, stand in the prompt, or nearly
+    repeat another. What is written is kept in the teacher's cache: the same call gives the same queries at once.
 
     Args:
         prompt (`str` or `list[dict]`): P, as in [`compress_prompt`].
@@ -86,13 +86,14 @@ def synthesize_queries(
         temperature (`float`, *optional*, defaults to `1.0`): of the sampling. Lower it for a model that rambles.
         top_p (`float`, *optional*, defaults to `0.95`): nucleus of the sampling.
         seed (`int`, *optional*, defaults to `42`): of the sampling.
-        on_progress (`Callable`, *optional*): called with the stage, the queries found, and their number.
+        on_progress (`Callable`, *optional*): called with the stage, the queries so far, `num_queries`, and an
+            empty dict.
 
     Returns:
         [`SynthesizedQueries`]: with fewer queries and a warning if the model begins to repeat itself.
 
     Raises:
-        `ValueError`: the prompt is empty or too long, a number is out of range, or the model writes fewer than two queries.
+        `ValueError`: the prompt is empty or too long, a number is out of range, or the model writes no query to train with.
     """
     check_number("num_queries", num_queries, COUNT, whole=True)
     if temperature == 0:
@@ -102,23 +103,31 @@ def synthesize_queries(
     model, tokenizer = load_base(model, tokenizer)
     turn = UserTurn(model, tokenizer, prompt)
     queries: list[str] = []
+    seen: list[list[str]] = []
     left_out: Counter[str] = Counter()
     num_samples = 0
     while len(queries) < num_queries and num_samples < MAX_SAMPLES * max(num_queries, BATCH_SIZE):
-        for query in turn.write(replace(settings, seed=seed + num_samples)):
-            reason = _reason_against(query, prompt, queries)
-            if reason is not None:
-                left_out[reason] += 1
-            elif query is not None and len(queries) < num_queries:
+        written = turn.write(replace(settings, seed=seed + num_samples))
+        readable = [query for query in written if query and words(query)]
+        passages = dict(zip(readable, passages_of(prompt, readable)))
+        for query in written:
+            if query is None:
+                left_out["not finished"] += 1
+            elif query not in passages:
+                left_out["without words"] += 1
+            elif passages[query] is not None:
+                left_out["in the prompt"] += 1
+            elif any(nearly_same(words(query), other) for other in seen):
+                left_out["nearly the same as another"] += 1
+            elif len(queries) < num_queries:
                 queries.append(query)
+                seen.append(words(query))
         num_samples += BATCH_SIZE
         if on_progress:
             on_progress("queries", len(queries), num_queries, {})
     result = SynthesizedQueries(queries, num_samples, dict(left_out))
-    if len(queries) < 2:
-        raise ValueError(
-            f"The model wrote no queries to train with (left out: {result.reasons()}): give some of your own (--queries)."
-        )
+    if not queries:
+        raise ValueError(f"The model wrote no query to train with (left out: {result.reasons()}): give your own.")
     if len(queries) < num_queries:
         warnings.warn(
             f"The model wrote {len(queries)} different queries, and not {num_queries} (left out: {result.reasons()}): add "
@@ -126,18 +135,6 @@ def synthesize_queries(
             stacklevel=1,
         )
     return result
-
-
-def _reason_against(query: str | None, prompt: str | list[dict[str, str]], others: list[str]) -> str | None:
-    if query is None:
-        return "not finished"
-    if not words(query):
-        return "without words"
-    if passages_of(prompt, [query]) != [None]:
-        return "in the prompt"
-    if any(nearly_same(words(query), words(other)) for other in others):
-        return "nearly the same as another"
-    return None
 
 
 class UserTurn:
@@ -155,11 +152,16 @@ class UserTurn:
         inputs = [renderer.full(probe) for probe in _PROBES]
         self._model, self._tokenizer = model, tokenizer
         self.ids = inputs[0][: common_prefix_length(inputs)]
-        after = inputs[0][-common_prefix_length([ids[::-1] for ids in inputs]) :]
+        after = inputs[0][len(inputs[0]) - common_prefix_length([ids[::-1] for ids in inputs]) :]
+        closing = tokenizer.decode(after).strip()
+        if not closing:
+            raise ValueError(
+                "The chat template does not show where a user's turn ends: the model cannot write queries. Give your own."
+            )
         self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._ends = stop_ids(model) | ({after[0]} & self._special)
-        # Where the template ends the user's turn with plain text, such as [/INST]
-        self._closing = None if after[0] in self._special else tokenizer.decode(after).split()[0]
+        # Where the template ends the user's turn with plain text, such as [/INST] or Assistant:
+        self._closing = None if after[0] in self._special else closing.partition("\n")[0]
 
     @cached_property
     def _prefix(self) -> SharedPrefix | None:
@@ -189,10 +191,14 @@ def synthesized(
     tokenizer: PreTrainedTokenizerBase,
     on_progress: OnProgress | None,
 ) -> list[str]:
-    """The queries that a run writes for itself, once. They are published with its results, for you to read."""
+    """The queries that a run writes for itself, once. They are kept next to the adapter, for you to read."""
     for folder in (run.directory, run.work):
         if (folder / QUERY_FILE).is_file():
             return load_queries(folder / QUERY_FILE)
+    if run.is_finished:
+        raise FileNotFoundError(
+            f"'{run.directory / QUERY_FILE}' is missing, which the finished run was trained on: put it back, or pass --overwrite."
+        )
     written = synthesize_queries(
         prompt, NUM_QUERIES, model=model, tokenizer=tokenizer, seed=config.seed, on_progress=on_progress
     )

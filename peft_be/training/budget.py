@@ -119,8 +119,8 @@ class Budget:
         left = self.seconds - self.used
         if left <= 0:
             raise ValueError(
-                f"max_minutes={self.seconds / 60:g} is over before the first step: the teacher's answers take longer. "
-                "Those that it has written are kept in its cache: start again with more minutes, and it goes on from "
-                "there."
+                f"max_minutes={self.seconds / 60:g} is over before the first step: what the model writes first, the "
+                "teacher's answers and, where you gave none, the queries, takes longer. It is kept in the cache: start again "
+                "with more minutes, and it goes on from there."
             )
         return left

@@ -1,9 +1,12 @@
 """Queries that the model writes itself, in its own template's user turn."""
 
+import copy
+
 import pytest
 from transformers import GenerationConfig
 
 from peft_be import compress_prompt
+from peft_be.adapters.folder import QUERY_FILE
 from peft_be.data import load_queries
 from peft_be.prompting import PromptRenderer, load_prompt
 from peft_be.runs import synthesize
@@ -64,9 +67,9 @@ def test_a_model_that_repeats_itself(tiny_written, monkeypatch):
     monkeypatch.setattr(UserTurn, "write", lambda *_: ["Where is it?", "And why?"])
     with pytest.warns(UserWarning, match="wrote 2 different queries, and not 3 .*nearly the same as another"):
         assert tiny_written(PROMPT, 3).queries == ["Where is it?", "And why?"]
-    monkeypatch.setattr(UserTurn, "write", lambda *_: ["Where is it?", None])
-    with pytest.raises(ValueError, match="--queries"):
-        tiny_written(PROMPT, 3)
+    monkeypatch.setattr(UserTurn, "write", lambda *_: ["?!", None])
+    with pytest.raises(ValueError, match=r"wrote no query .* not finished, .* without words\): give your own"):
+        tiny_written(PROMPT, 1)
 
 
 @pytest.mark.parametrize(
@@ -96,21 +99,55 @@ def test_a_prompt_alone_is_compressed(tiny_model, tiny_tokenizer, tmp_path, monk
     def fail(*_):
         raise OSError("the model cannot be loaded")
 
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    # The teacher's cache has the queries: a run that fails before its first step leaves nothing in the way
     with pytest.raises(OSError):
         compress_prompt(PROMPT, None, folder, **run, on_preview=fail)
-    written = load_queries(folder / "training" / synthesize.QUERY_FILE)
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt):
+        compress_prompt(PROMPT, None, folder, **run, on_preview=interrupt)
+    written = load_queries(folder / "training" / QUERY_FILE)
     # A resumed run asks what it asked before
     monkeypatch.setattr(UserTurn, "write", fail)
     result = compress_prompt(PROMPT, None, folder, **run, resume=True)
-    assert load_queries(folder / synthesize.QUERY_FILE) == written
+    assert load_queries(folder / QUERY_FILE) == written
     assert result.report["num_queries"] == {"train": 2, "validation": 1}
-    assert result.report["settings"]["queries"] == "the model's own"
     result.model.unload()
     again = compress_prompt(PROMPT, None, folder, **run, resume=True)
     assert again.report == result.report
     again.model.unload()
-    with pytest.raises(ValueError, match="started with another queries"):
+    with pytest.raises(ValueError, match="started with another list of queries"):
+        compress_prompt(PROMPT, None, folder, **run, resume=True, test_queries=["And why?"])
+    with pytest.raises(ValueError, match="started with another queries: use the same"):
         compress_prompt(PROMPT, written, folder, **run, resume=True)
+    (folder / QUERY_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="put it back"):
+        compress_prompt(PROMPT, None, folder, **run, resume=True)
+
+
+def test_the_time_is_for_the_queries_too(tiny_model, tiny_tokenizer, tmp_path):
+    run = {"model": tiny_model, "tokenizer": tiny_tokenizer, "max_minutes": 1e-4}
+    with pytest.raises(ValueError, match="is over before the first step: what the model writes first"):
+        compress_prompt(PROMPT, None, tmp_path / "out", **run)
+    assert not (tmp_path / "out").exists()
+
+
+PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n\n' }}{% endfor %}{{ 'assistant:' if add_generation_prompt }}"
+
+
+def test_a_template_of_plain_text(tiny_model, tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = PLAIN
+    turn = UserTurn(tiny_model, tokenizer, "Be brief.")
+    renderer = PromptRenderer(tokenizer, "Be brief.")
+    for query in ("Is an assistant here?", "two lines\nof it", "x"):
+        assert turn.query(renderer.full(query)[len(turn.ids) :]) == query
+        assert turn.query(renderer.answer(query)) is None
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="where a user's turn ends"):
+        UserTurn(tiny_model, tokenizer, "Be brief.")
 
 
 @pytest.mark.slow
