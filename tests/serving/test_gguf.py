@@ -234,8 +234,8 @@ def test_what_cannot_be_exported(tiny_tokenizer, tmp_path, cli):
     assert code == 0 and "<|be_a|>" in printed and out.exists()
 
 
-def test_a_token_has_the_name_that_was_asked_for(smollm2_tokenizer, tmp_path, cli):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_a_token_has_the_name_that_was_asked_for(tiny_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder, whole = save_adapter(base, tmp_path / "a"), save_gguf(base, tmp_path / "base.gguf")
     options = ["--output", tmp_path / "out.gguf", "--format", "gguf", "--base", whole, "--token-name"]
     code, _, err = cli("export", folder, *options, "<|im_start|>")

@@ -195,8 +195,8 @@ def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
         assert (written[:, ids.shape[1] :] != be_id).all()
 
 
-def test_tokens_are_called_as_they_are_asked_to_be(smollm2_tokenizer, tmp_path):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_tokens_are_called_as_they_are_asked_to_be(tiny_tokenizer, tmp_path):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     adapters = {name: save_adapter(base, tmp_path / name, k) for name, k in (("a", 1), ("b", 2), ("c", 1))}
     names = {"a": "[PIRATE]", "b": "<|keeper|>"}
     tokens = export_merged(adapters, tmp_path / "merged", default="a", token_names=names)
@@ -211,8 +211,8 @@ def test_tokens_are_called_as_they_are_asked_to_be(smollm2_tokenizer, tmp_path):
     assert "[PIRATE]" in tokenizer.apply_chat_template(CHAT, tokenize=False)  # the default
 
 
-def test_names_that_tokens_cannot_have(smollm2_tokenizer, tmp_path, cli):
-    base = save_tiny_llama(tmp_path / "base", smollm2_tokenizer)
+def test_names_that_tokens_cannot_have(tiny_tokenizer, tmp_path, cli):
+    base = save_tiny_llama(tmp_path / "base", tiny_tokenizer)
     folder = save_adapter(base, tmp_path / "a")
     for name in ("<|im_end|>", "<repo_name>"):
         with pytest.raises(ValueError, match="There is a token .* already"):
