@@ -37,7 +37,7 @@ NUM_QUERIES = 480
 BATCH_SIZE = 64
 MAX_LENGTH = 96  # of a query, in tokens
 # Samples for each query: a model that repeats itself would never get there
-MAX_SAMPLES = 4
+MAX_SAMPLES = 2
 # They share no token at their ends, and so show where a query stands. A space before it may belong to its first token
 _PROBES = ("Apple", "7 zebras", "Is it?", "what now", "the end.")
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_exported(tiny_tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
+def test_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
     folder = save_adapter(smollm2_dir, tmp_path / "a")
     tokens = export_merged({"a": folder}, tmp_path / "merged", model=smollm2_dir)
     merged, tokenizer = load_model(str(tmp_path / "merged"))
@@ -180,8 +180,8 @@ def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
         cache = DynamicCache(config=merged.config)
         with torch.no_grad():
             merged(input_ids=ids[:, :-1], past_key_values=cache)
-        cache.batch_repeat_interleave(250)
-        ids = ids.repeat(250, 1)
+        cache.batch_repeat_interleave(100)
+        ids = ids.repeat(100, 1)
         written = merged.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -191,7 +191,7 @@ def test_a_thousand_sampled_requests_of_the_real_model(smollm2_dir, tmp_path):
             temperature=1.5,
             max_new_tokens=8,
         )
-        assert len({tuple(answer) for answer in written.tolist()}) > 200
+        assert len({tuple(answer) for answer in written.tolist()}) > 80
         assert (written[:, ids.shape[1] :] != be_id).all()
 
 
