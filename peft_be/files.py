@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,17 @@ def shown(value: Any) -> str:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file that appears under its name only when it is complete."""
+    _write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, records: Iterable[dict]) -> None:
+    """Write one JSON object a line, as [`read_json_lines`] reads them; the file appears under its name when it is complete."""
+    _write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _write_whole(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 

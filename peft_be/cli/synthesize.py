@@ -20,7 +20,7 @@ def synthesize(
 ) -> None:
     """Write what users of a prompt may ask, if you have no queries: the model goes on where they would write."""
     from ..prompting import load_prompt
-    from ..runs.synthesize import synthesize_queries, write_queries
+    from ..runs.synthesize import synthesize_queries
 
     if output.suffix.lower() != ".jsonl":
         raise ValueError(f"--output '{output}' must end in .jsonl: one query a line is written as JSON.")
@@ -33,7 +33,7 @@ def synthesize(
         written = synthesize_queries(
             text, num_queries, model=model, temperature=temperature, seed=seed, on_progress=on_progress
         )
-    write_queries(output, written.queries)
+    written.save(output)
     say(
         f"Wrote {len(written.queries)} queries to ",
         bold(output),

@@ -8,7 +8,6 @@ what users of this prompt ask, and after worked examples it writes new inputs of
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ..checks import COUNT, check_number
 from ..data import load_queries
 from ..data.repeats import nearly_same, passages_of
 from ..data.words import words
+from ..files import write_json_lines
 from ..models import DEFAULT_MODEL
 from ..progress import OnProgress
 from ..prompting import PromptRenderer
@@ -60,6 +60,10 @@ class SynthesizedQueries:
     def reasons(self) -> str:
         """The counts of `left_out`, in words."""
         return ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items())) or "none"
+
+    def save(self, file: Path) -> None:
+        """Write the queries as [`load_queries`] reads them."""
+        write_json_lines(file, ({"query": query} for query in self.queries))
 
 
 def synthesize_queries(
@@ -202,12 +206,5 @@ def synthesized(
     written = synthesize_queries(
         prompt, NUM_QUERIES, model=model, tokenizer=tokenizer, seed=config.seed, on_progress=on_progress
     )
-    write_queries(run.work / QUERY_FILE, written.queries)
+    written.save(run.work / QUERY_FILE)
     return written.queries
-
-
-def write_queries(file: Path, queries: list[str]) -> None:
-    """Write queries as [`load_queries`] reads them, all or none."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text("".join(json.dumps({"query": query}) + "\n" for query in queries), encoding="utf-8")
-    part.replace(file)

@@ -69,3 +69,7 @@ def test_a_run(cli, tmp_path, monkeypatch, tiny_tokenizer):
     assert done.returncode == 0, done.stderr
     (again,) = [json.loads(path.read_text()) for path in (tmp_path / "own").rglob("results_*.json")]
     assert again["results"] == results[0]["results"] and again["config"]["model"] == "peft_be"
+
+    code, _, err = cli(*run, model)
+    last = err.strip().splitlines()
+    assert code == 1 and any("--apply_chat_template" in line for line in last)
