@@ -5,6 +5,8 @@ from __future__ import annotations
 
 # A KL below this is told as 0.0000: that of sums in another order, or of a prompt that is not there
 NO_KL = 5e-5
+# What a target can be a share of, and what it is called
+SEARCHED = {"kl_gap_closed": "Gap closed", "same_answers": "Same answers"}
 
 
 def gap_closed(kl: float, kl_no_prompt: float | None) -> float | None:
@@ -37,7 +39,10 @@ def best_sentence(report: dict) -> str:
     best = dict(report["best"])
     step = best.pop("step")
     if "kl" in best:
-        told = kl_sentence(best["kl"], best.get("kl_no_prompt"), report["num_queries"]["validation"])
+        count = report["num_queries"]["validation"]
+        told = kl_sentence(best["kl"], best.get("kl_no_prompt"), count)
+        if "same_answers" in best:
+            told += f", {round(count * best['same_answers'])} answers the same, word for word"
     else:
         told = ", ".join(f"best {name} {value:.4f}" for name, value in best.items())
     return f"{told} (step {step})"
@@ -48,14 +53,15 @@ def rows_in_words(k: int) -> str:
 
 
 def search_sentences(search: dict) -> str:
-    """What `training.json` says of the search for a k: the gap that each k closed, and which was chosen."""
+    """What `training.json` says of the search for a k: what each k reached, and which was chosen."""
+    metric = search.get("metric", "kl_gap_closed")
 
     def told(full: bool) -> str:
         own = sorted((entry for entry in search["curve"] if entry["full"] == full), key=lambda entry: entry["k"])
-        return ", ".join(f"{rows_in_words(entry['k'])} {entry['kl_gap_closed']:.2f}" for entry in own)
+        return ", ".join(f"{rows_in_words(entry['k'])} {entry[metric]:.2f}" for entry in own)
 
     steps = [entry["steps"] for entry in search["curve"] if not entry["full"]]
     probes = f"after {steps[-1]} steps: {told(False)}; " if steps else ""
     are = f"{rows_in_words(search['k'])} {'is' if search['k'] == 1 else 'are'}"
     verdict = "the fewest found that reach" if search["reached"] else "the nearest found to"
-    return f"Gap closed {probes}after all steps: {told(True)}. {are} {verdict} the target of {search['target']:g}."
+    return f"{SEARCHED[metric]} {probes}after all steps: {told(True)}. {are} {verdict} the target of {search['target']:g}."

@@ -56,6 +56,11 @@ class OutputHead:
         """Logits `[N, V]` in float32 of hidden states `[N, d]`."""
         return self.finish(self.project(hidden))
 
+    @torch.no_grad()
+    def most_probable(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The token ids `[N]` with the largest logits, of hidden states `[N, d]`."""
+        return torch.cat([self.logits(chunk).argmax(-1) for chunk in hidden.split(self.chunk_size)])
+
     def hidden_grad(self, logits: torch.Tensor, logits_grad: torch.Tensor) -> torch.Tensor:
         """Gradient `[N, d]` of the hidden states, from the logits and the gradient of the logits, both `[N, V]`."""
         if self.softcap:

@@ -29,6 +29,7 @@ METRICS = {
     "kl_gap_closed": "KL gap closed, mean over all tokens",
     "kl": "KL to the full prompt, nats a token",
     "kl_no_prompt": "KL of no prompt to the full prompt, nats a token",
+    "same_answers": "Share of the answers that are the full prompt's, word for word",
     "top1_agreement": "Top-1 agreement with the full prompt",
     "rouge_l": "ROUGE-L to the full prompt's greedy answers",
     "leak_ngrams": "Share of the prompt's 4-grams read back",
@@ -109,6 +110,7 @@ def add_scores(directory: Path, config, scores: dict) -> None:
         "kl_gap_closed": scores["kl_gap_closed"],
         "kl": scores["kl"]["be"],
         "kl_no_prompt": scores["kl"]["no_prompt"],
+        "same_answers": scores["same_answers"]["be"],
         "top1_agreement": scores["top1_agreement"]["be"],
         "rouge_l": scores["answer_rouge_l"]["be"],
     }

@@ -7,6 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
+from ..figures import SEARCHED
 from ..files import read_json
 from ..tuner import BETokenConfig
 from ..tuner.checks import read_rows
@@ -105,11 +106,13 @@ def _is_search(search: dict | None) -> bool:
         return True
     curve = search.get("curve")
     entries = curve if isinstance(curve, list) and all(isinstance(entry, dict) for entry in curve) else []
-    numbers = [search.get("target"), *(entry.get("kl_gap_closed") for entry in entries)]
+    metric = search.get("metric", "kl_gap_closed")  # the only one of earlier versions
+    numbers = [search.get("target"), *(entry.get(metric) for entry in entries)]
     counts = [search.get("k"), *(entry.get(name) for entry in entries for name in ("k", "steps"))]
     flags = [search.get("reached"), *(entry.get("full") for entry in entries)]
     return (
         bool(entries)
+        and metric in SEARCHED
         and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
         and all(type(value) is int for value in counts)
         and all(isinstance(value, bool) for value in flags)

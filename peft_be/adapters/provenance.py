@@ -31,12 +31,16 @@ def stage_name(kd_weight: float) -> str:
     return {0.0: "stage 1", 1.0: "stage 2"}.get(kd_weight, "stages 1 and 2")
 
 
-def best_figures(metric: str, value: float, step: int, kl_no_prompt: float | None) -> dict:
+def best_figures(
+    metric: str, value: float, step: int, kl_no_prompt: float | None, same_answers: float | None = None
+) -> dict:
     """
     What a report says of the rows that were kept: the value by which they were chosen, and its step. With a KL come the
-    KL without a prompt on the same queries and the gap closed.
+    KL without a prompt on the same queries, the gap closed, and the share of the answers that are the same.
     """
     figures: dict[str, float | None] = {metric: value, "step": step}
     if metric == "kl" and kl_no_prompt is not None:
         figures |= {"kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap_closed(value, kl_no_prompt)}
+    if same_answers is not None:
+        figures["same_answers"] = same_answers
     return figures

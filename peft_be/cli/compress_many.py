@@ -24,6 +24,7 @@ from .progress import progress_bars
         "reconstruction_steps",
         "save_steps",
         "target",
+        "target_metric",
     ),
 )
 def compress_many(

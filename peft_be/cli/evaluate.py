@@ -119,6 +119,8 @@ def score_table(scores: dict) -> Table:
     if unchanged := scores["gap"]["unchanged_queries"]:
         of = f"{unchanged} of {scores['num_queries']} queries"
         table.caption = f"Left out of the median: {of}, on which the prompt changes next to nothing."
+    same = (f"{round(scores['num_queries'] * scores['same_answers'][which])}" for which in ("no_prompt", "be"))
+    table.add_row("the same answers, word for word", str(scores["num_queries"]), *same)
     table.add_section()
     for label, name, digits, full in (
         ("KL to the full prompt, nats a token", "kl", 4, "0"),

@@ -9,6 +9,7 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
+from ..figures import SEARCHED
 from .common import console
 
 
@@ -94,19 +95,21 @@ def fidelity_table(figures: dict[str, dict[str, float]]) -> Table:
 
 
 def search_table(search: dict) -> Table:
-    """What each number of rows closed of the gap, when the rows that a target needs were looked for."""
+    """What each number of rows reached, when the rows that a target needs were looked for."""
     verdict = "reached" if search["reached"] else "not reached"
+    metric = search.get("metric", "kl_gap_closed")
+    what = SEARCHED[metric]
     table = Table(
-        title="The gap closed by more rows",
+        title=f"{what}, with more rows",
         caption=f"On validation queries. The target of {search['target']:g} was {verdict}.",
     )
-    for column in ("[BE] rows", "steps", "gap closed"):
+    for column in ("[BE] rows", "steps", what.lower()):
         table.add_column(column, justify="right")
     table.add_column("", width=20)
     for entry in sorted(search["curve"], key=lambda entry: (entry["k"], entry["full"])):
-        gap, kept = entry["kl_gap_closed"], entry["full"] and entry["k"] == search["k"]
-        cells = (str(entry["k"]), str(entry["steps"]), f"{gap:.3f}")
-        table.add_row(*cells, Bar(1, 0, min(1, max(0, gap))), style="bold" if kept else None)
+        share, kept = entry[metric], entry["full"] and entry["k"] == search["k"]
+        cells = (str(entry["k"]), str(entry["steps"]), f"{share:.3f}")
+        table.add_row(*cells, Bar(1, 0, min(1, max(0, share))), style="bold" if kept else None)
     return table
 
 

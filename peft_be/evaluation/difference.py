@@ -75,7 +75,7 @@ def evaluate_difference(
         "num_queries": len(queries),
         "num_answer_tokens": sum(fidelity.query_tokens),
         "cut_answers": {"a": scorer.cut_answers, "b": fidelity.cut_answers},
-        "same_answers": sum(entry["a"] == entry["b"] for entry in found) / len(found),
+        "same_answers": fidelity.same_answers,
         "kl": {"median": statistics.median(fidelity.query_kl), "mean": fidelity.kl},
         "kl_no_prompt": {"median": statistics.median(zero.query_kl), "mean": zero.mean},
         "top1_agreement": fidelity.top1_agreement,

@@ -46,6 +46,7 @@ class Fidelity(AnswerKL):
         top1_agreement (`float`): share of these tokens at which both have the same most probable token.
         answer_rouge_l (`float`): ROUGE-L (F-measure) of the stand-in's own greedy answers against the full prompt's, averaged over
             the queries.
+        same_answers (`float`): share of these greedy answers that are the full prompt's, letter by letter.
         answers (`list[str]`): these greedy answers.
         cut_answers (`int`): those of them that are as long as they may be and have no end.
     """
@@ -53,6 +54,7 @@ class Fidelity(AnswerKL):
     kl: float
     top1_agreement: float
     answer_rouge_l: float
+    same_answers: float
     answers: list[str]
     cut_answers: int
 
@@ -106,7 +108,7 @@ class FidelityScorer:
         ids = [answer.ids for answer in self.teacher]
         self.cut_answers = self._cut(self.teacher)
         self.quoted = None if quotable is None else quoted_tokens(tokenizer, *quotable, ids)
-        self._top = top_tokens(self.teacher, self.head)
+        self._top = self._most_probable(self.teacher)
 
     @torch.no_grad()
     def score(self, prompts: list[list[int]], prefix: SharedPrefix | None = None, label: str = "stand-in") -> Fidelity:
@@ -127,8 +129,9 @@ class FidelityScorer:
         return Fidelity(
             **vars(answer_kl),
             kl=answer_kl.mean,
-            top1_agreement=(top_tokens(states, self.head) == self._top).cpu().double().mean().item(),
+            top1_agreement=(self._most_probable(states) == self._top).cpu().double().mean().item(),
             answer_rouge_l=sum(rouge_l) / len(rouge_l),
+            same_answers=sum(full == text for full, text in zip(self.texts, texts)) / len(texts),
             answers=texts,
             cut_answers=self._cut(answers),
         )
@@ -141,6 +144,10 @@ class FidelityScorer:
     def answer_kl(self, prompts: list[list[int]]) -> AnswerKL:
         """The KL of each answer, from which a [`Gap`] is computed. It needs no answers of the stand-in."""
         return self._of_answers(self._follow(prompts, None, "stand-in")[1])
+
+    def _most_probable(self, answers: list[Answer]) -> torch.Tensor:
+        """The most probable token at each of the answers' N positions, `[N]`."""
+        return self.head.most_probable(torch.cat([answer.hidden for answer in answers]))
 
     def _of_answers(self, per_token: list[torch.Tensor]) -> AnswerKL:
         quoted_kl, quoted_tokens = None, None
@@ -245,6 +252,7 @@ def evaluate_fidelity(
         "kl_gap_closed": gap.mean,
         "top1_agreement": {name: score.top1_agreement for name, score in scores.items()},
         "answer_rouge_l": {name: score.answer_rouge_l for name, score in scores.items()},
+        "same_answers": {name: score.same_answers for name, score in scores.items()},
         "copies": copies(scorer.quoted or [], queries, scorer.texts),
         "left_out": left_out,
         "ttft_ms": {name: time_to_first_token(base, ids[:3]) for name, ids in {"full": full, **prompts}.items()},
@@ -280,12 +288,6 @@ def mean_of(kl: torch.Tensor, which: list[bool]) -> float:
     return chosen.mean().item() if len(chosen) else 0.0
 
 
-def top_tokens(answers: list[Answer], head: OutputHead) -> torch.Tensor:
-    """The most probable token `[N]` at each of the answers' N positions."""
-    hidden = torch.cat([answer.hidden for answer in answers])
-    return torch.cat([head.logits(chunk).argmax(-1) for chunk in hidden.split(head.chunk_size)])
-
-
 @torch.no_grad()
 def reconstruction_scores(
     model: PreTrainedModel,
@@ -314,7 +316,7 @@ def reconstruction_scores(
     """
     embeds = reconstruction_embeddings(model, tokenizer, rows, ae_row, prompt_ids)
     hidden = model.get_decoder()(inputs_embeds=embeds, use_cache=False)[0][0, -len(prompt_ids) - 1 : -1]
-    predicted = top_tokens([Answer(0, prompt_ids, hidden)], head)
+    predicted = head.most_probable(hidden)
     right = (predicted == torch.tensor(prompt_ids, device=predicted.device)).cpu().double()
     so_far = right.cumsum(0) / torch.arange(1, len(right) + 1)
     wrong = (right == 0).nonzero()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_names, check_number
+from ..figures import SEARCHED
 from ..recipe import AERecipe, Recipe, setting
 from .target import MOST_ROWS
 
@@ -57,8 +58,11 @@ class CompressConfig(Recipe):
         num_be_tokens (`int`, *optional*, defaults to `1`):
             k, the number of [BE] rows; with a `target`, the k that the search starts with.
         target (`float`, *optional*):
-            The share of the KL gap that is to be closed on the validation queries. The run then looks for the smallest k, of
-            `num_be_tokens` doubled up to 64, that closes it. For [`compress_prompt`] alone.
+            The share of `target_metric` that is to be reached on the validation queries. The run then looks for the smallest k,
+            of `num_be_tokens` doubled up to 64, that reaches it. For [`compress_prompt`] alone.
+        target_metric (`str`, *optional*, defaults to `"kl_gap_closed"`):
+            What `target` is a share of: `"kl_gap_closed"`, the KL gap, or `"same_answers"`, the full prompt's answers, word
+            for word. The second is for answers that are right or wrong: labels, JSON, code, commands.
         from_adapter (`str` or `os.PathLike`, *optional*):
             An adapter to start from, such as the one for the prompt's previous version: a folder, or a name on the Hub. It belongs to the same
             base model and slot, and has `num_be_tokens` rows or fewer; `init` is for those that are added. For
@@ -91,7 +95,10 @@ class CompressConfig(Recipe):
 
     num_be_tokens: int = setting(1, "k, the number of [BE] rows.")
     target: float | None = setting(
-        None, "Find the smallest k, from --num-be-tokens to 64, that closes this share of the KL gap."
+        None, "Find the smallest k, from --num-be-tokens to 64, that reaches this share of --target-metric."
+    )
+    target_metric: str = setting(
+        "kl_gap_closed", "kl_gap_closed: the KL gap; same_answers: the full prompt's answers, word for word."
     )
     from_adapter: str | None = setting(
         None, "Start from the rows of this adapter, such as the one for the prompt's previous version."
@@ -147,7 +154,10 @@ class CompressConfig(Recipe):
             self.ae = os.fspath(self.ae)
 
     def _check_target(self) -> None:
+        check_choice("target_metric", self.target_metric, SEARCHED)
         if self.target is None:
+            if self.target_metric != "kl_gap_closed":
+                raise ValueError("target_metric says what target is a share of: give a target, too.")
             return
         check_number("target", self.target, Range(above=0, below=1))
         if self.num_be_tokens > MOST_ROWS:
@@ -157,8 +167,8 @@ class CompressConfig(Recipe):
             )
         if self.kd_weight == 0 or self.reconstruction_steps:
             raise ValueError(
-                "A target is a share of the KL gap, which the distillation closes: leave it out, or set kd_weight above 0 "
-                "and reconstruction_steps to 0."
+                "A target is a share of what the distillation brings: leave it out, or set kd_weight above 0 and "
+                "reconstruction_steps to 0."
             )
 
     @classmethod

@@ -43,9 +43,12 @@ def warn_of_few_queries(splits: dict[str, QuerySplits]) -> None:
 
 
 def kept_figures(trainer: BEDistillTrainer) -> dict:
-    """The figures of the rows that a training kept. `kl_gap_closed` is the one that a search goes by."""
+    """The figures of the rows that a training kept, among them those that a search goes by."""
     state, kl_no_prompt = trainer.state, trainer.no_prompt_kl.get("default")
-    return best_figures(trainer.args.metric_for_best_model, state.best_metric, state.best_global_step, kl_no_prompt)
+    own = [entry for entry in state.log_history if entry["step"] == state.best_global_step]
+    same = next((entry["eval_same_answers"] for entry in own if "eval_same_answers" in entry), None)
+    metric = trainer.args.metric_for_best_model
+    return best_figures(metric, state.best_metric, state.best_global_step, kl_no_prompt, same)
 
 
 def training_report(

@@ -14,7 +14,7 @@ import torch
 from ..adapters.create import add_adapter
 from ..adapters.folder import WEIGHTS_FILE, read_config
 from ..adapters.provenance import stage_name
-from ..figures import gap_closed, rows_in_words
+from ..figures import SEARCHED, gap_closed, rows_in_words
 from ..files import append_record, read_records
 from ..prompting import PromptRenderer
 from ..prompting.context import check_length
@@ -76,18 +76,21 @@ class Search:
                 break
             if done and done[-1].full:
                 warnings.warn(
-                    f"After all steps, {rows_in_words(done[-1].k)} closed {done[-1].gap:.3f} of the gap, and the target is "
-                    f"{target:g}: the search goes on.",
+                    f"After all steps, {self._reached(done[-1])}, and the target is {target:g}: the search goes on.",
                     stacklevel=1,
                 )
             done.append(self._train(*training, done, ks.index(training[0]), on_preview))
         best = chosen(done, target)
-        if best.gap < target:
-            warnings.warn(_out_of_reach(best, target, late), stacklevel=1)
+        if best.share < target:
+            advice = "max_minutes left no time for more" if late else "give more queries or steps, or a lower target"
+            warnings.warn(
+                f"The target of {target:g} is not reached. What came nearest: {self._reached(best)}; {advice}.",
+                stacklevel=1,
+            )
         self._resize(best.k)
         load_rows(self._training.model, self._folder(best.k, True) / ROWS)
         log = [entry for trained in done for entry in trained.log]
-        return {**self._training.report(best.steps, best.best, log), "search": _report(done, best, target)}
+        return {**self._training.report(best.steps, best.best, log), "search": self._report(done, best)}
 
     def _next(self, done: list[Trained], ks: list[int], target: float) -> tuple[int, bool] | None:
         steps = min(self._config.max_steps, self._run.settings.get("fitting_steps", {}).get("probes", math.inf))
@@ -118,7 +121,7 @@ class Search:
         self._training.model.save_pretrained(self._folder(k, full) / ROWS)
         seconds = round(time.perf_counter() - begin, 1)
         steps = trainer.state.global_step
-        trained = Trained(k, best["kl_gap_closed"], full, steps, taught + steps, best, log, seconds)
+        trained = Trained(k, best[self._config.target_metric], full, steps, taught + steps, best, log, seconds)
         append_record(self._run.work / "search.jsonl", asdict(trained))
         return trained
 
@@ -144,6 +147,19 @@ class Search:
     @property
     def _seconds_left(self) -> float:
         return math.inf if self._budget.seconds is None else max(0.0, self._budget.seconds - self._budget.used)
+
+    def _reached(self, trained: Trained) -> str:
+        """What a training reached, in words."""
+        what = SEARCHED[self._config.target_metric].lower()
+        return f"{rows_in_words(trained.k)}, {what} {trained.share:.3f} on the validation queries"
+
+    def _report(self, done: list[Trained], best: Trained) -> dict:
+        """What `training.json` says of the search."""
+        target, metric = cast(float, self._config.target), self._config.target_metric
+        curve = [
+            {"k": t.k, "full": t.full, "steps": t.steps, **{name: t.best[name] for name in SEARCHED}} for t in done
+        ]
+        return {"target": target, "metric": metric, "k": best.k, "reached": best.share >= target, "curve": curve}
 
     def _resize(self, k: int) -> None:
         """Put an adapter of k rows on the base model, in place of one that has another number of them."""
@@ -188,17 +204,3 @@ def _check_gap(kl_no_prompt: float) -> None:
             "The prompt changes nothing in the answers to the validation queries, so that there is no gap of which a target "
             "could be a share: leave out target, or give queries that touch on what the prompt says."
         )
-
-
-def _out_of_reach(best: Trained, target: float, late: bool) -> str:
-    advice = "max_minutes left no time for more" if late else "give more queries or steps, or a lower target"
-    return (
-        f"The target of {target:g} is not reached: of what was tried, {rows_in_words(best.k)} came nearest and closed "
-        f"{best.gap:.3f} of the gap on the validation queries; {advice}."
-    )
-
-
-def _report(done: list[Trained], best: Trained, target: float) -> dict:
-    """What `training.json` says of a search."""
-    curve = [{"k": t.k, "full": t.full, "steps": t.steps, "kl_gap_closed": t.gap} for t in done]
-    return {"target": target, "k": best.k, "reached": best.gap >= target, "curve": curve}

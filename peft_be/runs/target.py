@@ -1,5 +1,5 @@
 """
-The search for the fewest rows that close a share of the gap: which training comes next. It knows of the trainings nothing but
+The search for the fewest rows that reach a target: which training comes next. It knows of the trainings nothing but
 what they reached, so that a resumed run decides as the one that was interrupted.
 
 Short trainings, probes, show which k may do, and a full one shows whether it does. Each k starts from the rows of a smaller one.
@@ -21,7 +21,7 @@ MAX_SHARE = 0.6
 # Steps have a given length, and in the first ones the rows are still on their way: a probe of 12 steps tells nothing
 FIRST_STEPS = 20
 FEWEST_STEPS = 40
-# Seeds differ by as much in the gap closed
+# Seeds differ by as much in the gap closed, and by more in the same answers
 NOISE = 0.01
 # Doublings between two probes: what lies between them is looked at only where the larger k does
 STRIDE = 2
@@ -34,7 +34,7 @@ class Trained:
 
     Attributes:
         k (`int`): its number of rows.
-        gap (`float`): the share of the KL gap that its best rows closed on the validation queries.
+        share (`float`): what its best rows reached on the validation queries of what the target is a share of.
         full (`bool`): whether it had all steps; a probe had a share of them.
         steps (`int`): how many it had.
         taught (`int`): how many its rows have had, with those of the smaller k, or of the earlier run, that they grew from.
@@ -44,7 +44,7 @@ class Trained:
     """
 
     k: int
-    gap: float
+    share: float
     full: bool
     steps: int
     taught: int
@@ -70,15 +70,15 @@ def next_training(
     Args:
         done (`Sequence[Trained]`): the trainings so far, in order.
         ks (`Sequence[int]`): the k that may be tried, in rising order.
-        target (`float`): the share of the gap that is to be closed.
+        target (`float`): the share that is to be reached.
         steps (`int`): those of a full training.
         may_probe (`bool`, *optional*, defaults to `True`): whether there is time for another probe.
 
     Returns:
         `tuple[int, bool]`: its k, and whether it is a full one. `None` if the search is over.
     """
-    full = {trained.k: trained.gap for trained in done if trained.full}
-    if any(gap >= target for gap in full.values()):
+    full = {trained.k: trained.share for trained in done if trained.full}
+    if any(share >= target for share in full.values()):
         return None
     if len(ks) == 1:
         return None if full else (ks[0], True)
@@ -102,15 +102,15 @@ def next_training(
     top = max([*full.values(), *hoped.values()])
     if max(full.values(), default=-math.inf) >= top - NOISE:
         return None
-    level = [k for k, gap in hoped.items() if gap >= top - NOISE and k not in full]
+    level = [k for k, share in hoped.items() if share >= top - NOISE and k not in full]
     return (min(level), True) if level else None
 
 
 def chosen(done: Sequence[Trained], target: float) -> Trained:
     """Of the full trainings, that of the smallest k that reaches the target; if there is none, the best."""
     full = [trained for trained in done if trained.full]
-    reached = [trained for trained in full if trained.gap >= target]
-    return min(reached, key=lambda trained: trained.k) if reached else max(full, key=lambda trained: trained.gap)
+    reached = [trained for trained in full if trained.share >= target]
+    return min(reached, key=lambda trained: trained.k) if reached else max(full, key=lambda trained: trained.share)
 
 
 def is_too_late(done: Sequence[Trained], seconds_left: float) -> bool:
@@ -128,7 +128,7 @@ def starts_from(done: Sequence[Trained], k: int) -> Trained | None:
 
 def expected(probe: Trained, steps: int, speed: float = 1.0) -> float:
     """
-    The gap that is closed after so many `steps` more than a probe had. What is left of the KL falls as a power of the steps
+    The share that is reached after so many `steps` more than a probe had. What is left of the KL falls as a power of the steps
     after the first ones: if it is n^-b after n of them, it is the power `log N / log n` of that after N (research/log.md).
 
     Args:
@@ -137,10 +137,10 @@ def expected(probe: Trained, steps: int, speed: float = 1.0) -> float:
         speed (`float`, *optional*, defaults to `1.0`): how many times as fast the logarithm falls as it should.
     """
     before = probe.taught - FIRST_STEPS
-    if not 0 < probe.gap < 1 or before < 2:
-        return probe.gap
+    if not 0 < probe.share < 1 or before < 2:
+        return probe.share
     power = math.log(before + steps) / math.log(before)
-    return 1 - (1 - probe.gap) ** max(1.0, speed * power)
+    return 1 - (1 - probe.share) ** max(1.0, speed * power)
 
 
 def _speed(done: Sequence[Trained], steps: int) -> float:
@@ -149,6 +149,6 @@ def _speed(done: Sequence[Trained], steps: int) -> float:
     speed = 1.0
     for trained in done:
         probe = probes.get(trained.k)
-        if trained.full and probe and 0 < probe.gap < 1 and trained.gap < 1:
-            speed = math.log(1 - trained.gap) / math.log(1 - expected(probe, steps))
+        if trained.full and probe and 0 < probe.share < 1 and trained.share < 1:
+            speed = math.log(1 - trained.share) / math.log(1 - expected(probe, steps))
     return speed

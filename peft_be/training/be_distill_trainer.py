@@ -36,6 +36,7 @@ from .row_trainer import (
     unwrapped_on_failure,
 )
 from .teaching import Teaching
+from .validation import ValidationSums
 
 
 class BEDistillTrainer(RowTrainer):
@@ -349,40 +350,38 @@ class BEDistillTrainer(RowTrainer):
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
-        Measure the KL at temperature 1, averaged over the tokens of the held-out answers; without queries, the
-        reconstruction loss. Several prompts have a value each, such as `eval_kl_NAME`, and `eval_kl` is their mean. On the
-        validation queries, the KL without a prompt (`eval_no_prompt_kl`) and the gap closed (`eval_gap_closed`) are given,
-        too.
+        Measure the KL at temperature 1, averaged over the tokens of the held-out answers (`eval_kl`), and the share of these
+        answers that greedy decoding would write just so (`eval_same_answers`); without queries, the reconstruction loss.
+        Several prompts have a value each, such as `eval_kl_NAME`, and `eval_kl` is their mean. On the validation queries,
+        the KL without a prompt (`eval_no_prompt_kl`) and the gap closed (`eval_gap_closed`) are given, too.
         """
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
         model.eval()
         start = time.perf_counter()
         if self.args.kd_weight > 0:
-            # Apple's GPUs have no doubles
-            precision = torch.float if self.args.device.type == "mps" else torch.double
-            metric, sums = "kl", torch.zeros(2, len(self.renderers), dtype=precision, device=self.args.device)
+            sums = ValidationSums(len(self.renderers), self.args.device)
             for inputs in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(inputs)
-                kl = self._kd_losses(model, inputs, temperature=1.0, beta=0.0)
-                sums.index_add_(
-                    1, inputs["prompt"], torch.stack([kl.to(precision), torch.ones_like(kl, dtype=precision)])
-                )
-            total, count = self.accelerator.reduce(sums, reduction="sum")
-            values = dict(zip(self.renderers, (total / count).tolist()))
+                student, labels = predicting(final_hidden_states(model, inputs), inputs)
+                kl = divergence(student, inputs["teacher_hidden"], self._head)
+                sums.add(inputs, kl, self._head.most_probable(student) == labels)
+            means = sums.means(self.accelerator)
         else:
-            metric = "reconstruction_loss"
-            values = {name: self._reconstruction_loss(model, name).item() for name in self.renderers}
-        metrics = self._metrics_of(metric, values)
-        if metric == "kl" and eval_dataset is None:
+            losses = [self._reconstruction_loss(model, name).item() for name in self.renderers]
+            means = {"reconstruction_loss": losses}
+        metrics: dict[str, float] = {}
+        for metric, values in means.items():
+            metrics |= self._metrics_of(metric, dict(zip(self.renderers, values)))
+        if "kl" in metrics and eval_dataset is None:
             # Not `kl_no_prompt`: that would be the KL of a prompt called "no_prompt"
             none = [self.no_prompt_kl[name] for name in self.learning]
             metrics["no_prompt_kl"] = sum(none) / len(none)
             gap = gap_closed(metrics["kl"], metrics["no_prompt_kl"])
             if gap is not None:
                 metrics["gap_closed"] = gap
+        metrics["runtime"] = time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         model.train(was_training)

@@ -270,7 +270,8 @@ class RowCollator:
     Makes a batch of rows with `input_ids` and `labels`. For each of its N labelled tokens, in row order, there is
     `predicting`, the position that predicts it, counted through the whole batch, and, if the rows have them,
     `teacher_hidden` and `prompt`, the number of the prompt that it belongs to. `tokens_of` says the same the other way
-    round: for each prompt, which of the N tokens are its own. Both are computed here, on the CPU: on a GPU, each step would have to wait for them.
+    round: for each prompt, which of the N tokens are its own. Both are computed here, on the CPU: on a GPU, each step would have to wait
+    for them. `answer_lengths` says how many of the N tokens each row has.
 
     Rows are padded on the right. That needs no attention mask: after the last real token, causal attention hides the
     padding from every token that counts. Leaving the mask out keeps the fast causal kernels.
@@ -308,7 +309,7 @@ class RowCollator:
             }
         batch["predicting"] = torch.tensor(predicting, dtype=torch.long)
         if "prompt" in rows[0]:
-            counts = torch.tensor([sum(label != -100 for label in row) for row in labels])
+            batch["answer_lengths"] = counts = torch.tensor([sum(label != -100 for label in row) for row in labels])
             batch["prompt"] = numbers = torch.tensor([row["prompt"] for row in rows]).repeat_interleave(counts)
             batch["tokens_of"] = {n: (numbers == n).nonzero().flatten() for n in numbers.unique().tolist()}
         if "teacher_hidden" in rows[0]:

@@ -27,6 +27,7 @@ from peft_be.runs.config import PAPER
                 "keep_tokens",
                 "save_steps",
                 "target",
+                "target_metric",
                 "from_adapter",
             ),
         ),

@@ -54,6 +54,7 @@ def test_scores_follow_their_definitions(model, tiny_tokenizer):
     for name in kl:
         assert scores["kl"][name] == pytest.approx(kl[name] / count, rel=1e-4)
         assert scores["top1_agreement"][name] == pytest.approx(top[name] / count)
+        assert scores["same_answers"][name] == statistics.mean(sample["full"] == sample[name] for sample in samples)
     assert scores["kl_gap_closed"] == scores["gap"]["mean"] == pytest.approx(1 - kl["be"] / kl["no_prompt"], abs=1e-4)
     assert scores["gap"]["median"] == pytest.approx(statistics.median(shares), abs=1e-3)
     assert scores["gap"]["quoted_share"] == 0 and scores["copies"] == scores["left_out"] == []
@@ -64,7 +65,7 @@ def test_the_keys_are_the_documented_ones(model, tiny_tokenizer):
     scores, _ = evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES, max_answer_length=2)
     assert scores.keys() == {
         "model", "prompt_tokens", "be_tokens", "kept_tokens", "compression_ratio", "num_queries", "num_answer_tokens", "kl",
-        "kl_gap_closed", "top1_agreement", "answer_rouge_l", "ttft_ms", "versions", "gap", "copies", "cut_answers",
+        "kl_gap_closed", "top1_agreement", "answer_rouge_l", "same_answers", "ttft_ms", "versions", "gap", "copies", "cut_answers",
         "left_out",
     }  # fmt: skip
     assert scores["gap"].keys() == {field.name for field in dataclasses.fields(Gap)}
@@ -77,11 +78,12 @@ def test_the_keys_are_the_documented_ones(model, tiny_tokenizer):
         "left_out",
         "top1_agreement",
         "answer_rouge_l",
+        "same_answers",
         "reconstruction",
         "ttft_ms",
     ):
         assert f"`{name}`" in pages
-    for name in ("kl", "top1_agreement", "answer_rouge_l"):
+    for name in ("kl", "top1_agreement", "answer_rouge_l", "same_answers"):
         assert scores[name].keys() == {"no_prompt", "be"}
     assert scores["ttft_ms"].keys() == {"full", "no_prompt", "be"}
 
@@ -107,7 +109,8 @@ def test_the_prompt_itself_as_be_closes_the_whole_gap(tiny_tokenizer, model):
     model.base_model.set_rows("default", table[torch.tensor(ids)])
     scores, samples = evaluate_fidelity(model, tiny_tokenizer, PROMPT, QUERIES, max_answer_length=5)
     assert scores["kl_gap_closed"] == pytest.approx(1.0, abs=1e-4)
-    assert scores["top1_agreement"]["be"] == scores["answer_rouge_l"]["be"] == 1.0
+    assert scores["top1_agreement"]["be"] == scores["answer_rouge_l"]["be"] == scores["same_answers"]["be"] == 1.0
+    assert scores["same_answers"]["no_prompt"] < 1
     assert all(sample["be"] == sample["full"] for sample in samples)
 
 

@@ -3,7 +3,10 @@
 import json
 import warnings
 
+import peft
 import pytest
+import torch
+from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -11,6 +14,7 @@ from peft_be import PromptJob, PromptRenderer, compress_prompt, compress_prompts
 from peft_be.data import QuerySplits, split_queries
 from peft_be.evaluation.fidelity import FidelityScorer
 from peft_be.figures import best_sentence, gap_closed, kl_sentence
+from peft_be.training.validation import ValidationSums
 
 from ..stages import PROMPT
 
@@ -53,6 +57,31 @@ def test_the_kl_of_no_prompt_is_that_of_the_validation_queries(model, tiny_token
     assert f"gap closed {best['kl_gap_closed']:.3f}" in card.text
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert metrics == {name: round(best[name], 4) for name in ("kl", "kl_no_prompt", "kl_gap_closed")}
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_the_same_answers_are_those_that_greedy_decoding_writes(model, tiny_tokenizer, tmp_path, k):
+    # As many rows as P's first tokens, as good as untrained
+    report = compress(model, tiny_tokenizer, tmp_path / "out", num_be_tokens=k, learning_rate=1e-4, max_answer_length=2)
+    queries, renderer = split_queries(QUERIES).validation, PromptRenderer(tiny_tokenizer, PROMPT)
+    scorer = FidelityScorer(model, tiny_tokenizer, [renderer.full(query) for query in queries], 2)
+    adapter = peft.PeftModel.from_pretrained(model, tmp_path / "out")
+    be = PromptRenderer.for_adapter(adapter.peft_config["default"], tiny_tokenizer, PROMPT)
+    expected = scorer.score([be.be(query) for query in queries]).same_answers
+    assert report["best"]["same_answers"] == expected
+    assert {entry["eval_same_answers"] for entry in report["log"] if "eval_kl" in entry} == {expected}
+    told = f", {round(3 * expected)} answers the same, word for word"
+    assert told in best_sentence(report)
+
+
+def test_several_prompts_have_their_own_same_answers():
+    sums = ValidationSums(2, torch.device("cpu"))
+    right = torch.tensor([True, True, False, True, True, True, False])
+    lengths, prompts = torch.tensor([2, 1, 2, 2]), torch.tensor([0, 0, 1, 0, 0, 1, 1])
+    for _ in range(2):
+        sums.add({"answer_lengths": lengths, "prompt": prompts}, torch.arange(7.0), right)
+    means = sums.means(Accelerator(cpu=True))
+    assert means == {"kl": [8 / 4, 13 / 3], "same_answers": [1.0, 0.0]}
 
 
 @pytest.mark.parametrize("kl", [0.0, 3e-6, 0.25])

@@ -114,7 +114,7 @@ def test_within_one_doubling_where_probes_tell_more_or_less_than_expected(share,
     curve = log_curve(0.3, 0.09)
     wanted = next(k for k in KS if curve(k) >= target)
     found = chosen(search(curve, target, told=lambda k, probe: share * probe), target)
-    assert found.gap >= target and found.k <= 2 * wanted
+    assert found.share >= target and found.k <= 2 * wanted
 
 
 def test_a_miss_is_learned_from():
@@ -130,7 +130,7 @@ def test_a_noisy_curve():
     curve = log_curve(0.3, 0.06)
     for target in (0.35, 0.45, 0.55, 0.6):
         done = search(curve, target, told=lambda k, probe: probe + noise[k])
-        assert chosen(done, target).gap >= target
+        assert chosen(done, target).share >= target
 
 
 def test_a_flat_curve_keeps_the_fewest_rows():
@@ -309,6 +309,14 @@ def test_a_run_with_a_target(run, model, tiny_tokenizer):
     assert scorer.kl([renderer.be(query) for query in queries]) == pytest.approx(best["kl"], rel=1e-3)
 
 
+def test_a_share_of_the_answers_as_the_target(run):
+    report = run("out", target=0.5, target_metric="same_answers", max_answer_length=2).report
+    search = report["search"]
+    shares = {(entry["k"], entry["full"]): entry["same_answers"] for entry in search["curve"]}
+    assert search["metric"] == "same_answers" and search["reached"] == (shares[search["k"], True] >= 0.5)
+    assert report["best"]["same_answers"] == shares[search["k"], True]
+
+
 def test_kept_text_stays_with_every_number_of_rows(run, tiny_tokenizer):
     kept = PROMPT.partition(".")[0]
     result = run("out", keep=[kept])
@@ -328,9 +336,7 @@ def test_a_target_that_is_reached_at_once(run):
 
 
 def test_what_is_out_of_reach_is_said(run):
-    with pytest.warns(
-        UserWarning, match=r"The target of 0.99 is not reached: of what was tried, \d+ rows? came nearest"
-    ):
+    with pytest.warns(UserWarning, match=r"The target of 0.99 is not reached. What came nearest: \d+ rows?, gap closed 0"):
         compress_prompt(PROMPT, QUERIES, run.folder / "out", target=0.99, **run.args).model.unload()
 
 
@@ -416,8 +422,10 @@ def test_a_search_with_reconstruction(run, tiny_tokenizer, tmp_path):
         ({"target": 1.0}, "target must be above 0 and below 1"),
         ({"target": "0.9"}, "target must be a number"),
         ({"target": 0.9, "num_be_tokens": 65}, "starts with num_be_tokens rows and ends with 64"),
-        ({"target": 0.9, "kd_weight": 0.0}, "A target is a share of the KL gap"),
-        ({"target": 0.9, "reconstruction_steps": 3}, "A target is a share of the KL gap"),
+        ({"target": 0.9, "kd_weight": 0.0}, "A target is a share of what the distillation brings"),
+        ({"target": 0.9, "reconstruction_steps": 3}, "A target is a share of what the distillation brings"),
+        ({"target": 0.9, "target_metric": "kl"}, "target_metric"),
+        ({"target_metric": "same_answers"}, "give a target, too"),
     ],
 )
 def test_targets_that_cannot_be(settings, message):

@@ -85,12 +85,13 @@ def test_scores_stand_in_the_metadata_until_other_rows_are_saved(model, tmp_path
     before = saved(model, tmp_path)
     both = {"no_prompt": 0.75, "be": 0.25}
     scores = {"num_queries": 9, "kl": both, "kl_gap_closed": 2 / 3, "top1_agreement": both, "answer_rouge_l": both}
+    scores["same_answers"] = both
     scores["gap"] = {"median": 0.71234, "behaviour": None}
     for _ in range(2):  # the second time instead of the first
         add_scores(tmp_path, config, scores)
         card = ModelCard.load(tmp_path / "README.md")
         found = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-        assert len(card.data.eval_results) == 7 and found["9 held-out queries", "kl_gap_closed"] == 0.6667
+        assert len(card.data.eval_results) == 8 and found["9 held-out queries", "kl_gap_closed"] == 0.6667
         assert next(name for name in found if name[0] == "9 held-out queries")[1] == "gap_median"
         assert found["9 held-out queries", "gap_median"] == 0.7123
         assert fidelity_figures(tmp_path, config)["9 held-out queries"]["gap_median"] == 0.7123
@@ -109,6 +110,7 @@ def test_pass_rates_of_checks_come_first(model, tmp_path):
         "gap": {"median": None, "behaviour": None},
         "top1_agreement": both,
         "answer_rouge_l": both,
+        "same_answers": both,
     }
     scores["checks"] = {"says 'yes': #1": {"full": 1.0, "no_prompt": 0.0, "be": 2 / 3}}
     add_scores(tmp_path, config, scores)
