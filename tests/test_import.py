@@ -1,6 +1,7 @@
 """What `import peft_be` costs, prints and gives."""
 
 import ast
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,31 @@ def run(code, *arguments):
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def run_before_peft(tmp_path_factory):
+    """As `run`, in copies of one Python that has what PEFT imports, and not PEFT: a fresh one needs ten seconds for that."""
+    context, folder = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("outputs")
+    context.set_forkserver_preload(["torch", "transformers.modeling_utils", "bitsandbytes"])
+
+    def run(code, *arguments):
+        files = [folder / name for name in ("out.txt", "err.txt")]
+        begin = f"""
+import os, sys
+sys.argv = {["-c", *map(str, arguments)]!r}
+for number, path in enumerate({[str(file) for file in files]!r}, 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+assert "peft" not in sys.modules and "peft_be" not in sys.modules
+"""
+        process = context.Process(target=exec, args=(begin + code, {"__name__": "__main__"}))
+        process.start()
+        process.join(300)
+        out, err = (file.read_text() for file in files)
+        assert process.exitcode == 0 and not err, err
+        return out.strip()
+
+    return run
 
 
 def test_the_import_loads_nothing_heavy_and_prints_nothing():
@@ -100,28 +126,28 @@ except ImportError as error:
 """
 
 
-def test_transformers_loads_an_adapter_after_the_import_alone(tmp_path, tiny_model, tiny_tokenizer):
+def test_transformers_loads_an_adapter_after_the_import_alone(tmp_path, tiny_model, tiny_tokenizer, run_before_peft):
     tiny_model.save_pretrained(tmp_path / "base")
     tiny_model.name_or_path = str(tmp_path / "base")
     config = peft_be.BETokenConfig.for_tokenizer(tiny_tokenizer, len(tiny_tokenizer))
     from peft import get_peft_model
 
     get_peft_model(tiny_model, config).save_pretrained(tmp_path / "adapter")
-    quiet = "import os; os.environ['HF_HUB_DISABLE_PROGRESS_BARS'] = '1'\n"
-    assert run(quiet + LOAD_ADAPTER, tmp_path / "adapter", tmp_path / "config.pkl") == "BETokenConfig True"
-    assert run("import peft_be\n" + UNPICKLE, tmp_path / "config.pkl") == "True"
+    quiet = "from transformers.utils.logging import disable_progress_bar\ndisable_progress_bar()\n"
+    assert run_before_peft(quiet + LOAD_ADAPTER, tmp_path / "adapter", tmp_path / "config.pkl") == "BETokenConfig True"
+    assert run_before_peft("import peft_be\n" + UNPICKLE, tmp_path / "config.pkl") == "True"
 
 
-def test_imports_in_several_threads():
-    assert run("import peft_be\n" + TWO_THREADS) == "[] True"
+def test_imports_in_several_threads(run_before_peft):
+    assert run_before_peft("import peft_be\n" + TWO_THREADS) == "[] True"
 
 
-def test_a_fault_in_the_registration_is_not_hidden():
-    assert run(A_FAULT_IN_THE_HOOK) == "True"
+def test_a_fault_in_the_registration_is_not_hidden(run_before_peft):
+    assert run_before_peft(A_FAULT_IN_THE_HOOK) == "True"
 
 
 @pytest.mark.parametrize("module", ["adapters.card", "cli.info", "prompting", "tuner.provenance"])
-def test_any_room_may_be_imported_first(module):
+def test_any_room_may_be_imported_first(module, run_before_peft):
     """As a command does: PEFT is then imported in the middle of it, and asks for the rooms that extend it."""
     code = f"""
 import warnings
@@ -130,4 +156,4 @@ import peft_be.{module}, peft
 from peft_be import BETokenConfig
 print(BETokenConfig().peft_type.value, peft.PeftModel.save_pretrained.__wrapped__.__name__)
 """
-    assert run(code) == "BE_TOKEN save_pretrained"
+    assert run_before_peft(code) == "BE_TOKEN save_pretrained"

@@ -26,6 +26,7 @@ def test_training(run_script, tiny_dir):
         assert rates["cartridge, answers included"] < rates["cartridge, steps alone"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The output row of")
 def test_engines(run_script, tiny_dir, tmp_path):
     adapter = save_adapter(str(tiny_dir), tmp_path / "a")
@@ -36,6 +37,7 @@ def test_engines(run_script, tiny_dir, tmp_path):
     assert report["args"]["adapter"] == "a"  # and nothing of where it lies
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The output row of")
 def test_engines_of_llama_cpp(run_script, tiny_dir, tmp_path):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

@@ -16,6 +16,7 @@ from .pages import ANSWER, TITLES, ask, check_figures, columns, finished, free_p
 
 
 pytest.importorskip("gradio", reason="the page needs gradio")
+pytestmark = pytest.mark.slow
 
 
 def test_a_question_and_another_adapter(visit, address, page_folders):
@@ -189,7 +190,6 @@ def test_a_closed_tab_leaves_the_model_to_the_next_one(visit, slow_address):
     finished(other)
 
 
-@pytest.mark.slow
 def test_the_command_with_the_real_model(visit, tmp_path, smollm2_dir):
     example = Path(__file__).parents[2] / "examples" / "demo" / "prompt.txt"
     folder = save_adapter(smollm2_dir, tmp_path / "adapter")
