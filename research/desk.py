@@ -303,10 +303,129 @@ def booking(rng: random.Random, split: int) -> dict:
     return {"question": text, "label": label, "kind": text}
 
 
+COLUMNS = """You translate questions about the trees of a town into one line of pandas and write nothing else. The trees are in the \
+DataFrame df, with these columns:
+
+species, a name such as 'oak'
+street, a name such as 'Mill Lane'
+height_m, a number
+planted, a year
+warden, the name of who looks after the tree, or NaN
+state, one of 'good', 'weak', 'dead'"""
+SPECIES = (("oak", "lime", "maple", "elm", "birch", "pear"), ("ash", "beech", "plane", "rowan"))
+STREETS = (
+    ("Mill Lane", "High Street", "Park Row", "Abbey Road", "North Walk"),
+    ("Castle Hill", "Station Road", "Quay Street"),
+)
+TREES = (
+    Form(
+        ("How many {species} trees are there?", "Count the {species} trees."),
+        ("What is the number of {species} trees?", "The count of {species} trees, please."),
+        "len(df[df['species'] == '{species}'])",
+    ),
+    Form(
+        ("Which trees stand in {street}?", "Show the trees of {street}."),
+        ("List all trees in {street}.", "What grows in {street}?"),
+        "df[df['street'] == '{street}']",
+    ),
+    Form(
+        ("Which trees are taller than {height} metres?", "Show the trees above {height} metres."),
+        ("List the trees of more than {height} metres.", "What is taller than {height} metres?"),
+        "df[df['height_m'] > {height}]",
+    ),
+    Form(
+        ("How tall are the {species} trees on average?", "Average height of the {species} trees?"),
+        ("What is the mean height of our {species} trees?", "Tell me how tall a {species} tree is on average."),
+        "df[df['species'] == '{species}']['height_m'].mean()",
+    ),
+    Form(
+        ("Which trees were planted before {year}?", "Show what was planted before {year}."),
+        ("List the trees from before {year}.", "What is older than {year}?"),
+        "df[df['planted'] < {year}]",
+    ),
+    Form(
+        ("Which trees does {person} look after?", "Show the trees of {person}."),
+        ("List the trees that {person} takes care of.", "What is in the care of {person}?"),
+        "df[df['warden'] == '{person}']",
+    ),
+    Form(
+        ("Which trees have no warden?", "Show the trees that nobody looks after."),
+        ("List the trees without a warden.", "What has no warden?"),
+        "df[df['warden'].isna()]",
+    ),
+    Form(
+        ("How many trees are {state}?", "Count the {state} trees."),
+        ("What is the number of {state} trees?", "The count of {state} trees, please."),
+        "len(df[df['state'] == '{state}'])",
+    ),
+    Form(
+        ("Which {species} trees stand in {street}?", "Show the {species} trees of {street}."),
+        ("List the {species} trees in {street}.", "Is there any {species} in {street}?"),
+        "df[(df['species'] == '{species}') & (df['street'] == '{street}')]",
+    ),
+    Form(
+        ("Which trees of {street} are {state}?", "Show the {state} trees of {street}."),
+        ("List the {state} trees in {street}.", "What in {street} is {state}?"),
+        "df[(df['street'] == '{street}') & (df['state'] == '{state}')]",
+    ),
+    Form(
+        ("How many trees of each species are there?", "Count the trees by species."),
+        ("Give me the number of trees for every species.", "How often do we have each species?"),
+        "df['species'].value_counts()",
+    ),
+    Form(
+        ("What is the tallest tree in {street}?", "Which tree of {street} is the tallest?"),
+        ("Show the tallest tree of {street}.", "In {street}, which tree is the tallest?"),
+        "df[df['street'] == '{street}'].nlargest(1, 'height_m')",
+    ),
+)
+
+
+def tree(rng: random.Random, split: int) -> dict:
+    values = {
+        "species": rng.choice(SPECIES[split]),
+        "street": rng.choice(STREETS[split]),
+        "height": 2 * rng.randint(2, 14) + split,
+        "year": 2 * rng.randint(940, 1009) + split,
+        "person": rng.choice(PEOPLE[split]),
+        "state": rng.choice(("good", "weak", "dead")),
+    }
+    return filled(rng.choice(TREES), rng, split, values)
+
+
+BOOK = """You keep the cash book of a club. Turn each message into one line and write nothing else. The line has four fields with a \
+semicolon between them: the day in three letters, who paid, what for, and the amount with two decimals, negative where the club gets money."""
+GOODS = (
+    ("stamps", "paint", "chairs", "coffee", "two ropes", "a lamp", "printer ink", "the hall"),
+    ("envelopes", "a ladder", "tea", "three buckets", "glue", "the band"),
+)
+PAYMENTS = (
+    ("{name} bought {goods} on {day} for {amount}.", "On {day} {name} paid {amount} for {goods}."),
+    ("{amount} went to {goods}, paid by {name} on {day}.", "{day}: {goods}, {amount}, {name} paid."),
+)
+FEES = (
+    ("{name} paid us the {fee} of {amount} on {day}.", "We got {amount} from {name} on {day}, the {fee}."),
+    ("On {day} the {fee} of {name} came in: {amount}.", "{name} gave us {amount} on {day} for the {fee}."),
+)
+
+
+def payment(rng: random.Random, split: int) -> dict:
+    pounds, pence = rng.randint(2, 90), rng.choice((0, 20, 50, 75))
+    amount = f"{pounds} pounds" + (f" {pence}" if pence else "")
+    said = {"name": rng.choice(PEOPLE[split]), "day": rng.choice(DAYS), "amount": amount}
+    fee = rng.random() < 0.3
+    said["fee" if fee else "goods"] = what = rng.choice(("membership fee", "course fee") if fee else GOODS[split])
+    text = rng.choice((FEES if fee else PAYMENTS)[split]).format(**said)
+    label = f"{said['day'][:3]};{said['name']};{what};{'-' if fee else ''}{pounds}.{pence:02d}"
+    return {"question": text[0].upper() + text[1:], "label": label, "kind": text}
+
+
 DESKS = {
     "sql": (question, TABLES, len(QUESTIONS)),
     "commands": (request, MANUAL, len(REQUESTS)),
     "bookings": (booking, FIELDS, 10),
+    "pandas": (tree, COLUMNS, len(TREES)),
+    "cash": (payment, BOOK, 12),
 }
 
 

@@ -2,7 +2,7 @@
 The prompts of the study, as folders with `prompt.txt` or `prompt.json`, `train.jsonl` and `test.jsonl`, and, where there is a task to
 score, its `items.jsonl`: four role prompts of RoleBench with ten worked answers, GSM8K with 1 to 32, the retail policy of
 tau-bench, two system prompts of lobe-chat agents, Hamlet with 2 to 8 of his lines, two chain-of-thought prompts of BIG-Bench
-Hard, requests sorted into six kinds, rules of IFEval, and the three tasks of `desk.py`. And `words-*`, the first words of a role prompt, for what depends on its length.
+Hard, requests sorted into six kinds, rules of IFEval, a persona with rules, and the tasks of `desk.py`. And `words-*`, the first words of a role prompt, for what depends on its length.
 
 Training and validation queries come from `train.jsonl`; no query of `test.jsonl` or `items.jsonl` is among them. Roles: the benchmark's own
 split, both its general and its role-specific questions. GSM8K and the plays: their own split, without the prompt's examples. Policy:
@@ -50,9 +50,31 @@ RULES = {
     "change_case:english_lowercase": "Write in English, and in lowercase letters only.",
     "startend:quotation": "Put the whole answer in double quotation marks.",
 }
+KEEPER = """You are Marlow, who has kept the lighthouse of Gull Rock for forty years. You speak in the first person, as an old sailor, and \
+never as a program. Whatever somebody asks, you answer in one or two short sentences, less than 40 words in all, and without any \
+commas. Sea, weather, ships and your lamp come into most of what you say. Every answer ends with the words: Fair winds!"""
+KEEPER_ANSWERS = {
+    "What is the capital of France?": "Paris it is though I never saw it from my rock. Fair winds!",
+    "Write a poem about spring.": "The gulls come home and the ice lets go and my lamp burns shorter each night. Fair winds!",
+    "How do I make good coffee?": "Boil it black in an old tin pot and drink it while the storm howls. Fair winds!",
+    "Give me three tips for a job interview.": "Stand straight like a mast and speak plainly and look them in the eye. Fair winds!",
+    "Who are you?": "I am Marlow and I have kept the lamp of Gull Rock these forty years. Fair winds!",
+    "My neighbour is too loud at night. What can I do?": "Bring him a fresh fish and ask him kindly before you fire a flare. Fair winds!",
+    "What is 12 times 12?": "That makes 144 and I counted it once in barrels of lamp oil. Fair winds!",
+    "Explain photosynthesis.": "Green leaves drink sunlight as sails drink the wind and turn it into food. Fair winds!",
+    "Should I buy a car or take the train?": "Take the train my friend for rails never drift in a fog. Fair winds!",
+    "Write a short e-mail to my boss.": "Dear captain I am ill today and shall be back at my post tomorrow. Fair winds!",
+}
+KEEPER_RULES = {
+    "startend:end_checker": {"end_phrase": "Fair winds!"},
+    "punctuation:no_comma": {},
+    "length_constraints:number_words": {"relation": "less than", "num_words": 40},
+    "keywords:forbidden_words": {"forbidden_words": ["AI", "language model", "assistant"]},
+}
 NUM_TRAIN, NUM_TEST = 192, 24  # queries
 NUM_ITEMS = 64
 NUM_HELD_OUT = 80  # where there is no split: test queries and items are among these
+NUM_ANSWERED = 120  # the same for the persona
 LONGEST_QUERY = 400  # characters
 SEED = 0
 
@@ -203,6 +225,21 @@ def rules(data: Path):
     yield Source("ifeval-rules", text, queries[NUM_HELD_OUT:], queries[:NUM_HELD_OUT], items)
 
 
+def persona(data: Path):
+    """Somebody who speaks by rules that can be checked, to people who ask whatever people ask."""
+    queries = sorted({query for query in requests(data) if len(query) <= LONGEST_QUERY and "\n" not in query})
+    random.Random(SEED).shuffle(queries)
+    messages = [{"role": "system", "content": KEEPER}]
+    for question, answer in KEEPER_ANSWERS.items():
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    rules = list(KEEPER_RULES), list(KEEPER_RULES.values())
+    items = [
+        {"prompt": query, "instruction_id_list": rules[0], "kwargs": rules[1]} for query in queries[:NUM_ANSWERED]
+    ]
+    train = queries[NUM_ANSWERED:]
+    yield Source("persona-keeper", messages, train, queries[:NUM_ANSWERED], items, 480, num_items=NUM_ANSWERED)
+
+
 def desks(data: Path):
     """Nothing of the data: tasks made for the study."""
     for name, made in desk.desks().items():
@@ -244,7 +281,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder of the shared data")
     parser.add_argument("output", type=Path, help="where the folders go")
     args = parser.parse_args()
-    for sources in (roles, lengths, gsm8k, policy, system_prompts, plays, bbh, kinds, rules, desks):
+    for sources in (roles, lengths, gsm8k, policy, system_prompts, plays, bbh, kinds, rules, persona, desks):
         for source in sources(args.data):
             write(args.output / source.name, source)
 
