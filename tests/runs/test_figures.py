@@ -62,7 +62,9 @@ def test_the_kl_of_no_prompt_is_that_of_the_validation_queries(model, tiny_token
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_the_same_answers_are_those_that_greedy_decoding_writes(model, tiny_tokenizer, tmp_path, k):
     # As many rows as P's first tokens, as good as untrained
-    report = compress(model, tiny_tokenizer, tmp_path / "out", num_be_tokens=k, learning_rate=1e-4, max_answer_length=2)
+    report = compress(
+        model, tiny_tokenizer, tmp_path / "out", num_be_tokens=k, learning_rate=1e-4, max_answer_length=2
+    )
     queries, renderer = split_queries(QUERIES).validation, PromptRenderer(tiny_tokenizer, PROMPT)
     scorer = FidelityScorer(model, tiny_tokenizer, [renderer.full(query) for query in queries], 2)
     adapter = peft.PeftModel.from_pretrained(model, tmp_path / "out")

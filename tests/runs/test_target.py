@@ -336,7 +336,9 @@ def test_a_target_that_is_reached_at_once(run):
 
 
 def test_what_is_out_of_reach_is_said(run):
-    with pytest.warns(UserWarning, match=r"The target of 0.99 is not reached. What came nearest: \d+ rows?, gap closed 0"):
+    with pytest.warns(
+        UserWarning, match=r"The target of 0.99 is not reached. What came nearest: \d+ rows?, gap closed 0"
+    ):
         compress_prompt(PROMPT, QUERIES, run.folder / "out", target=0.99, **run.args).model.unload()
 
 
