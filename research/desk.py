@@ -359,16 +359,6 @@ TREES = (
         "len(df[df['state'] == '{state}'])",
     ),
     Form(
-        ("Which {species} trees stand in {street}?", "Show the {species} trees of {street}."),
-        ("List the {species} trees in {street}.", "Is there any {species} in {street}?"),
-        "df[(df['species'] == '{species}') & (df['street'] == '{street}')]",
-    ),
-    Form(
-        ("Which trees of {street} are {state}?", "Show the {state} trees of {street}."),
-        ("List the {state} trees in {street}.", "What in {street} is {state}?"),
-        "df[(df['street'] == '{street}') & (df['state'] == '{state}')]",
-    ),
-    Form(
         ("How many trees of each species are there?", "Count the trees by species."),
         ("Give me the number of trees for every species.", "How often do we have each species?"),
         "df['species'].value_counts()",
@@ -401,7 +391,7 @@ GOODS = (
 )
 PAYMENTS = (
     ("{name} bought {goods} on {day} for {amount}.", "On {day} {name} paid {amount} for {goods}."),
-    ("{amount} went to {goods}, paid by {name} on {day}.", "{day}: {goods}, {amount}, {name} paid."),
+    ("{name} spent {amount} on {goods} on {day}.", "{day}: {name} paid {amount} for {goods}."),
 )
 FEES = (
     ("{name} paid us the {fee} of {amount} on {day}.", "We got {amount} from {name} on {day}, the {fee}."),

@@ -75,7 +75,7 @@ NUM_TRAIN, NUM_TEST = 192, 24  # queries
 NUM_ITEMS = 64
 NUM_HELD_OUT = 80  # where there is no split: test queries and items are among these
 NUM_ANSWERED = 120  # the same for the persona
-LONGEST_QUERY = 400  # characters
+LONGEST_QUERY, SHORT_QUERY = 400, 100  # characters
 SEED = 0
 
 
@@ -227,7 +227,7 @@ def rules(data: Path):
 
 def persona(data: Path):
     """Somebody who speaks by rules that can be checked, to people who ask whatever people ask."""
-    queries = sorted({query for query in requests(data) if len(query) <= LONGEST_QUERY and "\n" not in query})
+    queries = sorted({query for query in requests(data) if len(query) <= SHORT_QUERY and "\n" not in query})
     random.Random(SEED).shuffle(queries)
     messages = [{"role": "system", "content": KEEPER}]
     for question, answer in KEEPER_ANSWERS.items():

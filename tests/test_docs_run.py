@@ -6,6 +6,7 @@ README's quick start and `make demo` run on the real one: see test_readme.py.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -51,10 +52,17 @@ QUERIES = [f"What happened on day {day} of the voyage?" for day in range(32)]
 HELD_OUT = [f"Tell me about {thing}." for thing in ("islands", "the wind", "your crew", "a refund")]
 
 
+# Nobody waits here for rows that are any good. Read by each Python that starts
+FEW_STEPS = """
+from peft_be.recipe import Recipe
+Recipe.__dataclass_fields__["max_steps"].default = 8
+"""
+
+
 def run(command: list[str], folder: Path, workplace: Path) -> None:
-    done = subprocess.run(
-        command, cwd=workplace, env=environment(folder), capture_output=True, text=True, timeout=600, input=""
-    )
+    env = environment(folder)
+    env["PYTHONPATH"] = f"{folder / 'site'}{os.pathsep}{env['PYTHONPATH']}"
+    done = subprocess.run(command, cwd=workplace, env=env, capture_output=True, text=True, timeout=600, input="")
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
@@ -65,6 +73,8 @@ def folder(tmp_path_factory, tiny_tokenizer):
     base = save_tiny_llama(folder / "cache" / "models" / "SmolLM2-135M-Instruct", tiny_tokenizer, context=4096)
     for name in HUB_NAMES:
         save_in_hub_cache(base, name, folder)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(FEW_STEPS)
     files = folder / "files"
     shutil.copytree(ROOT / "examples", files / "examples")
     for name in ("prompt.txt", "role.txt", "pirate.txt"):

@@ -27,6 +27,12 @@ def compress(
     test_queries: Annotated[
         Optional[Path], typer.Option(help="Queries kept for peft-be eval: their duplicates are not trained on.")
     ] = None,
+    validation_queries: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Queries to choose the checkpoint by, instead of a tenth of --queries: a few of your users'."
+        ),
+    ] = None,
     query_field: QueryField = None,
     paper: Annotated[
         bool,
@@ -50,6 +56,7 @@ def compress(
     text = load_prompt(prompt)
     asked = load_queries(queries, query_field) if queries else None
     held_out = load_queries(test_queries, query_field) if test_queries else None
+    validating = load_queries(validation_queries, query_field) if validation_queries else None
     what = "queries that the model writes" if asked is None else f"{len(asked)} queries"
     say("Compressing ", bold(prompt), f" with {what} on ", bold(model))
     if config.from_adapter is not None:
@@ -62,6 +69,7 @@ def compress(
             config,
             model=model,
             test_queries=held_out,
+            validation_queries=validating,
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
@@ -80,9 +88,9 @@ def compress(
     folder = quoted(output)
     say(f"Next: peft-be eval {folder} --prompt {quoted(prompt)} --queries HELD_OUT.jsonl, or peft-be chat {folder}")
     if asked is None:
-        say(
-            f"The model wrote the training queries: read them in {quoted(output / QUERY_FILE)}. On your users' queries, the score may be lower."
-        )
+        say(f"The model wrote the training queries: read them in {quoted(output / QUERY_FILE)}.")
+        if validating is None:
+            say("On your users' queries, the score may be lower: give some of them as --validation-queries.")
     if config.target is None and config.kd_weight > 0:
         say("What more rows would bring: the same command with --target 0.9 and another --output finds out.")
 

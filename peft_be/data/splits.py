@@ -33,9 +33,10 @@ def split_queries(
     validation_fraction: float = 0.1,
     max_validation: int = 48,
     seed: int = 42,
+    validation_queries: Iterable | None = None,
 ) -> QuerySplits:
     """
-    Split queries into training and validation queries, without duplicates of each other or of the test queries.
+    Split queries into training, validation and test queries, none of which has a duplicate in another part.
 
     Two queries are duplicates if [`query_key`] is the same for both.
 
@@ -43,34 +44,49 @@ def split_queries(
         queries (`Iterable`):
             Queries to train on and to choose the checkpoint by, in any form that [`as_queries`] takes.
         test_queries (`Iterable`, *optional*):
-            Held-out queries. They are kept; their duplicates among `queries` are dropped.
+            Held-out queries. They are kept; their duplicates among the others are dropped.
         validation_fraction (`float`, *optional*, defaults to `0.1`):
             Share of the distinct queries that goes to validation, at least one query.
         max_validation (`int`, *optional*, defaults to `48`):
             Upper bound of the validation queries.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the shuffle that picks the validation queries.
+        validation_queries (`Iterable`, *optional*):
+            The validation queries. Then none of `queries` becomes one, and their duplicates there are dropped.
 
     Raises:
-        `ValueError`: fewer than two distinct queries are left to train and validate on, or one is no query.
+        `ValueError`: fewer than two distinct queries are left to train and validate on, no validation query is left of those
+            that were given, or one is no query.
     """
-    queries, test_queries = as_queries(queries), as_queries([] if test_queries is None else test_queries)
-    test = list({query_key(q): q for q in reversed(test_queries)}.values())[::-1]
-    held_out = {query_key(q) for q in test}
-    distinct: dict[str, str | list[dict[str, str]]] = {}
-    for query in queries:
-        if query_key(query) not in held_out:
-            distinct.setdefault(query_key(query), query)
-    if len(distinct) < 2:
+    given = [as_queries([] if part is None else part) for part in (test_queries, validation_queries, queries)]
+    seen: set[str] = set()
+    test, validation, pool = (_distinct(part, seen) for part in given)
+    if validation_queries is not None and not validation:
+        raise ValueError("No validation query is left, without those of the test: give others, or none.")
+    if len(pool) < 2:
+        others = " or the validation" if validation else ""
         raise ValueError(
-            f"Only {len(distinct)} distinct training quer{'y is' if len(distinct) == 1 else 'ies are'} left of "
-            f"{len(queries)} given{', without those of the test' if test else ''}: at least two different queries are needed, a few hundred are good."
+            f"Only {len(pool)} distinct training quer{'y is' if len(pool) == 1 else 'ies are'} left of "
+            f"{len(given[-1])} given{f', without those of the test{others}' if test or validation else ''}: at least two different queries "
+            "are needed, a few hundred are good."
         )
-    pool = list(distinct.values())
+    dropped = sum(map(len, given)) - len(test) - len(validation) - len(pool)
     random.Random(seed).shuffle(pool)
-    size = min(max(1, round(validation_fraction * len(pool))), max_validation)
-    dropped = len(queries) - len(pool) + len(test_queries) - len(test)
-    return QuerySplits(train=pool[size:], validation=pool[:size], test=test, num_duplicates=dropped)
+    if not validation:
+        size = min(max(1, round(validation_fraction * len(pool))), max_validation)
+        pool, validation = pool[size:], pool[:size]
+    return QuerySplits(train=pool, validation=validation, test=test, num_duplicates=dropped)
+
+
+def _distinct(queries: list, seen: set[str]) -> list:
+    """The queries without duplicates of each other and of what was `seen`, which they are added to."""
+    distinct = []
+    for query in queries:
+        key = query_key(query)
+        if key not in seen:
+            seen.add(key)
+            distinct.append(query)
+    return distinct
 
 
 def query_key(query: str | list[dict[str, str]]) -> str:

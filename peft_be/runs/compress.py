@@ -17,7 +17,7 @@ from ..adapters.create import add_adapter
 from ..adapters.folder import QUERY_FILE
 from ..adapters.load import name_of
 from ..adapters.provenance import stage_name
-from ..data import QuerySplits, query_column, split_queries
+from ..data import QuerySplits, as_queries, query_column, split_queries
 from ..files import read_json
 from ..models import DEFAULT_MODEL
 from ..progress import OnProgress
@@ -69,6 +69,7 @@ def compress_prompt(
     model: str | PreTrainedModel = DEFAULT_MODEL,
     tokenizer: PreTrainedTokenizerBase | None = None,
     test_queries: Iterable | None = None,
+    validation_queries: Iterable | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -95,6 +96,9 @@ def compress_prompt(
             Needed with a loaded model.
         test_queries (`Iterable`, *optional*):
             Queries for a later evaluation; their duplicates are taken out of the training queries.
+        validation_queries (`Iterable`, *optional*):
+            Queries to choose the checkpoint by, instead of a tenth of `queries`: a few real ones, where the model writes the
+            others. None of them is trained on.
         resume (`bool`, *optional*, defaults to `False`):
             Go on with the interrupted run in `output_dir`. If there is none, one is begun, with a warning; a finished
             one is returned as it is.
@@ -121,7 +125,8 @@ def compress_prompt(
     check_prompt(prompt)
     config = changed(config, CompressConfig, changes)
     find_kept_text(prompt, config.keep)  # what is not the prompt's own shows before the model is loaded
-    splits = None if queries is None else _split(queries, test_queries, config)
+    test, validation = (None if part is None else as_queries(part) for part in (test_queries, validation_queries))
+    splits = None if queries is None else _split(queries, test, validation, config)
     distillation_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
     start = earlier_adapter(config, output_dir)
     settings = {
@@ -143,7 +148,7 @@ def compress_prompt(
                 if on_progress:
                     on_progress(*progress)
 
-            splits = _split(synthesized(run, prompt, config, model, tokenizer, in_time), test_queries, config)
+            splits = _split(synthesized(run, prompt, config, model, tokenizer, in_time), test, validation, config)
             run.confirm("queries_sha256", sha256([splits.train, splits.validation]), "list of queries")
         ae_row = confirmed_ae_row(run, config, model, tokenizer)
         kept_text = kept_text_of(run, config, model, tokenizer, prompt, splits, on_progress)
@@ -165,9 +170,16 @@ def compress_prompt(
         return compression
 
 
-def _split(queries: Iterable | QuerySplits, test_queries: Iterable | None, config: CompressConfig) -> QuerySplits:
+def _split(
+    queries: Iterable | QuerySplits, test: list | None, validation: list | None, config: CompressConfig
+) -> QuerySplits:
     """The splits of a run's queries, with a warning if there are too few."""
-    splits = queries if isinstance(queries, QuerySplits) else split_queries(queries, test_queries, seed=config.seed)
+    if isinstance(queries, QuerySplits):
+        if validation is not None:
+            raise ValueError("QuerySplits have their own validation queries: leave out validation_queries.")
+        splits = queries
+    else:
+        splits = split_queries(queries, test, seed=config.seed, validation_queries=validation)
     if config.kd_weight > 0:
         warn_of_few_queries({"prompt": splits})
     return splits

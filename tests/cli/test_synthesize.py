@@ -1,8 +1,10 @@
 """`peft-be synthesize`, and `peft-be compress` without queries."""
 
+import json
+
 import pytest
 
-from peft_be.data import load_queries
+from peft_be.data import load_queries, query_key
 from peft_be.runs.synthesize import UserTurn
 
 
@@ -27,8 +29,16 @@ def test_the_queries_can_be_trained_with(cli, prompt, tiny_dir, tmp_path, monkey
     run = ("compress", "--prompt", prompt, "--output", out_dir, "--model", tiny_dir, "--max-steps", 2)
     code, out, err = cli(*run)
     assert code == 0, err
-    assert "with queries that the model writes" in out and "read them in" in out
+    assert "with queries that the model writes" in out and "read them in" in out and "--validation-queries" in out
     assert load_queries(out_dir / "queries.jsonl") == QUERIES
+
+    (tmp_path / "real.txt").write_text("Is it real?\nAnd this?\n")
+    code, out, err = cli(*run, "--validation-queries", tmp_path / "real.txt", "--overwrite")
+    assert code == 0, err
+    assert " on 2 validation queries" in out and "--validation-queries" not in out
+    report = json.loads((out_dir / "training.json").read_text())
+    assert report["num_queries"] == {"train": 3, "validation": 2}
+    assert {query_key(query) for query in ("Is it real?", "And this?")} < set(report["seen_queries"])
 
 
 @pytest.mark.parametrize(

@@ -25,17 +25,20 @@ def test_query_files(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_splits_are_disjoint_and_lose_nothing(seed):
+@pytest.mark.parametrize("validation", [None, ["query 5", "QUERY 7", "Another", "another "]])
+def test_splits_are_disjoint_and_lose_nothing(seed, validation):
     queries = [f"Query {i % 60}" for i in range(100)] + ["query   7 ", "QUERY 8"]
     test = ["query 3", "Query 5", "Query  5", "Other"]
-    splits = split_queries(queries, test, seed=seed)
+    splits = split_queries(queries, test, seed=seed, validation_queries=validation)
+    given = queries + test + (validation or [])
     sides = [{query_key(q) for q in side} for side in (splits.train, splits.validation, splits.test)]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
-    assert sides[0] | sides[1] | sides[2] == {query_key(q) for q in queries + test}
+    assert sides[0] | sides[1] | sides[2] == {query_key(q) for q in given}
     assert [len(s) for s in sides] == [len(splits.train), len(splits.validation), len(splits.test)]
     assert splits.test == ["query 3", "Query 5", "Other"]
-    assert splits.num_duplicates == len(queries) + len(test) - sum(map(len, sides))
-    again = split_queries(queries, test, seed=seed)
+    assert validation is None or splits.validation == ["QUERY 7", "Another"]
+    assert splits.num_duplicates == len(given) - sum(map(len, sides))
+    again = split_queries(queries, test, seed=seed, validation_queries=validation)
     assert (again.train, again.validation) == (splits.train, splits.validation)
 
 
@@ -80,6 +83,11 @@ def test_keys_that_adapters_recorded_still_hold():
 def test_too_few_queries(queries):
     with pytest.raises(ValueError, match="at least two different"):
         split_queries(queries, ["b"])
+
+
+def test_validation_queries_that_are_the_test():
+    with pytest.raises(ValueError, match="No validation query is left"):
+        split_queries(["a", "b", "c"], ["d"], validation_queries=["D "])
 
 
 def test_passages(tiny_tokenizer, tmp_path):

@@ -136,6 +136,11 @@ def test_nothing_of_it_changes_the_rows(model, tiny_tokenizer, tmp_path):
         assert FidelityScorer(model, tiny_tokenizer, prompts, 6).texts == [shown[form] for shown in preview]
 
 
+def test_splits_have_their_validation_queries(tmp_path):
+    with pytest.raises(ValueError, match="QuerySplits have their own"):
+        compress_prompt(PROMPT, splits(60, 12), tmp_path / "out", validation_queries=["Why?"])
+
+
 # Warnings
 
 
