@@ -1,7 +1,7 @@
 """
 The commands and the Python code of the pages run as they stand, page by page, in a folder that has the files that they name.
 
-The base models are random and tiny, so that a page takes seconds; they stand in a Hub cache under the names that the pages use.
+The base models are random and tiny, and trainings short, so that a page takes seconds; they stand in a Hub cache under the names that the pages use.
 README's quick start and `make demo` run on the real one: see test_readme.py.
 """
 
@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from .doc_blocks import PYTHON, ROOT, SHELL, blocks, commands, environment, save_in_hub_cache
+from .forked import Forked
 from .tiny import save_tiny_llama
 
 
@@ -52,16 +52,9 @@ QUERIES = [f"What happened on day {day} of the voyage?" for day in range(32)]
 HELD_OUT = [f"Tell me about {thing}." for thing in ("islands", "the wind", "your crew", "a refund")]
 
 
-# Nobody waits here for rows that are any good. Read by each Python that starts
-FEW_STEPS = """
-from peft_be.recipe import Recipe
-Recipe.__dataclass_fields__["max_steps"].default = 8
-"""
-
-
 def run(command: list[str], folder: Path, workplace: Path) -> None:
     env = environment(folder)
-    env["PYTHONPATH"] = f"{folder / 'site'}{os.pathsep}{env['PYTHONPATH']}"
+    env["PATH"] = f"{folder / 'bin'}{os.pathsep}{env['PATH']}"
     done = subprocess.run(command, cwd=workplace, env=env, capture_output=True, text=True, timeout=600, input="")
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -73,8 +66,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
     base = save_tiny_llama(folder / "cache" / "models" / "SmolLM2-135M-Instruct", tiny_tokenizer, context=4096)
     for name in HUB_NAMES:
         save_in_hub_cache(base, name, folder)
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(FEW_STEPS)
+    forked = Forked(folder, environment(folder))
     files = folder / "files"
     shutil.copytree(ROOT / "examples", files / "examples")
     for name in ("prompt.txt", "role.txt", "pirate.txt"):
@@ -103,7 +95,8 @@ def folder(tmp_path_factory, tiny_tokenizer):
     run(["peft-be", "compress-many", "jobs.jsonl", "--output", "my-prompts", "--max-steps", "2"], folder, files)
     for name in ("my-prompt", "persona-output"):
         (files / "my-prompts" / name).rename(files / name)
-    return folder
+    yield folder
+    forked.stop()
 
 
 SHOWN = blocks(*SHELL, *PYTHON, "json", "yaml")
@@ -137,7 +130,7 @@ def test_the_page_runs(page, folder, tmp_path):
     if code:
         workplace = workplace_of(page, code, folder, tmp_path / "code")
         (workplace / "page.py").write_text(code)
-        run([sys.executable, "page.py"], folder, workplace)
+        run(["forked-python", "page.py"], folder, workplace)
 
 
 def workplace_of(page: str, text: str, folder: Path, workplace: Path) -> Path:

@@ -18,7 +18,12 @@ SMALL_SET = "be,soft-prompt,distillation,memory-token,truncation:64,self-informa
 
 @with_options_of(CompareConfig, without=("seeds",))
 def compare(
-    prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
+    prompt: Annotated[
+        Path,
+        typer.Option(
+            help="The prompt: .txt or .md is a system prompt, .json a list of chat messages, a folder a skill."
+        ),
+    ],
     queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for results.json, report.html and table.md.")],
     config: CompareConfig,

@@ -17,7 +17,12 @@ from .progress import progress_bars
 @with_options_of(CompressConfig, without=ABLATIONS)
 def compress(
     context: typer.Context,
-    prompt: Annotated[Path, typer.Option(help="The prompt: .txt is a system prompt, .json a list of chat messages.")],
+    prompt: Annotated[
+        Path,
+        typer.Option(
+            help="The prompt: .txt or .md is a system prompt, .json a list of chat messages, a folder a skill."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     config: CompressConfig,
     queries: Annotated[

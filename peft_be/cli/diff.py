@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from ..evaluation.stand_in import StandIn
 
 
-SIDE = "An adapter's folder or its name on the Hub, or a prompt, a .txt or .json file."
-PROMPT_FILES = (".txt", ".json")
+SIDE = "An adapter's folder or its name on the Hub, or a prompt: a .txt, .md or .json file, or a skill's folder."
 
 
 @with_options_of(Figures, without=("card",), name="figures")
@@ -92,11 +91,11 @@ class Sides:
     def find(cls, a: Path, b: Path) -> Sides:
         """Find the adapters and read the prompts, before any model is loaded."""
         from ..adapters.load import read_be_adapter
-        from ..prompting import load_prompt
+        from ..prompting.prompt_files import PROMPT_FILES, SKILL_FILE, load_prompt
 
         sides = cls({}, {})
         for name, side in (("a", a), ("b", b)):
-            if side.suffix.lower() in PROMPT_FILES and not side.is_dir():
+            if (side / SKILL_FILE).is_file() or side.suffix.lower() in PROMPT_FILES and not side.is_dir():
                 sides.prompts[name] = load_prompt(side)
             else:
                 sides.adapters[name], _ = read_be_adapter(side)

@@ -8,7 +8,7 @@ from .fingerprints import (
     prompt_fingerprint,
     tokenizer_fingerprint,
 )
-from .messages import load_prompt
+from .prompt_files import load_prompt
 from .renderer import PromptRenderer
 
 

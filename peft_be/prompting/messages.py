@@ -1,20 +1,20 @@
-"""What a prompt P and a query may look like, and how P is read from a file."""
+"""What a prompt P and a query may look like."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ..files import is_blank, parse_json, read_text, shown
+from ..files import is_blank, shown
 
 
 # The limit of a message, about a million tokens: more than models' contexts, and counting the tokens of more takes minutes
 MAX_CHARACTERS = 2**22
 # Longest text that may be a path
 MAX_PATH = 1024
-_SUFFIXES = "a .txt file with the system prompt or a .json file with a list of chat messages"
+# The files of a prompt: a system text, or chat messages
+PROMPT_FILES = (".txt", ".md", ".json")
 
 
 def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, str]]:
@@ -88,7 +88,7 @@ def check_prompt(prompt: Any, name: str = "The prompt") -> list[dict[str, str]]:
 
 def _names_a_file(prompt: Any) -> bool:
     """Whether a text is the path of a prompt's file, given where P itself was meant."""
-    if not isinstance(prompt, str) or not prompt.lower().endswith((".txt", ".json")) or len(prompt) > MAX_PATH:
+    if not isinstance(prompt, str) or not prompt.lower().endswith(PROMPT_FILES) or len(prompt) > MAX_PATH:
         return False
     return Path(prompt).is_file()
 
@@ -112,49 +112,3 @@ def check_query(query: Any, name: str = "The query") -> list[dict[str, str]]:
     if messages[-1]["role"] != "user":
         raise ValueError(f"{name} must end in a user message: leave the answer out, the model writes its own.")
     return messages
-
-
-def load_prompt(path: str | os.PathLike) -> str | list[dict[str, str]]:
-    """
-    Read a prompt P from a file.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            `.txt`: a system prompt in UTF-8; the newline that ends the file is not part of it. `.json`: a list of chat
-            messages (`[{"role": ..., "content": ...}, ...]`) in front of the user's turn: an optional system message
-            and worked examples as user and assistant messages.
-
-    Returns:
-        `str` or `list[dict]`: what [`PromptRenderer`] takes as its `prompt`.
-
-    Raises:
-        `FileNotFoundError`: if there is no such file.
-        `ValueError`: if the file is no usable prompt; one sentence says why.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".txt", ".json"):
-        raise ValueError(f"Cannot read the prompt '{path}': pass {_SUFFIXES}.")
-    text = read_text(path, "prompt file").removesuffix("\n")
-    if is_blank(text):
-        raise ValueError(f"The prompt file '{path}' is empty: there is nothing to compress.")
-    if path.suffix.lower() == ".txt":
-        if _is_message_list(text):
-            raise ValueError(f"The prompt file '{path}' holds chat messages in JSON: rename it to .json.")
-        check_prompt(text, f"The prompt file '{path}'")
-        return text
-    messages = parse_json(text, f"the prompt file '{path}'")
-    if isinstance(messages, str):
-        raise ValueError(f"The prompt file '{path}' holds one JSON string: save the text as a .txt file instead.")
-    return check_prompt(messages, f"The prompt file '{path}'")
-
-
-def _is_message_list(text: str) -> bool:
-    if not text.lstrip().startswith("["):
-        return False
-    try:
-        messages = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return bool(messages) and all(
-        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in messages
-    )

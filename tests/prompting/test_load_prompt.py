@@ -50,8 +50,9 @@ def test_json(tmp_path):
         ("P.txt", "\u200b\u2060\n".encode(), "is empty"),
         ("P.txt", b"caf\xe9", r"is not UTF-8 text \(byte 3\)"),
         ("P.txt", b"\xff\xfeP\x00", r"is not UTF-8 text \(byte 0\)"),
-        ("P.md", b"x", "pass a .txt file with the system prompt or a .json file"),
-        ("P", b"x", "pass a .txt file"),
+        ("P.rst", b"x", "pass a .txt or .md file with the system prompt, a .json file"),
+        ("P", b"x", "pass a .txt or .md file"),
+        ("P.md", b"", "is empty"),
         ("P.json", b"", "is empty"),
         ("P.json", b"[", "is not JSON"),
         ("P.json", b"[" * 100_000, "is nested too deeply"),
@@ -87,6 +88,83 @@ def test_missing_file(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         load_prompt(tmp_path / "folder.txt")
+
+
+def test_markdown_is_text_as_it_stands(tmp_path):
+    (tmp_path / "P.md").write_text("# You\n\nRead [more](more.md).\n")
+    assert load_prompt(tmp_path / "P.md") == "# You\n\nRead [more](more.md)."
+
+
+@pytest.fixture
+def skill(tmp_path):
+    """Makes a skill of files, by name."""
+
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / "skill" / name.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path / "skill"
+
+    return write
+
+
+def test_a_skill_is_what_its_files_link(skill):
+    main = '---\nname: forms\n---\n\nRead [fields](refs/fields.md#dates), [the same](./refs/fields.md) and [rules](rules.md "all").\n'
+    folder = skill(
+        SKILL_md=main,
+        rules_md="\nBack to [the start](SKILL.md).\n",
+        refs__fields_md="See [more](../refs/more%20here.md).\n\n",
+        other_md="Nobody links this.",
+    )
+    (folder / "refs" / "more here.md").write_text("The end.\n")
+    assert load_prompt(folder) == "\n\n".join(
+        [
+            main.strip("\n"),
+            "## refs/fields.md\n\nSee [more](../refs/more%20here.md).",
+            "## rules.md\n\nBack to [the start](SKILL.md).",
+            "## refs/more here.md\n\nThe end.",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "[a page](https://example.org/a.md)",
+        "[a script](scripts/run.py)",
+        "![a picture](picture.md)",
+        "[a section](#part.md)",
+        "`[code](missing.md)`",
+        "```\n[code](missing.md)\n```",
+        "[mail](mailto:a@b.md)",
+    ],
+)
+def test_links_that_stay_links(skill, link):
+    assert load_prompt(skill(SKILL_md=f"See\n{link}\n")) == f"See\n{link}"
+
+
+@pytest.mark.parametrize(
+    "text, error, message",
+    [
+        ("[a](no.md)", FileNotFoundError, "SKILL.md' links 'no.md', and there is no such file"),
+        ("[a](../P.md)", ValueError, "links '../P.md', which is not in the skill's folder"),
+        ("[a](/etc/P.md)", ValueError, "links '/etc/P.md', which is not in the skill's folder"),
+        (" \n", ValueError, "is empty"),
+    ],
+)
+def test_skills_that_cannot_be(skill, tmp_path, text, error, message):
+    (tmp_path / "P.md").write_text("Secret.")
+    with pytest.raises(error, match=message):
+        load_prompt(skill(SKILL_md=text))
+
+
+def test_a_skill_reads_nothing_outside_its_folder(skill, tmp_path):
+    folder = skill(SKILL_md="[a](a.md)")
+    (tmp_path / "secret.md").write_text("Secret.")
+    (folder / "a.md").symlink_to(tmp_path / "secret.md")
+    with pytest.raises(ValueError, match="not in the skill's folder"):
+        load_prompt(folder)
 
 
 def test_a_path_is_no_prompt(tmp_path):
