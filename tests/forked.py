@@ -1,6 +1,6 @@
 """
-`peft-be`, and Python for code of the pages, as copies of one process that has their imports: ten commands then start in the time of
-one. Run as a module, this is that process; `Forked` starts it, and writes the commands `peft-be` and `forked-python` that ask it.
+`peft-be` and Python as copies of one process that has their imports: ten commands then start in the time of one. Run as a module,
+this is that process; `Forked` starts it, and writes the commands `peft-be` and `forked-python` that ask it.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from pathlib import Path
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
+if sys.argv[0].endswith("python") and sys.argv[1] in ("-", "-c"):  # code that is no file
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     request = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
@@ -31,9 +33,10 @@ class Forked:
     Args:
         folder (`Path`): for the commands; it goes to the front of PATH.
         env (`dict`): the environment in which the imports are made. Each command has its own.
+        max_steps (`int`, *optional*): the default number of steps, where nobody waits for rows that are any good.
     """
 
-    def __init__(self, folder: Path, env: dict):
+    def __init__(self, folder: Path, env: dict, max_steps: int | None = None):
         self.bin = folder / "bin"
         self.bin.mkdir()
         address = str(folder / "server")
@@ -42,7 +45,11 @@ class Forked:
             (self.bin / name).chmod(0o755)
         ready, write = os.pipe()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", __name__, address, str(write)], env=env, pass_fds=[write], start_new_session=True
+            [sys.executable, "-m", __name__, address, str(write), str(max_steps or "")],
+            cwd=Path(__file__).parent.parent,
+            env=env,
+            pass_fds=[write],
+            start_new_session=True,
         )
         os.close(write)
         with os.fdopen(ready) as pipe:
@@ -53,11 +60,11 @@ class Forked:
         self._server.wait()
 
 
-def serve(address: str, ready: int) -> None:
+def serve(address: str, ready: int, max_steps: int | None) -> None:
     from peft_be.recipe import Recipe
 
-    # Nobody waits here for rows that are any good
-    Recipe.__dataclass_fields__["max_steps"].default = 8
+    if max_steps is not None:  # before the classes are made that inherit it
+        Recipe.__dataclass_fields__["max_steps"].default = max_steps
     import peft_be.cli.main
     import peft_be.comparison
     import peft_be.evaluation
@@ -98,9 +105,12 @@ def answer(client: socket.socket) -> None:
     try:
         if Path(sys.argv[0]).name == "peft-be":
             peft_be.cli.main.main()
+        elif sys.argv[1] == "-m":
+            module, sys.argv = sys.argv[2], sys.argv[2:]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         else:
             sys.argv = sys.argv[1:]
-            sys.path.insert(0, folder)
+            sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -115,4 +125,4 @@ def answer(client: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if sys.argv[3] else None)

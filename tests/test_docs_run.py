@@ -66,7 +66,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
     base = save_tiny_llama(folder / "cache" / "models" / "SmolLM2-135M-Instruct", tiny_tokenizer, context=4096)
     for name in HUB_NAMES:
         save_in_hub_cache(base, name, folder)
-    forked = Forked(folder, environment(folder))
+    forked = Forked(folder, environment(folder), max_steps=8)
     files = folder / "files"
     shutil.copytree(ROOT / "examples", files / "examples")
     for name in ("prompt.txt", "role.txt", "pirate.txt"):

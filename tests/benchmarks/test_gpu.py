@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ..forked import Forked
+
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 # A figure of each stage's report, as a path: a ratio where it measures one
@@ -38,9 +40,16 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.fixture
+def forked(tmp_path):
+    server = Forked(tmp_path, os.environ | {"HF_HUB_OFFLINE": "1"})
+    yield server
+    server.stop()
+
+
 @pytest.mark.slow
-def test_every_stage_runs(tmp_path):
-    environment = {"WORK": str(tmp_path / "work")}
+def test_every_stage_runs(tmp_path, forked):
+    environment = {"WORK": str(tmp_path / "work"), "PYTHON": str(forked.bin / "forked-python")}
     done = run("gpu.sh", "--cpu", tmp_path / "out", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     stages = {line["stage"]: line for line in read_lines(tmp_path / "out" / "results.jsonl")}
