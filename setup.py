@@ -71,6 +71,8 @@ setup(
         "huggingface_hub>=1.31",
         # transformers needs it for chat templates, but does not install it; here it writes the reports, too
         "jinja2>=3.1",
+        # Finds what a skill links to
+        "markdown-it-py>=3",
         # Before 0.21 it takes a name twice, and deletes adapters that are merged
         "peft>=0.21,<0.22",
         "pyyaml>=6",

@@ -6,7 +6,7 @@ from __future__ import annotations
 # A KL below this is told as 0.0000: that of sums in another order, or of a prompt that is not there
 NO_KL = 5e-5
 # What a target can be a share of, and what it is called
-SEARCHED = {"kl_gap_closed": "Gap closed", "same_answers": "Same answers"}
+TARGET_METRICS = {"kl_gap_closed": "Gap closed", "same_answers": "Same answers"}
 
 
 def gap_closed(kl: float, kl_no_prompt: float | None) -> float | None:
@@ -41,8 +41,9 @@ def best_sentence(report: dict) -> str:
     if "kl" in best:
         count = report["num_queries"]["validation"]
         told = kl_sentence(best["kl"], best.get("kl_no_prompt"), count)
-        if "same_answers" in best:
-            told += f", {round(count * best['same_answers'])} answers the same, word for word"
+        if best.get("same_answers"):  # of prose none is, and nobody expects it
+            same, without = (round(count * best[name]) for name in ("same_answers", "same_answers_no_prompt"))
+            told += f", {same} answers the same, word for word ({without} without a prompt)"
     else:
         told = ", ".join(f"best {name} {value:.4f}" for name, value in best.items())
     return f"{told} (step {step})"
@@ -64,4 +65,4 @@ def search_sentences(search: dict) -> str:
     probes = f"after {steps[-1]} steps: {told(False)}; " if steps else ""
     are = f"{rows_in_words(search['k'])} {'is' if search['k'] == 1 else 'are'}"
     verdict = "the fewest found that reach" if search["reached"] else "the nearest found to"
-    return f"{SEARCHED[metric]} {probes}after all steps: {told(True)}. {are} {verdict} the target of {search['target']:g}."
+    return f"{TARGET_METRICS[metric]} {probes}after all steps: {told(True)}. {are} {verdict} the target of {search['target']:g}."

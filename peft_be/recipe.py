@@ -108,6 +108,11 @@ class Recipe:
             )
 
     @property
+    def answers_are_whole_and_greedy(self) -> bool:
+        """Whether the teacher's answers are what the model with P would say, so that another can be asked for the same."""
+        return self.answer_temperature == 0 and self.max_kd_tokens is None
+
+    @property
     def peak_learning_rate(self) -> float:
         """`learning_rate`, or the optimizer's own: other optimizers' steps point in worse directions and partly cancel."""
         if self.learning_rate is not None:

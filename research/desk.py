@@ -1,10 +1,11 @@
 """
-Three tasks made from phrases, of the kind that people give a small model that can read code: questions turned into SQL over
-tables that the prompt describes, requests turned into commands that only the prompt knows, and bookings turned into JSON.
+Tasks made from phrases, of the kind that people give a small model that can read code: questions turned into SQL over tables that the
+prompt describes and into pandas, requests turned into commands that only the prompt knows, bookings turned into JSON, and payments
+turned into lines of a cash book.
 A rule scores the answers, and without the prompt the model cannot know their form.
 
-The test's phrases, names, times and notes are not the training's; days of the week, party sizes, kinds of boats and regions are. Everything
-comes from a fixed seed.
+The test's phrases, names, times, goods and notes are not the training's; days of the week, party sizes, amounts, fees, regions, kinds of
+boats and states of trees are. Everything comes from a fixed seed.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ PEOPLE = (
 
 
 class Desk(NamedTuple):
-    """A prompt with worked examples as turns, training queries, and test items: a `question` and a `label` each."""
+    """A prompt with worked examples as turns, and items to train on and to test: a `question` and a `label` each."""
 
     prompt: list[dict]
-    train: list[str]
+    train: list[dict]
     items: list[dict]
 
 
@@ -46,11 +47,15 @@ def desk(make: Callable[[random.Random, int], dict], system: str, num_examples: 
     examples = distinct(lambda: make(rng, 0), num_examples, by="kind")
     turns = [{"role": "system", "content": system}]
     for item in examples:
-        label = item["label"] if isinstance(item["label"], str) else json.dumps(item["label"])
-        turns += [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": label}]
+        turns += [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": answer(item)}]
     train = distinct(lambda: make(rng, 0), NUM_TRAIN, used={item["question"] for item in examples})
     items = [{name: item[name] for name in ("question", "label")} for item in distinct(lambda: make(rng, 1), NUM_TEST)]
-    return Desk(turns, [item["question"] for item in train], items)
+    return Desk(turns, train, items)
+
+
+def answer(item: dict) -> str:
+    """What is to be answered to an item."""
+    return item["label"] if isinstance(item["label"], str) else json.dumps(item["label"])
 
 
 def distinct(make: Callable[[], dict], count: int, used: Collection[str] = (), by: str = "question") -> list[dict]:

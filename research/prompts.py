@@ -243,10 +243,10 @@ def persona(data: Path):
 def desks(data: Path):
     """Nothing of the data: tasks made for the study."""
     for name, made in desk.desks().items():
-        test = [item["question"] for item in made.items]
-        yield Source(
-            f"desk-{name}", made.prompt, made.train, test, made.items, desk.NUM_TRAIN, num_items=desk.NUM_TEST
-        )
+        train, test = ([item["question"] for item in items] for items in (made.train, made.items))
+        answers = {item["question"]: desk.answer(item) for item in made.train}
+        sizes = {"num_train": desk.NUM_TRAIN, "num_items": desk.NUM_TEST}
+        yield Source(f"desk-{name}", made.prompt, train, test, made.items, answers=answers, **sizes)
 
 
 def write(folder: Path, source: Source) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Forked:
         with os.fdopen(ready) as pipe:
             assert pipe.read() == "ready"
 
-    def stop(self) -> None:
+    def close(self) -> None:
         os.killpg(self._server.pid, signal.SIGKILL)
         self._server.wait()
 
@@ -99,6 +100,7 @@ def answer(client: socket.socket) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
+    threading.Thread(target=end_with, args=(client,), daemon=True).start()
     import peft_be.cli.main
 
     code = 0
@@ -114,6 +116,8 @@ def answer(client: socket.socket) -> None:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -122,6 +126,12 @@ def answer(client: socket.socket) -> None:
         sys.stderr.flush()
     client.sendall(str(code).encode())
     os._exit(code)
+
+
+def end_with(client: socket.socket) -> None:
+    """End when the client is gone, as after a timeout."""
+    if not client.recv(1):
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The base models are random and tiny, and trainings short, so that a page takes s
 README's quick start and `make demo` run on the real one: see test_readme.py.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -66,37 +67,36 @@ def folder(tmp_path_factory, tiny_tokenizer):
     base = save_tiny_llama(folder / "cache" / "models" / "SmolLM2-135M-Instruct", tiny_tokenizer, context=4096)
     for name in HUB_NAMES:
         save_in_hub_cache(base, name, folder)
-    forked = Forked(folder, environment(folder), max_steps=8)
-    files = folder / "files"
-    shutil.copytree(ROOT / "examples", files / "examples")
-    for name in ("prompt.txt", "role.txt", "pirate.txt"):
-        (files / name).write_text(PROMPT)
-    chat = json.dumps([{"role": "system", "content": PROMPT}])
-    for name in ("prompt.json", "refund-policy.json"):
-        (files / name).write_text(chat)
-    for name in ("queries.txt", "pirate-queries.txt"):
-        (files / name).write_text("\n".join(QUERIES))
-    for name in ("held_out.txt", "pirate-held-out.txt"):
-        (files / name).write_text("\n".join(HELD_OUT))
-    (files / "queries.jsonl").write_text("\n".join(json.dumps({"question": query}) for query in QUERIES))
-    for name in ("queries.csv", "support.csv"):
-        (files / name).write_text("\n".join(["question", *(f'"{query}"' for query in QUERIES)]))
-    (files / "corpus.jsonl").write_text("\n".join(json.dumps({"text": 40 * f"{query} "}) for query in QUERIES))
-    items = [{"question": query, "answer": "So it is. #### 7"} for query in HELD_OUT]
-    (files / "gsm8k_test.jsonl").write_text("\n".join(map(json.dumps, items)))
-    prompts = {
-        "pirate": "pirate.txt",
-        "refunds": "refund-policy.json",
-        "my-prompt": "prompt.txt",
-        "persona-output": "examples/demo/prompt.txt",
-    }
-    jobs = [{"name": name, "prompt": prompt, "queries": "queries.txt"} for name, prompt in prompts.items()]
-    (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
-    run(["peft-be", "compress-many", "jobs.jsonl", "--output", "my-prompts", "--max-steps", "2"], folder, files)
-    for name in ("my-prompt", "persona-output"):
-        (files / "my-prompts" / name).rename(files / name)
-    yield folder
-    forked.stop()
+    with contextlib.closing(Forked(folder, environment(folder), max_steps=8)):
+        files = folder / "files"
+        shutil.copytree(ROOT / "examples", files / "examples")
+        for name in ("prompt.txt", "role.txt", "pirate.txt"):
+            (files / name).write_text(PROMPT)
+        chat = json.dumps([{"role": "system", "content": PROMPT}])
+        for name in ("prompt.json", "refund-policy.json"):
+            (files / name).write_text(chat)
+        for name in ("queries.txt", "pirate-queries.txt"):
+            (files / name).write_text("\n".join(QUERIES))
+        for name in ("held_out.txt", "pirate-held-out.txt"):
+            (files / name).write_text("\n".join(HELD_OUT))
+        (files / "queries.jsonl").write_text("\n".join(json.dumps({"question": query}) for query in QUERIES))
+        for name in ("queries.csv", "support.csv"):
+            (files / name).write_text("\n".join(["question", *(f'"{query}"' for query in QUERIES)]))
+        (files / "corpus.jsonl").write_text("\n".join(json.dumps({"text": 40 * f"{query} "}) for query in QUERIES))
+        items = [{"question": query, "answer": "So it is. #### 7"} for query in HELD_OUT]
+        (files / "gsm8k_test.jsonl").write_text("\n".join(map(json.dumps, items)))
+        prompts = {
+            "pirate": "pirate.txt",
+            "refunds": "refund-policy.json",
+            "my-prompt": "prompt.txt",
+            "persona-output": "examples/demo/prompt.txt",
+        }
+        jobs = [{"name": name, "prompt": prompt, "queries": "queries.txt"} for name, prompt in prompts.items()]
+        (files / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+        run(["peft-be", "compress-many", "jobs.jsonl", "--output", "my-prompts", "--max-steps", "2"], folder, files)
+        for name in ("my-prompt", "persona-output"):
+            (files / "my-prompts" / name).rename(files / name)
+        yield folder
 
 
 SHOWN = blocks(*SHELL, *PYTHON, "json", "yaml")

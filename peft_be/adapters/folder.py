@@ -7,7 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
-from ..figures import SEARCHED
+from ..figures import TARGET_METRICS
 from ..files import read_json
 from ..tuner import BETokenConfig
 from ..tuner.checks import read_rows
@@ -25,7 +25,7 @@ _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 _REPORT_TYPES: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "settings": dict,
-    "seconds": (int, float),
+    "seconds": (int, float, type(None)),  # `None` after a resume
     "steps": int,
     "best": dict,
     "seen_queries": list,
@@ -107,12 +107,13 @@ def _is_search(search: dict | None) -> bool:
     curve = search.get("curve")
     entries = curve if isinstance(curve, list) and all(isinstance(entry, dict) for entry in curve) else []
     metric = search.get("metric", "kl_gap_closed")  # the only one of earlier versions
+    if not isinstance(metric, str) or metric not in TARGET_METRICS:
+        return False
     numbers = [search.get("target"), *(entry.get(metric) for entry in entries)]
     counts = [search.get("k"), *(entry.get(name) for entry in entries for name in ("k", "steps"))]
     flags = [search.get("reached"), *(entry.get("full") for entry in entries)]
     return (
         bool(entries)
-        and metric in SEARCHED
         and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
         and all(type(value) is int for value in counts)
         and all(isinstance(value, bool) for value in flags)

@@ -32,15 +32,21 @@ def stage_name(kd_weight: float) -> str:
 
 
 def best_figures(
-    metric: str, value: float, step: int, kl_no_prompt: float | None, same_answers: float | None = None
+    metric: str,
+    value: float,
+    step: int,
+    kl_no_prompt: float | None,
+    same_answers: float | None = None,
+    same_no_prompt: float | None = None,
 ) -> dict:
     """
     What a report says of the rows that were kept: the value by which they were chosen, and its step. With a KL come the
-    KL without a prompt on the same queries, the gap closed, and the share of the answers that are the same.
+    KL without a prompt on the same queries and the gap closed; and with the share of the answers that are the same, where
+    it is known, that without a prompt.
     """
     figures: dict[str, float | None] = {metric: value, "step": step}
     if metric == "kl" and kl_no_prompt is not None:
         figures |= {"kl_no_prompt": kl_no_prompt, "kl_gap_closed": gap_closed(value, kl_no_prompt)}
     if same_answers is not None:
-        figures["same_answers"] = same_answers
+        figures |= {"same_answers": same_answers, "same_answers_no_prompt": same_no_prompt}
     return figures

@@ -9,7 +9,7 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from ..figures import SEARCHED
+from ..figures import TARGET_METRICS
 from .common import console
 
 
@@ -98,7 +98,7 @@ def search_table(search: dict) -> Table:
     """What each number of rows reached, when the rows that a target needs were looked for."""
     verdict = "reached" if search["reached"] else "not reached"
     metric = search.get("metric", "kl_gap_closed")
-    what = SEARCHED[metric]
+    what = TARGET_METRICS[metric]
     table = Table(
         title=f"{what}, with more rows",
         caption=f"On validation queries. The target of {search['target']:g} was {verdict}.",

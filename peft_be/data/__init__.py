@@ -1,6 +1,6 @@
 from .corpus import load_corpus, passages
 from .queries import as_queries, load_queries, query_column, query_dataset
-from .splits import QuerySplits, query_key, split_queries
+from .splits import QuerySplits, query_key, split_queries, validation_without
 from .table import read_table
 
 
@@ -15,4 +15,5 @@ __all__ = [
     "query_key",
     "read_table",
     "split_queries",
+    "validation_without",
 ]

@@ -58,24 +58,46 @@ def split_queries(
         `ValueError`: fewer than two distinct queries are left to train and validate on, no validation query is left of those
             that were given, or one is no query.
     """
-    given = [as_queries([] if part is None else part) for part in (test_queries, validation_queries, queries)]
+    queries, test_queries = as_queries(queries), as_queries([] if test_queries is None else test_queries)
+    given = len(test_queries) + len(queries)
     seen: set[str] = set()
-    test, validation, pool = (_distinct(part, seen) for part in given)
-    if validation_queries is not None and not validation:
-        raise ValueError("No validation query is left, without those of the test: give others, or none.")
+    test, validation = _distinct(test_queries, seen), []
+    if validation_queries is not None:
+        validation_queries = as_queries(validation_queries)
+        given += len(validation_queries)
+        validation = validation_without(test, validation_queries)
+        seen |= {query_key(query) for query in validation}
+    pool = _distinct(queries, seen)
     if len(pool) < 2:
         others = " or the validation" if validation else ""
         raise ValueError(
             f"Only {len(pool)} distinct training quer{'y is' if len(pool) == 1 else 'ies are'} left of "
-            f"{len(given[-1])} given{f', without those of the test{others}' if test or validation else ''}: at least two different queries "
+            f"{len(queries)} given{f', without those of the test{others}' if test or validation else ''}: at least two different queries "
             "are needed, a few hundred are good."
         )
-    dropped = sum(map(len, given)) - len(test) - len(validation) - len(pool)
+    dropped = given - len(test) - len(validation) - len(pool)
     random.Random(seed).shuffle(pool)
     if not validation:
         size = min(max(1, round(validation_fraction * len(pool))), max_validation)
         pool, validation = pool[size:], pool[:size]
     return QuerySplits(train=pool, validation=validation, test=test, num_duplicates=dropped)
+
+
+def validation_without(test: Iterable | None, validation: Iterable) -> list:
+    """
+    The distinct validation queries that are no test queries.
+
+    Args:
+        test (`Iterable`, *optional*), validation (`Iterable`): queries, in any form that [`as_queries`] takes.
+
+    Raises:
+        `ValueError`: there is none.
+    """
+    seen = {query_key(query) for query in as_queries([] if test is None else test)}
+    left = _distinct(as_queries(validation), seen)
+    if not left:
+        raise ValueError("There is no validation query that is not among the test queries: give others.")
+    return left
 
 
 def _distinct(queries: list, seen: set[str]) -> list:

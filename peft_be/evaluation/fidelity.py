@@ -46,7 +46,7 @@ class Fidelity(AnswerKL):
         top1_agreement (`float`): share of these tokens at which both have the same most probable token.
         answer_rouge_l (`float`): ROUGE-L (F-measure) of the stand-in's own greedy answers against the full prompt's, averaged over
             the queries.
-        same_answers (`float`): share of these greedy answers that are the full prompt's, letter by letter.
+        same_answers (`float`): share of these greedy answers that are the full prompt's, word for word (exact match).
         answers (`list[str]`): these greedy answers.
         cut_answers (`int`): those of them that are as long as they may be and have no end.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from ..files import is_blank, shown
@@ -15,6 +14,7 @@ MAX_CHARACTERS = 2**22
 MAX_PATH = 1024
 # The files of a prompt: a system text, or chat messages
 PROMPT_FILES = (".txt", ".md", ".json")
+SKILL_FILE = "SKILL.md"
 
 
 def check_messages(messages: Any, name: str = "The prompt") -> list[dict[str, str]]:
@@ -87,10 +87,12 @@ def check_prompt(prompt: Any, name: str = "The prompt") -> list[dict[str, str]]:
 
 
 def _names_a_file(prompt: Any) -> bool:
-    """Whether a text is the path of a prompt's file, given where P itself was meant."""
-    if not isinstance(prompt, str) or not prompt.lower().endswith(PROMPT_FILES) or len(prompt) > MAX_PATH:
+    """Whether a text is the path of a prompt's file or of a skill, given where P itself was meant."""
+    if not isinstance(prompt, str) or len(prompt) > MAX_PATH:
         return False
-    return Path(prompt).is_file()
+    return any(
+        map(os.path.isfile, (prompt,) * prompt.lower().endswith(PROMPT_FILES) + (os.path.join(prompt, SKILL_FILE),))
+    )
 
 
 def check_query(query: Any, name: str = "The query") -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from ..adapters.create import add_adapter
 from ..adapters.folder import QUERY_FILE
 from ..adapters.load import name_of
 from ..adapters.provenance import stage_name
-from ..data import QuerySplits, as_queries, query_column, split_queries
+from ..data import QuerySplits, as_queries, query_column, split_queries, validation_without
 from ..files import read_json
 from ..models import DEFAULT_MODEL
 from ..progress import OnProgress
@@ -125,7 +125,8 @@ def compress_prompt(
     check_prompt(prompt)
     config = changed(config, CompressConfig, changes)
     find_kept_text(prompt, config.keep)  # what is not the prompt's own shows before the model is loaded
-    test, validation = (None if part is None else as_queries(part) for part in (test_queries, validation_queries))
+    test = None if test_queries is None else as_queries(test_queries)
+    validation = None if validation_queries is None else validation_without(test, validation_queries)
     splits = None if queries is None else _split(queries, test, validation, config)
     distillation_args(config, output_dir)  # settings that transformers refuses show before the model is loaded
     start = earlier_adapter(config, output_dir)
@@ -217,7 +218,8 @@ class _Training:
 
     def report(self, steps: int, best: dict, log: list[dict]) -> dict:
         seconds = None if self.run.resumed else self.budget.used
-        return training_report(self.run.settings, self.splits, steps, best, seconds, log)
+        seen_before = [] if self.start is None else self.start.seen_queries
+        return training_report(self.run.settings, self.splits, steps, best, seconds, log, seen_before)
 
     def _reconstruct(self) -> list[dict]:
         """Stage 1 alone."""

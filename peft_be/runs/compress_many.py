@@ -279,8 +279,10 @@ class _Batch:
         trainer = followed.trainer
         (value, step), steps = followed.best[name], followed.last_step[name]
         metric, stage = trainer.args.metric_for_best_model, stage_name(self.config.kd_weight)
+        measured = (f"eval_{metric}", "eval_same_answers")
         log = [
-            {"stage": stage, "step": entry["step"], f"eval_{metric}": entry[f"eval_{metric}_{name}"]}
+            {"stage": stage, "step": entry["step"]}
+            | {figure: entry[f"{figure}_{name}"] for figure in measured if f"{figure}_{name}" in entry}
             for entry in trainer.state.log_history
             if f"eval_{metric}_{name}" in entry and entry["step"] <= steps
         ]
@@ -295,7 +297,9 @@ class _Batch:
             figures["validation_kl_no_prompt"] = trainer.no_prompt_kl[name]
         # Not the others' names: an adapter is published by itself
         settings = {name: value for name, value in self.run.settings.items() if name != "prompts"}
-        best = best_figures(metric, value, step, trainer.no_prompt_kl.get(name))
+        same = next((entry.get("eval_same_answers") for entry in log if entry["step"] == step), None)
+        same_no_prompt = None if same is None else trainer.no_prompt_same_answers[name]
+        best = best_figures(metric, value, step, trainer.no_prompt_kl.get(name), same, same_no_prompt)
         single.peft_config["default"].provenance = trainer.provenance_of(name, figures).as_json()
         directory = self.run.directory / name
         single.save_pretrained(directory)

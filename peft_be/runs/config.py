@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ..checks import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_choice, check_names, check_number
-from ..figures import SEARCHED
+from ..figures import TARGET_METRICS
 from ..recipe import AERecipe, Recipe, setting
 from .target import MOST_ROWS
 
@@ -58,11 +58,12 @@ class CompressConfig(Recipe):
         num_be_tokens (`int`, *optional*, defaults to `1`):
             k, the number of [BE] rows; with a `target`, the k that the search starts with.
         target (`float`, *optional*):
-            The share of `target_metric` that is to be reached on the validation queries. The run then looks for the smallest k,
+            The value of `target_metric` that is to be reached on the validation queries. The run then looks for the smallest k,
             of `num_be_tokens` doubled up to 64, that reaches it. For [`compress_prompt`] alone.
         target_metric (`str`, *optional*, defaults to `"kl_gap_closed"`):
-            What `target` is a share of: `"kl_gap_closed"`, the KL gap, or `"same_answers"`, the full prompt's answers, word
-            for word. The second is for answers that are right or wrong: labels, JSON, code, commands.
+            `"kl_gap_closed"`, the share of the KL gap that is closed, or `"same_answers"`, the share of the full prompt's answers
+            that are the same, word for word: for labels, JSON, code, commands. Each training keeps the rows with the lowest KL
+            in either case.
         from_adapter (`str` or `os.PathLike`, *optional*):
             An adapter to start from, such as the one for the prompt's previous version: a folder, or a name on the Hub. It belongs to the same
             base model and slot, and has `num_be_tokens` rows or fewer; `init` is for those that are added. For
@@ -95,10 +96,11 @@ class CompressConfig(Recipe):
 
     num_be_tokens: int = setting(1, "k, the number of [BE] rows.")
     target: float | None = setting(
-        None, "Find the smallest k, from --num-be-tokens to 64, that reaches this share of --target-metric."
+        None, "Find the smallest k, from --num-be-tokens to 64, that reaches this value of --target-metric."
     )
     target_metric: str = setting(
-        "kl_gap_closed", "kl_gap_closed: the KL gap; same_answers: the full prompt's answers, word for word."
+        "kl_gap_closed",
+        "kl_gap_closed: the share of the KL gap; same_answers: that of answers which are the full prompt's, word for word.",
     )
     from_adapter: str | None = setting(
         None, "Start from the rows of this adapter, such as the one for the prompt's previous version."
@@ -154,12 +156,16 @@ class CompressConfig(Recipe):
             self.ae = os.fspath(self.ae)
 
     def _check_target(self) -> None:
-        check_choice("target_metric", self.target_metric, SEARCHED)
+        check_choice("target_metric", self.target_metric, TARGET_METRICS)
         if self.target is None:
             if self.target_metric != "kl_gap_closed":
                 raise ValueError("target_metric says what target is a share of: give a target, too.")
             return
         check_number("target", self.target, Range(above=0, below=1))
+        if self.target_metric == "same_answers" and not self.answers_are_whole_and_greedy:
+            raise ValueError(
+                "same_answers are the full prompt's greedy answers: set answer_temperature to 0, and leave out max_kd_tokens."
+            )
         if self.num_be_tokens > MOST_ROWS:
             raise ValueError(
                 f"With a target, the search starts with num_be_tokens rows and ends with {MOST_ROWS}, got "

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters.base_weights import same_weights, weights_fingerprint
-from ..adapters.folder import WEIGHTS_FILE
+from ..adapters.folder import WEIGHTS_FILE, read_report
 from ..adapters.hub import hub_revision
 from ..adapters.load import read_be_adapter
 from ..figures import rows_in_words
@@ -33,12 +33,14 @@ class EarlierAdapter:
         config ([`BETokenConfig`]): its configuration.
         rows (`torch.Tensor` of shape `[j, d]`): its [BE] rows.
         revision (`str`, *optional*): its commit on the Hub.
+        seen_queries (`list[str]`): the keys of the queries that it was trained on, where it records them.
     """
 
     name: str
     config: BETokenConfig
     rows: torch.Tensor
     revision: str | None
+    seen_queries: list[str]
 
     @property
     def steps(self) -> int:
@@ -104,4 +106,5 @@ def earlier_adapter(config: CompressConfig, output_dir: str | os.PathLike) -> Ea
             "settings have one), or set num_be_tokens higher."
         )
     rows = read_rows(directory / WEIGHTS_FILE, earlier)["be"]
-    return EarlierAdapter(name, earlier, rows, hub_revision(directory))
+    seen = read_report(directory).get("seen_queries", [])
+    return EarlierAdapter(name, earlier, rows, hub_revision(directory), seen)

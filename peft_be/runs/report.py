@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 from ..adapters.provenance import best_figures
 from ..data import QuerySplits, query_key
@@ -47,20 +48,27 @@ def kept_figures(trainer: BEDistillTrainer) -> dict:
     state, kl_no_prompt = trainer.state, trainer.no_prompt_kl.get("default")
     own = [entry for entry in state.log_history if entry["step"] == state.best_global_step]
     same = next((entry["eval_same_answers"] for entry in own if "eval_same_answers" in entry), None)
+    same_no_prompt = None if same is None else trainer.no_prompt_same_answers["default"]
     metric = trainer.args.metric_for_best_model
-    return best_figures(metric, state.best_metric, state.best_global_step, kl_no_prompt, same)
+    return best_figures(metric, state.best_metric, state.best_global_step, kl_no_prompt, same, same_no_prompt)
 
 
 def training_report(
-    settings: dict, splits: QuerySplits, steps: int, best: dict, seconds: float | None, log: list[dict]
+    settings: dict,
+    splits: QuerySplits,
+    steps: int,
+    best: dict,
+    seconds: float | None,
+    log: list[dict],
+    seen_before: Iterable[str] = (),
 ) -> dict:
-    """What `training.json` says of an adapter."""
+    """What `training.json` says of an adapter. `seen_before` are the keys of the queries of an adapter that it started from."""
     return {
         "model": settings["model"],
         "settings": settings,
         "num_queries": {"train": len(splits.train), "validation": len(splits.validation)},
         # Hashes, so that an evaluation can leave out what was seen without the queries being published
-        "seen_queries": sorted(query_key(query) for query in splits.train + splits.validation),
+        "seen_queries": sorted({*seen_before, *(query_key(query) for query in splits.train + splits.validation)}),
         "steps": steps,
         "best": best,
         # Unknown if the run was interrupted: it counts for `peft-be bench`

@@ -14,7 +14,7 @@ import torch
 from ..adapters.create import add_adapter
 from ..adapters.folder import WEIGHTS_FILE, read_config
 from ..adapters.provenance import stage_name
-from ..figures import SEARCHED, gap_closed, rows_in_words
+from ..figures import TARGET_METRICS, gap_closed, rows_in_words
 from ..files import append_record, read_records
 from ..prompting import PromptRenderer
 from ..prompting.context import check_length
@@ -28,6 +28,7 @@ from .report import kept_figures
 from .target import (
     FEWEST_STEPS,
     MAX_SHARE,
+    NOISE,
     PROBE_SHARE,
     Trained,
     candidates,
@@ -94,7 +95,9 @@ class Search:
 
     def _next(self, done: list[Trained], ks: list[int], target: float) -> tuple[int, bool] | None:
         steps = min(self._config.max_steps, self._run.settings.get("fitting_steps", {}).get("probes", math.inf))
-        return next_training(done, ks, target, steps, self._budget.used < self._probes_end)
+        answers = self._config.target_metric == "same_answers"
+        noise = max(NOISE, 1 / len(self._training.splits.validation)) if answers else NOISE
+        return next_training(done, ks, target, steps, self._budget.used < self._probes_end, not answers, noise)
 
     def _train(self, k: int, full: bool, done: list[Trained], number: int, on_preview: OnPreview | None) -> Trained:
         """Train k rows, the candidate of this number, in full or for a probe."""
@@ -111,7 +114,7 @@ class Search:
         )
         if self._teaching is None:
             self._teaching = trainer.teaching
-            _check_gap(trainer.no_prompt_kl["default"])
+            self._check_gap(trainer)
             if on_preview:
                 on_preview(trainer.preview())
         what = f"{stage_name(self._config.kd_weight) if full else 'probe'}, {rows_in_words(k)}"
@@ -121,7 +124,8 @@ class Search:
         self._training.model.save_pretrained(self._folder(k, full) / ROWS)
         seconds = round(time.perf_counter() - begin, 1)
         steps = trainer.state.global_step
-        trained = Trained(k, best[self._config.target_metric], full, steps, taught + steps, best, log, seconds)
+        share, gap = best[self._config.target_metric], best["kl_gap_closed"]
+        trained = Trained(k, share, gap, full, steps, taught + steps, best, log, seconds)
         append_record(self._run.work / "search.jsonl", asdict(trained))
         return trained
 
@@ -148,16 +152,31 @@ class Search:
     def _seconds_left(self) -> float:
         return math.inf if self._budget.seconds is None else max(0.0, self._budget.seconds - self._budget.used)
 
+    def _check_gap(self, trainer: BEDistillTrainer) -> None:
+        """Refuse a target that the model reaches without the prompt."""
+        same = trainer.no_prompt_same_answers["default"] if self._config.target_metric == "same_answers" else 0.0
+        if gap_closed(0.0, trainer.no_prompt_kl["default"]) is None or same >= cast(float, self._config.target):
+            raise ValueError(
+                "The prompt changes nothing in the answers to the validation queries, or so few that the target is reached "
+                "without it: leave out target, or give queries that touch on what the prompt says."
+            )
+
     def _reached(self, trained: Trained) -> str:
         """What a training reached, in words."""
-        what = SEARCHED[self._config.target_metric].lower()
+        what = TARGET_METRICS[self._config.target_metric].lower()
         return f"{rows_in_words(trained.k)}, {what} {trained.share:.3f} on the validation queries"
 
     def _report(self, done: list[Trained], best: Trained) -> dict:
         """What `training.json` says of the search."""
         target, metric = cast(float, self._config.target), self._config.target_metric
         curve = [
-            {"k": t.k, "full": t.full, "steps": t.steps, **{name: t.best[name] for name in SEARCHED}} for t in done
+            {
+                "k": t.k,
+                "full": t.full,
+                "steps": t.steps,
+                **{name: t.best[name] for name in TARGET_METRICS if name in t.best},
+            }
+            for t in done
         ]
         return {"target": target, "metric": metric, "k": best.k, "reached": best.share >= target, "curve": curve}
 
@@ -196,11 +215,3 @@ def _shorten(args: BEDistillConfig, steps: int) -> None:
     if args.warmup_steps >= 1:
         args.warmup_steps = max(1, round(args.warmup_steps * steps / args.max_steps))
     args.max_steps = args.eval_steps = args.save_steps = steps
-
-
-def _check_gap(kl_no_prompt: float) -> None:
-    if gap_closed(0.0, kl_no_prompt) is None:
-        raise ValueError(
-            "The prompt changes nothing in the answers to the validation queries, so that there is no gap of which a target "
-            "could be a share: leave out target, or give queries that touch on what the prompt says."
-        )

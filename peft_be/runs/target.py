@@ -21,7 +21,7 @@ MAX_SHARE = 0.6
 # Steps have a given length, and in the first ones the rows are still on their way: a probe of 12 steps tells nothing
 FIRST_STEPS = 20
 FEWEST_STEPS = 40
-# Seeds differ by as much in the gap closed, and by more in the same answers
+# Seeds differ by as much in the gap closed
 NOISE = 0.01
 # Doublings between two probes: what lies between them is looked at only where the larger k does
 STRIDE = 2
@@ -35,6 +35,7 @@ class Trained:
     Attributes:
         k (`int`): its number of rows.
         share (`float`): what its best rows reached on the validation queries of what the target is a share of.
+        gap (`float`): the share of the KL gap that they closed there, which is the same where the target is a share of that.
         full (`bool`): whether it had all steps; a probe had a share of them.
         steps (`int`): how many it had.
         taught (`int`): how many its rows have had, with those of the smaller k, or of the earlier run, that they grew from.
@@ -45,6 +46,7 @@ class Trained:
 
     k: int
     share: float
+    gap: float
     full: bool
     steps: int
     taught: int
@@ -62,7 +64,13 @@ def candidates(first: int, replaced_tokens: int) -> list[int]:
 
 
 def next_training(
-    done: Sequence[Trained], ks: Sequence[int], target: float, steps: int, may_probe: bool = True
+    done: Sequence[Trained],
+    ks: Sequence[int],
+    target: float,
+    steps: int,
+    may_probe: bool = True,
+    probes_tell: bool = True,
+    noise: float = NOISE,
 ) -> tuple[int, bool] | None:
     """
     The training that comes next.
@@ -73,6 +81,10 @@ def next_training(
         target (`float`): the share that is to be reached.
         steps (`int`): those of a full training.
         may_probe (`bool`, *optional*, defaults to `True`): whether there is time for another probe.
+        probes_tell (`bool`, *optional*, defaults to `True`):
+            Whether a probe that falls short tells that all steps will, too. It does for a share of the gap. Of the same answers it
+            may have none where all steps have most.
+        noise (`float`, *optional*, defaults to `0.01`): what two shares differ by though nothing is better.
 
     Returns:
         `tuple[int, bool]`: its k, and whether it is a full one. `None` if the search is over.
@@ -98,12 +110,26 @@ def next_training(
             return ks[(low + high) // 2], False
     if high is not None:
         return ks[high], True
-    # None promises to do. The best one is trained in full, unless that would bring nothing
+    # None promises to do
+    if not probes_tell:
+        return _larger(full, list(probes.values()), ks, noise)
+    # The best one is trained in full, unless that would bring nothing
     top = max([*full.values(), *hoped.values()])
-    if max(full.values(), default=-math.inf) >= top - NOISE:
+    if max(full.values(), default=-math.inf) >= top - noise:
         return None
-    level = [k for k, share in hoped.items() if share >= top - NOISE and k not in full]
+    level = [k for k, share in hoped.items() if share >= top - noise and k not in full]
     return (min(level), True) if level else None
+
+
+def _larger(full: dict[int, float], probes: list[Trained], ks: Sequence[int], noise: float) -> tuple[int, bool] | None:
+    """In full the k of the best probe, and then larger ones as long as more rows bring more."""
+    if not full:
+        best = max(probes, key=lambda probe: (probe.share, probe.gap))
+        return best.k, True
+    *smaller, largest = sorted(full)
+    if smaller and full[largest] < max(full[k] for k in smaller) + noise:
+        return None
+    return next(((k, True) for k in ks if k > largest), None)
 
 
 def chosen(done: Sequence[Trained], target: float) -> Trained:

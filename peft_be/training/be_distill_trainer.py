@@ -74,6 +74,7 @@ class BEDistillTrainer(RowTrainer):
         renderers (`dict[str, PromptRenderer]`): how queries are written, by the prompt's name, which is `"default"`.
         no_prompt_kl (`dict[str, float]`): by the prompt's name, the KL without a prompt on the validation queries, in
             nats a token; empty without queries.
+        no_prompt_same_answers (`dict[str, float]`): the share of these answers that the model writes word for word without it.
 
     Raises:
         `ValueError`: no prompt or an empty one, no queries though `kd_weight > 0`, a prompt that leaves no room in the
@@ -138,10 +139,6 @@ class BEDistillTrainer(RowTrainer):
             )
 
     @property
-    def no_prompt_kl(self) -> dict[str, float]:
-        return self._teaching.no_prompt_kl
-
-    @property
     def learning(self) -> list[str]:
         """The names of the prompts whose rows still learn."""
         return list(self.renderers)
@@ -186,6 +183,8 @@ class BEDistillTrainer(RowTrainer):
                 )
             self._reconstruction = reconstruction_batches(base, self.renderers, ae_token_id, self._collator)
         self._teaching = self._make_teaching(base, self._head, self._tokenizer, args, on_teacher_progress)
+        self.no_prompt_kl = self._teaching.no_prompt_kl
+        self.no_prompt_same_answers = self._teaching.no_prompt_same_answers
         if args.kd_weight == 0:
             # The one training example of stage 1 is in compute_loss: the rows here only count the steps
             dummy = {"input_ids": [[0]], "labels": [[-100]], "length": [1], "prompt": [0]}
@@ -351,7 +350,8 @@ class BEDistillTrainer(RowTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
         Measure the KL at temperature 1, averaged over the tokens of the held-out answers (`eval_kl`), and the share of these
-        answers that greedy decoding would write just so (`eval_same_answers`); without queries, the reconstruction loss.
+        answers that greedy decoding would write word for word (`eval_same_answers`), unless the teacher samples them or `max_kd_tokens`
+        cuts them; without queries, the reconstruction loss.
         Several prompts have a value each, such as `eval_kl_NAME`, and `eval_kl` is their mean. On the validation queries,
         the KL without a prompt (`eval_no_prompt_kl`) and the gap closed (`eval_gap_closed`) are given, too.
         """
@@ -366,7 +366,7 @@ class BEDistillTrainer(RowTrainer):
                 student, labels = predicting(final_hidden_states(model, inputs), inputs)
                 kl = divergence(student, inputs["teacher_hidden"], self._head)
                 sums.add(inputs, kl, self._head.most_probable(student) == labels)
-            means = sums.means(self.accelerator)
+            means = sums.means(self.accelerator, self.args.answers_are_whole_and_greedy)
         else:
             losses = [self._reconstruction_loss(model, name).item() for name in self.renderers]
             means = {"reconstruction_loss": losses}

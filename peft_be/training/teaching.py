@@ -73,6 +73,8 @@ class Teaching:
             `teacher` is the index.
         no_prompt_kl (`dict[str, float]`): for each prompt, the KL without a prompt on its validation queries, in nats a
             token.
+        no_prompt_same_answers (`dict[str, float]`): the share of the answers to these that greedy decoding writes word for word
+            without a prompt.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Teaching:
     ):
         self.hidden: list[torch.Tensor] = []
         self.no_prompt_kl: dict[str, float] = {}
+        self.no_prompt_same_answers: dict[str, float] = {}
         self._base, self._head, self._tokenizer, self._args = base, head, tokenizer, args
         self._on_progress = on_progress
         self._pad = tokenizer.pad_token_id or 0
@@ -232,10 +235,12 @@ class Teaching:
     def _measure_no_prompt(
         self, name: str, renderer: PromptRenderer, queries: list, answers: list[Answer], named: bool
     ) -> None:
-        """The KL without a prompt on the validation queries: no KL of the rows says anything without it."""
+        """The KL and the same answers without a prompt on the validation queries: those of the rows say nothing without them."""
         prompts = [renderer.no_prompt(queries[answer.query]) for answer in answers]
         size = self._args.per_device_eval_batch_size
-        _, kl = answer_divergences(self._base, self._head, prompts, answers, size, self._pad)
+        states, kl = answer_divergences(self._base, self._head, prompts, answers, size, self._pad)
+        tops = [self._head.most_probable(state.hidden).tolist() for state in states]
+        self.no_prompt_same_answers[name] = sum(top == answer.ids for top, answer in zip(tops, answers)) / len(answers)
         self.no_prompt_kl[name] = value = torch.cat(kl).mean().item()
         if value < LITTLE_KL:
             prompt = f"prompt '{name}'" if named else "prompt"

@@ -151,13 +151,28 @@ def test_pickles_are_not_read(adapter):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "3", '{"seen_queries": 4}', '{"seen_queries": [1]}', '{"seconds": "x"}', '{"model": ["a"]}']
+    "content",
+    [
+        "",
+        "[]",
+        "3",
+        '{"seen_queries": 4}',
+        '{"seen_queries": [1]}',
+        '{"seconds": "x"}',
+        '{"model": ["a"]}',
+        '{"search": {"metric": [], "curve": [{"k": 1}]}}',
+    ],
 )
 def test_training_reports(adapter, content):
     (adapter / "training.json").write_text(content)
     for read in (read_report, load_adapter):
         with pytest.raises(ValueError, match="training report .*training.json"):
             read(adapter)
+
+
+def test_the_report_of_a_resumed_run(adapter):
+    (adapter / "training.json").write_text('{"seconds": null}')
+    assert read_report(adapter) == {"seconds": None} and load_adapter(adapter)
 
 
 def test_links_out_of_the_folder_are_not_uploaded(adapter, tmp_path):

@@ -1,5 +1,6 @@
 """What is to run on a GPU is tried here first."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -42,9 +43,8 @@ def read_lines(path):
 
 @pytest.fixture
 def forked(tmp_path):
-    server = Forked(tmp_path, os.environ | {"HF_HUB_OFFLINE": "1"})
-    yield server
-    server.stop()
+    with contextlib.closing(Forked(tmp_path, os.environ | {"HF_HUB_OFFLINE": "1"})) as server:
+        yield server
 
 
 @pytest.mark.slow

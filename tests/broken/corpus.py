@@ -170,7 +170,7 @@ def _adapters(base: Path) -> Iterator[Group]:
         get_peft_model(model, config).save_pretrained(folder)
         report = {"model": str(base), "steps": 3, "seconds": 1.5, "seen_queries": ["0" * 24], "best": {"kl": 0.5}}
         curve = [{"k": 1, "full": False, "steps": 3, "kl_gap_closed": 0.25}]
-        report["search"] = {"target": 0.5, "k": 1, "reached": False, "curve": curve}
+        report["search"] = {"target": 0.5, "metric": "kl_gap_closed", "k": 1, "reached": False, "curve": curve}
         (folder / "training.json").write_text(json.dumps(report))
 
     def rows(folder: Path) -> list:

@@ -8,9 +8,16 @@ from .outcomes import fails
 def test_from_an_earlier_adapter(cli, job):
     assert cli(*job.with_(output=job.folder / "old"))[0] == 0
     (job.folder / "prompt.txt").write_text("You are a lighthouse keeper with a dog. You answer in short sentences.")
+    report = json.loads((job.folder / "old" / "training.json").read_text())
+    report["seen_queries"].append("f" * 24)
+    (job.folder / "old" / "training.json").write_text(json.dumps(report))
     code, out, err = cli(*job.arguments, "--from", job.folder / "old")
     assert code == 0 and f"The rows start from those of {job.folder / 'old'}" in out, err
-    settings = json.loads((job.folder / "out" / "training.json").read_text())["settings"]
+    again = json.loads((job.folder / "out" / "training.json").read_text())
+    settings = again["settings"]
+    assert set(again["seen_queries"]) == set(
+        report["seen_queries"]
+    )  # what the earlier rows have seen is no held-out query
     assert settings["from_adapter"] == str(job.folder / "old")
     code, out, err = cli("info", job.folder / "out")
     assert code == 0 and "started from" in out and f"rows {settings['from_sha256'][:12]}" in out, err

@@ -86,7 +86,7 @@ def test_too_few_queries(queries):
 
 
 def test_validation_queries_that_are_the_test():
-    with pytest.raises(ValueError, match="No validation query is left"):
+    with pytest.raises(ValueError, match="There is no validation query that is not"):
         split_queries(["a", "b", "c"], ["d"], validation_queries=["D "])
 
 

@@ -109,6 +109,7 @@ def skill(tmp_path):
     return write
 
 
+@pytest.mark.filterwarnings("ignore:The prompt is without other.md")
 def test_a_skill_is_what_its_files_link(skill):
     main = '---\nname: forms\n---\n\nRead [fields](refs/fields.md#dates), [the same](./refs/fields.md) and [rules](rules.md "all").\n'
     folder = skill(
@@ -138,6 +139,9 @@ def test_a_skill_is_what_its_files_link(skill):
         "`[code](missing.md)`",
         "```\n[code](missing.md)\n```",
         "[mail](mailto:a@b.md)",
+        "[docs](https://[your-domain]/docs.md)",
+        "1. Run\n\n   ```\n   [code](missing.md)\n   ```",
+        "````\n```\n[code](missing.md)\n```\n````",
     ],
 )
 def test_links_that_stay_links(skill, link):
@@ -147,9 +151,12 @@ def test_links_that_stay_links(skill, link):
 @pytest.mark.parametrize(
     "text, error, message",
     [
-        ("[a](no.md)", FileNotFoundError, "SKILL.md' links 'no.md', and there is no such file"),
-        ("[a](../P.md)", ValueError, "links '../P.md', which is not in the skill's folder"),
-        ("[a](/etc/P.md)", ValueError, "links '/etc/P.md', which is not in the skill's folder"),
+        ("[a](SKILL.md/loop.md)", FileNotFoundError, "links to 'SKILL.md/loop.md', which does not exist"),
+        (f"[a]({300 * 'a'}.md)", FileNotFoundError, "which does not exist"),
+        ("[a](b%00.md)", FileNotFoundError, "which does not exist"),
+        ("[a](no.md)", FileNotFoundError, "SKILL.md' links to 'no.md', which does not exist"),
+        ("[a](../P.md)", ValueError, "links to '../P.md', which is not in the skill's folder"),
+        ("[a](/etc/P.md)", ValueError, "links to '/etc/P.md', which is not in the skill's folder"),
         (" \n", ValueError, "is empty"),
     ],
 )
@@ -159,11 +166,32 @@ def test_skills_that_cannot_be(skill, tmp_path, text, error, message):
         load_prompt(skill(SKILL_md=text))
 
 
+def test_links_of_every_form(skill):
+    folder = skill(
+        SKILL_md="[a][1], [b](<b.md>), [![c](c.png)](c.md) and [d [e]](d.md#part)\n\n[1]: a.md",
+        **{f"{name}_md": name.upper() for name in "abcd"},
+    )
+    assert load_prompt(folder / "SKILL.md") == load_prompt(folder)
+    assert load_prompt(folder).endswith("## a.md\n\nA\n\n## b.md\n\nB\n\n## c.md\n\nC\n\n## d.md\n\nD")
+
+
+def test_what_nothing_links_to_is_told(skill):
+    folder = skill(SKILL_md="See REFERENCE.md.", REFERENCE_md="The rules.", a__b_md="More.")
+    with pytest.warns(
+        UserWarning, match=r"The prompt is without REFERENCE\.md, a/b\.md: nothing in the skill links there"
+    ):
+        assert load_prompt(folder) == "See REFERENCE.md."
+
+
 def test_a_skill_reads_nothing_outside_its_folder(skill, tmp_path):
     folder = skill(SKILL_md="[a](a.md)")
     (tmp_path / "secret.md").write_text("Secret.")
     (folder / "a.md").symlink_to(tmp_path / "secret.md")
     with pytest.raises(ValueError, match="not in the skill's folder"):
+        load_prompt(folder)
+    (folder / "a.md").unlink()
+    (folder / "a.md").symlink_to(folder / "a.md")
+    with pytest.raises(FileNotFoundError, match="links to 'a.md', which does not exist"):
         load_prompt(folder)
 
 
@@ -177,3 +205,6 @@ def test_a_path_is_no_prompt(tmp_path):
             check_prompt(given)
     assert check_prompt(text) == [{"role": "system", "content": text}]
     assert check_prompt(str(tmp_path))[0]["content"] == str(tmp_path)
+    (tmp_path / "SKILL.md").write_text("Be brief.")
+    with pytest.raises(ValueError, match="is the path"):
+        check_prompt(str(tmp_path))

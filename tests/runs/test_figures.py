@@ -59,21 +59,24 @@ def test_the_kl_of_no_prompt_is_that_of_the_validation_queries(model, tiny_token
     assert metrics == {name: round(best[name], 4) for name in ("kl", "kl_no_prompt", "kl_gap_closed")}
 
 
-@pytest.mark.parametrize("k", [1, 3, 8])
-def test_the_same_answers_are_those_that_greedy_decoding_writes(model, tiny_tokenizer, tmp_path, k):
-    # As many rows as P's first tokens, as good as untrained
+@pytest.mark.parametrize("k, some", [(1, False), (34, True)])
+def test_the_same_answers_are_those_that_greedy_decoding_writes(model, tiny_tokenizer, tmp_path, k, some):
+    # The rows are P's first tokens, or all of them, and as good as untrained
     report = compress(
-        model, tiny_tokenizer, tmp_path / "out", num_be_tokens=k, learning_rate=1e-4, max_answer_length=2
+        model, tiny_tokenizer, tmp_path / "out", num_be_tokens=k, learning_rate=1e-4, max_answer_length=1
     )
     queries, renderer = split_queries(QUERIES).validation, PromptRenderer(tiny_tokenizer, PROMPT)
-    scorer = FidelityScorer(model, tiny_tokenizer, [renderer.full(query) for query in queries], 2)
+    scorer = FidelityScorer(model, tiny_tokenizer, [renderer.full(query) for query in queries], 1)
     adapter = peft.PeftModel.from_pretrained(model, tmp_path / "out")
     be = PromptRenderer.for_adapter(adapter.peft_config["default"], tiny_tokenizer, PROMPT)
     expected = scorer.score([be.be(query) for query in queries]).same_answers
     assert report["best"]["same_answers"] == expected
     assert {entry["eval_same_answers"] for entry in report["log"] if "eval_kl" in entry} == {expected}
-    told = f", {round(3 * expected)} answers the same, word for word"
-    assert told in best_sentence(report)
+    assert (expected > 0) == some
+    without = scorer.score([renderer.no_prompt(query) for query in queries]).same_answers
+    assert report["best"]["same_answers_no_prompt"] == without
+    told = f", {round(3 * expected)} answers the same, word for word ({round(3 * without)} without a prompt)"
+    assert (told in best_sentence(report)) == (expected > 0)
 
 
 def test_several_prompts_have_their_own_same_answers():
@@ -82,7 +85,9 @@ def test_several_prompts_have_their_own_same_answers():
     lengths, prompts = torch.tensor([2, 1, 2, 2]), torch.tensor([0, 0, 1, 0, 0, 1, 1])
     for _ in range(2):
         sums.add({"answer_lengths": lengths, "prompt": prompts}, torch.arange(7.0), right)
-    means = sums.means(Accelerator(cpu=True))
+    # An answer without a token is none
+    sums.add({"answer_lengths": torch.tensor([0]), "prompt": prompts[:0]}, torch.ones(0), right[:0])
+    means = sums.means(Accelerator(cpu=True), with_answers=True)
     assert means == {"kl": [8 / 4, 13 / 3], "same_answers": [1.0, 0.0]}
 
 
@@ -118,6 +123,7 @@ def test_many_prompts(model, tiny_tokenizer, tmp_path):
         best = result.report["best"]
         assert best["kl_no_prompt"] == alone.report["best"]["kl_no_prompt"]
         assert best["kl_gap_closed"] == pytest.approx(1 - best["kl"] / best["kl_no_prompt"])
+        assert best["same_answers"] == alone.report["best"]["same_answers"]
         assert f"gap closed {best['kl_gap_closed']:.3f}" in (result.directory / "README.md").read_text()
 
 
@@ -139,6 +145,12 @@ def test_nothing_of_it_changes_the_rows(model, tiny_tokenizer, tmp_path):
 def test_splits_have_their_validation_queries(tmp_path):
     with pytest.raises(ValueError, match="QuerySplits have their own"):
         compress_prompt(PROMPT, splits(60, 12), tmp_path / "out", validation_queries=["Why?"])
+
+
+@pytest.mark.parametrize("settings", [{"answer_temperature": 1.0, "num_answers": 2}, {"max_kd_tokens": 1}])
+def test_answers_that_are_sampled_or_cut_are_not_compared(model, tiny_tokenizer, tmp_path, settings):
+    report = compress(model, tiny_tokenizer, tmp_path / "out", **settings)
+    assert "same_answers" not in report["best"] and not any("eval_same_answers" in entry for entry in report["log"])
 
 
 # Warnings
