@@ -43,7 +43,7 @@ def best_sentence(report: dict) -> str:
         told = kl_sentence(best["kl"], best.get("kl_no_prompt"), count)
         if best.get("same_answers"):  # of prose none is, and nobody expects it
             same, without = (round(count * best[name]) for name in ("same_answers", "same_answers_no_prompt"))
-            told += f", {same} answers the same, word for word ({without} without a prompt)"
+            told += f", {same} of {count} answers the same, word for word ({without} without a prompt)"
     else:
         told = ", ".join(f"best {name} {value:.4f}" for name, value in best.items())
     return f"{told} (step {step})"

@@ -47,7 +47,8 @@ def load_prompt(path: str | os.PathLike) -> str | list[dict[str, str]]:
     elif path.suffix.lower() in PROMPT_FILES:
         text = read_text(path, "prompt file").removesuffix("\n")
     else:
-        raise ValueError(f"Cannot read the prompt '{path}': pass {_ALLOWED}.")
+        missing = "" if path.exists() else ", which does not exist"
+        raise ValueError(f"Cannot read the prompt '{path}'{missing}: pass {_ALLOWED}.")
     if is_blank(text):
         raise ValueError(f"The prompt file '{path}' is empty: there is nothing to compress.")
     if is_skill or path.suffix.lower() != ".json":

@@ -62,10 +62,11 @@ def test_eval_shows_the_answer_that_copies_most(capsys, monkeypatch):
     scores = {
         "prompt_tokens": 100, "be_tokens": 1, "compression_ratio": 100.0, "num_queries": 24, "num_answer_tokens": 240,
         "gap": gap, "kl": both, "top1_agreement": both, "answer_rouge_l": both, "ttft_ms": {**both, "full": 1.0},
-        "copies": copied,
+        "copies": copied, "same_answers": {"no_prompt": 0.0, "be": 0.5},
     }  # fmt: skip
     show(scores, [])
     out = capsys.readouterr().out
+    assert re.search(r"the same answers, word for word +│ +24 │ +0 │ +12 │", out)
     for text in ("gap closed, median query", "0.600 (0.50 to 0.70)", "without quotations", "(3.1%)"):
         assert text in out
     assert "Left out of the median: 2 of 24 queries" in " ".join(out.split())
@@ -145,7 +146,9 @@ def test_the_last_lines_of_compress_say_what_the_kl_is_worth(cli, job):
     assert preview.count("with the prompt: ") == preview.count("without it: ") == 3
     best = json.loads((job.folder / "out" / "training.json").read_text())["best"]
     told = f"on 1 validation query: {best['kl']:.4f} nats a token, {best['kl_no_prompt']:.4f} without a prompt: gap closed"
-    assert f"{told} {best['kl_gap_closed']:.3f} (step 2)" in out
+    same, without = (round(best[name]) for name in ("same_answers", "same_answers_no_prompt"))
+    answers = f", {same} of 1 answers the same, word for word ({without} without a prompt)" if same else ""
+    assert f"{told} {best['kl_gap_closed']:.3f}{answers} (step 2)" in out
     assert "best validation" not in out
     code, out, err = cli("info", job.folder / "out")
     assert code == 0, err

@@ -85,6 +85,8 @@ def test_errors(tmp_path, name, content, message):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no prompt file"):
         load_prompt(tmp_path / "P.txt")
+    with pytest.raises(ValueError, match="skill', which does not exist: pass a .txt"):
+        load_prompt(tmp_path / "skill")
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         load_prompt(tmp_path / "folder.txt")

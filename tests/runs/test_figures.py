@@ -75,7 +75,7 @@ def test_the_same_answers_are_those_that_greedy_decoding_writes(model, tiny_toke
     assert (expected > 0) == some
     without = scorer.score([renderer.no_prompt(query) for query in queries]).same_answers
     assert report["best"]["same_answers_no_prompt"] == without
-    told = f", {round(3 * expected)} answers the same, word for word ({round(3 * without)} without a prompt)"
+    told = f", {round(3 * expected)} of 3 answers the same, word for word ({round(3 * without)} without a prompt)"
     assert (told in best_sentence(report)) == (expected > 0)
 
 
