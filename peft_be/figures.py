@@ -53,9 +53,14 @@ def rows_in_words(k: int) -> str:
     return f"{k} row{'' if k == 1 else 's'}"
 
 
+def metric_of(search: dict) -> str:
+    """The key of `TARGET_METRICS` that a search went by. Earlier versions had one alone, and did not name it."""
+    return search.get("metric", "kl_gap_closed")
+
+
 def search_sentences(search: dict) -> str:
     """What `training.json` says of the search for a k: what each k reached, and which was chosen."""
-    metric = search.get("metric", "kl_gap_closed")
+    metric = metric_of(search)
 
     def told(full: bool) -> str:
         own = sorted((entry for entry in search["curve"] if entry["full"] == full), key=lambda entry: entry["k"])

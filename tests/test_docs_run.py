@@ -17,7 +17,7 @@ import pytest
 
 from .doc_blocks import PYTHON, ROOT, SHELL, blocks, commands, environment, save_in_hub_cache
 from .forked import Forked
-from .tiny import tiny_llama
+from .tiny import save_tiny_llama
 
 
 pytestmark = pytest.mark.slow
@@ -64,11 +64,7 @@ def run(command: list[str], folder: Path, workplace: Path) -> None:
 def folder(tmp_path_factory, tiny_tokenizer):
     """The models, and in `files` what the pages name."""
     folder = tmp_path_factory.mktemp("docs")
-    base, model = folder / "cache" / "models" / "SmolLM2-135M-Instruct", tiny_llama(tiny_tokenizer, context=4096)
-    for parameter in model.parameters():
-        parameter.data.mul_(3)  # else it says nearly the same to everything, with a prompt and without
-    model.save_pretrained(base)
-    tiny_tokenizer.save_pretrained(base)
+    base = save_tiny_llama(folder / "cache" / "models" / "SmolLM2-135M-Instruct", tiny_tokenizer, context=4096, gain=3)
     for name in HUB_NAMES:
         save_in_hub_cache(base, name, folder)
     with contextlib.closing(Forked(folder, environment(folder), max_steps=8)):

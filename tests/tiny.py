@@ -9,8 +9,11 @@ import torch
 TOKENIZER = Path(__file__).parent / "fixtures" / "tokenizer"
 
 
-def tiny_llama(tokenizer, width=32, padding=0, tied=True, context=512):
-    """`padding` rows of the embedding follow the tokenizer's."""
+def tiny_llama(tokenizer, width=32, padding=0, tied=True, context=512, gain=1):
+    """
+    `padding` rows of the embedding follow the tokenizer's. With a `gain` of 3, answers depend on the prompt: a random model says
+    nearly the same to everything.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -27,7 +30,10 @@ def tiny_llama(tokenizer, width=32, padding=0, tied=True, context=512):
         pad_token_id=2,
         tie_word_embeddings=tied,
     )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.mul_(gain)
+    return model
 
 
 def save_tiny_llama(folder, tokenizer, **changes):

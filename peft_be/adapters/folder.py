@@ -7,7 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
-from ..figures import TARGET_METRICS
+from ..figures import TARGET_METRICS, metric_of
 from ..files import read_json
 from ..tuner import BETokenConfig
 from ..tuner.checks import read_rows
@@ -106,7 +106,7 @@ def _is_search(search: dict | None) -> bool:
         return True
     curve = search.get("curve")
     entries = curve if isinstance(curve, list) and all(isinstance(entry, dict) for entry in curve) else []
-    metric = search.get("metric", "kl_gap_closed")  # the only one of earlier versions
+    metric = metric_of(search)
     if not isinstance(metric, str) or metric not in TARGET_METRICS:
         return False
     numbers = [search.get("target"), *(entry.get(metric) for entry in entries)]

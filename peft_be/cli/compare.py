@@ -9,7 +9,7 @@ from ..comparison.config import CompareConfig
 from .answer_checks import warn_of_cuts
 from .common import bold, console, resumable, say
 from .config_options import with_options_of
-from .options import QUERY_FILES, Model, Overwrite, QueryField, Resume
+from .options import QUERY_FILES, Model, Overwrite, PromptFile, QueryField, Resume
 from .progress import progress_bars
 
 
@@ -18,12 +18,7 @@ SMALL_SET = "be,soft-prompt,distillation,memory-token,truncation:64,self-informa
 
 @with_options_of(CompareConfig, without=("seeds",))
 def compare(
-    prompt: Annotated[
-        Path,
-        typer.Option(
-            help="The prompt: .txt or .md is a system prompt, .json a list of chat messages, a folder a skill."
-        ),
-    ],
+    prompt: PromptFile,
     queries: Annotated[Path, typer.Option(help=f"What users may ask: {QUERY_FILES}")],
     output: Annotated[Path, typer.Option(help="Folder for results.json, report.html and table.md.")],
     config: CompareConfig,

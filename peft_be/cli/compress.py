@@ -10,19 +10,14 @@ from rich.text import Text
 from ..runs.config import PAPER, CompressConfig
 from .common import bold, quoted, resumable, say
 from .config_options import ABLATIONS, not_given, with_options_of
-from .options import QUERY_FILES, Model, Overwrite, QueryField, Resume
+from .options import QUERY_FILES, Model, Overwrite, PromptFile, QueryField, Resume
 from .progress import progress_bars
 
 
 @with_options_of(CompressConfig, without=ABLATIONS)
 def compress(
     context: typer.Context,
-    prompt: Annotated[
-        Path,
-        typer.Option(
-            help="The prompt: .txt or .md is a system prompt, .json a list of chat messages, a folder a skill."
-        ),
-    ],
+    prompt: PromptFile,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     config: CompressConfig,
     queries: Annotated[

@@ -9,7 +9,7 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from ..figures import TARGET_METRICS
+from ..figures import TARGET_METRICS, metric_of
 from .common import console
 
 
@@ -97,7 +97,7 @@ def fidelity_table(figures: dict[str, dict[str, float]]) -> Table:
 def search_table(search: dict) -> Table:
     """What each number of rows reached, when the rows that a target needs were looked for."""
     verdict = "reached" if search["reached"] else "not reached"
-    metric = search.get("metric", "kl_gap_closed")
+    metric = metric_of(search)
     what = TARGET_METRICS[metric]
     table = Table(
         title=f"{what}, with more rows",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 
+PromptFile = Annotated[
+    Path,
+    typer.Option(help="The prompt: .txt or .md is a system prompt, .json a list of chat messages, a folder a skill."),
+]
 Model = Annotated[str, typer.Option(help="smollm2, a folder, a GGUF file, or a Hub id.")]
 QUERY_FILES = ".txt with one a line, .jsonl, .ndjson, .json, .csv, .tsv or .parquet."
 QueryField = Annotated[

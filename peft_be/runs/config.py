@@ -100,7 +100,8 @@ class CompressConfig(Recipe):
     )
     target_metric: str = setting(
         "kl_gap_closed",
-        "kl_gap_closed: the share of the KL gap; same_answers: that of answers which are the full prompt's, word for word.",
+        "kl_gap_closed: the share of the KL gap that is closed; same_answers: the share of answers that match the full prompt's "
+        "word for word.",
     )
     from_adapter: str | None = setting(
         None, "Start from the rows of this adapter, such as the one for the prompt's previous version."
